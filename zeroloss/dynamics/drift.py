@@ -1,0 +1,133 @@
+"""The slow drift along the zero-loss set, on both time scales (theory.md, sections 2 and 5)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss.dynamics.expansion import AbstractExpansion, expand
+from zeroloss.errors import InputError, StabilityError
+from zeroloss.manifold import locate
+from zeroloss.pytrees import Vector, is_traced
+from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
+
+
+class Drift(eqx.Module):
+    """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
+
+    - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
+    - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
+      have a normal part, the Ito correction that keeps a diffusion on the set.
+    - `diffusion`: P_T G, flat parameters x noise components, in units of the square root of
+      t = alpha^2 sigma^2 k; None where the noise has no tangential part.
+    """
+
+    first: PyTree[Array]
+    second: PyTree[Array]
+    diffusion: Float[Array, "parameters noise"] | None
+
+
+def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
+    """Reg(w) = 1/2 Laplacian_eta L_hat(w, 0) at sigma = 1 (theory.md, section 1).
+
+    `point` must lie on the zero-loss set (`zeroloss.project`), otherwise `NotOnSetError`. In a sum of
+    noises, the regularizers add with the squared ratio of each sigma to the first. Masks that drop
+    with a small probability count as small noise here, which is exact when the loss is quadratic in
+    each mask, as for dropout before a linear last layer. Costs n gradients, n the noise components
+    (per example, for noise per example).
+    """
+    manifold, w = locate(system, point)
+    return expand(manifold).regularizer(w)
+
+
+def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drift:
+    """The drift along the zero-loss set at `point`, on both scales.
+
+    **Arguments:**
+
+    - `system`, `point`: a system and a point of its zero-loss set.
+    - `step_size`: 0 for the singular limit of theory.md, section 2. Otherwise alpha, and the
+      Lyapunov equation becomes the Stein equation of section 5, exact at any alpha below the
+      stability limit for training on all examples.
+
+    **Returns:** a `Drift`. It does not depend on sigma.
+
+    **Raises:** `NotOnSetError`, `RankError`; `StabilityError` when step_size * lambda_max >= 2;
+    `InputError` for a step size with minibatches, whose random Hessian is not accounted for.
+
+    Works under `jax.jit` and `jax.vmap`, where nothing can be checked.
+    """
+    manifold, w = locate(system, point)
+    if not is_traced(step_size):
+        check_step_size_of_drift(system, step_size)
+        if step_size > 0 and not is_traced(w):
+            check_stability(step_size, float(_largest_eigenvalue(expand(manifold), w)))
+    first, second, diffusion = _both_scales(expand(manifold), w, jnp.asarray(step_size, jnp.float64))
+    return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
+
+
+def first_drift(expansion: AbstractExpansion, w: Vector) -> Vector:
+    """D_1 = -P_T grad Reg (theory.md, section 2)."""
+    return -expansion.manifold.at(w).tangent(jax.grad(expansion.regularizer)(w))
+
+
+def second_drift(expansion: AbstractExpansion, w: Vector, step_size: Scalar | float = 0.0) -> Vector:
+    """b, or D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
+
+    -1/2 H^+ T[P_T Sigma P_T]  -  P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
+    """
+    manifold = expansion.manifold
+    geometry = manifold.at(w)
+    covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
+    stationary = manifold.third(w, geometry.basis @ covariance, geometry.basis)
+    drift = -0.5 * geometry.tangent(stationary)
+    factor = expansion.factor(w)
+    if factor is None:
+        return drift
+    tangential = geometry.tangent(factor)
+    curvature = geometry.pseudo_inverse(manifold.third(w, tangential, tangential))
+    mixed = geometry.tangent(manifold.third(w, geometry.pseudo_inverse(factor), tangential))
+    return drift - mixed - 0.5 * curvature
+
+
+def tangential_noise(
+    expansion: AbstractExpansion, w: Vector
+) -> Float[Array, "parameters noise"] | None:
+    """P_T G, or None where it vanishes identically."""
+    factor = expansion.factor(w)
+    return None if factor is None else expansion.manifold.at(w).tangent(factor)
+
+
+def check_step_size_of_drift(system: AbstractSystem, step_size: float) -> None:
+    """Raise `InputError` for a step size that the finite-alpha drift cannot serve."""
+    if not 0 <= step_size < float("inf"):
+        raise InputError(f"step_size must be >= 0 and finite, got {step_size}.")
+    if step_size > 0 and isinstance(system, LeastSquaresSystem) and system.minibatch is not None:
+        raise InputError(
+            "the drift of minibatches at a finite step size involves the random Hessian of the batch, "
+            "which this version does not compute; use step_size=0."
+        )
+
+
+def check_stability(step_size: float, largest_eigenvalue: float) -> None:
+    """Raise `StabilityError` unless step_size * largest_eigenvalue < 2."""
+    if not step_size * largest_eigenvalue < 2:
+        raise StabilityError(
+            f"step_size {step_size:.6g} is beyond the stability limit 2 / lambda_max = "
+            f"{2 / largest_eigenvalue:.6g}: the largest eigenvalue of the Hessian is "
+            f"{largest_eigenvalue:.6g}. Take a smaller step size."
+        )
+
+
+@eqx.filter_jit
+def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
+    return (
+        first_drift(expansion, w),
+        second_drift(expansion, w, step_size),
+        tangential_noise(expansion, w),
+    )
+
+
+@eqx.filter_jit
+def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
+    return jnp.max(expansion.manifold.at(w).eigenvalues)

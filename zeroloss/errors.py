@@ -1,0 +1,59 @@
+"""The package's own errors. Each says what was wrong, the number that showed it, and what to do."""
+
+from typing import Any
+
+
+class ZerolossError(Exception):
+    """Base class of every error raised on purpose by zeroloss."""
+
+
+class InputError(ZerolossError, ValueError):
+    """An argument is malformed: wrong shape, out of range, unknown name, NaN or infinite."""
+
+
+class PrecisionError(ZerolossError):
+    """Float64 is off where the geometry of the zero-loss set needs it."""
+
+
+class LossError(ZerolossError, ValueError):
+    """The loss is not a loss as zeroloss understands it: negative, or not itself at zero noise."""
+
+
+class NotReachedError(ZerolossError):
+    """The zero-loss set was not reached from the given start."""
+
+
+class NotOnSetError(ZerolossError, ValueError):
+    """A verb that works on the zero-loss set was given a point away from it."""
+
+
+class RankError(ZerolossError):
+    """The zero-loss set is not a manifold of constant rank at the given point."""
+
+
+class StabilityError(ZerolossError, ValueError):
+    """The step size is beyond the stability limit 2 / largest Hessian eigenvalue."""
+
+
+class DivergenceError(ZerolossError):
+    """A training run left the finite numbers.
+
+    `step` is the first step after which some parameter was not finite, `path` what had been saved.
+    """
+
+    def __init__(self, message: str, step: int, path: Any):
+        super().__init__(message)
+        self.step = step
+        self.path = path
+
+
+class IntegrationError(ZerolossError):
+    """The limiting flow could not be integrated to the requested accuracy."""
+
+
+class UnsupportedError(ZerolossError, NotImplementedError):
+    """The request is meaningful but this version cannot serve it."""
+
+
+class RunError(ZerolossError):
+    """A run folder cannot be used as asked."""

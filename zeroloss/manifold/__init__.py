@@ -1,0 +1,18 @@
+"""The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
+
+from zeroloss.manifold.dense import DenseManifold
+from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.manifold.gram import GramManifold
+from zeroloss.manifold.locate import Located, locate, neighbours, project
+
+__all__ = [
+    "AbstractManifold",
+    "DenseManifold",
+    "Geometry",
+    "GramManifold",
+    "Located",
+    "length",
+    "locate",
+    "neighbours",
+    "project",
+]

@@ -1,0 +1,66 @@
+"""The zero-loss set of any small loss, through the eigendecomposition of its d x d Hessian."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.pytrees import Vector
+from zeroloss.system import AbstractSystem, Scalar
+
+RANK_TOLERANCE = 1e-8
+"""Eigenvalues of H below this fraction of the largest count as zero, on the set."""
+
+
+class DenseManifold(AbstractManifold):
+    """Costs one Hessian (d gradients), d x d memory and an O(d^3) decomposition at every point."""
+
+    system: AbstractSystem
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True, default=None)
+
+    def at(self, w: Vector) -> Geometry:
+        eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(self.loss)(w))
+        order = jnp.argsort(-jnp.abs(eigenvalues))
+        eigenvalues, vectors = eigenvalues[order], vectors[:, order]
+        is_normal = self._is_normal(jnp.abs(eigenvalues))
+        return Geometry(
+            jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
+        )
+
+    def correction(self, w: Vector) -> Vector:
+        return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))
+
+    def third(
+        self,
+        w: Vector,
+        left: Float[Array, "parameters columns"],
+        right: Float[Array, "parameters columns"],
+    ) -> Vector:
+        def frozen_trace(w: Vector) -> Scalar:
+            def product(vector: Vector) -> Vector:
+                return jax.jvp(jax.grad(self.loss), (w,), (vector,))[1]
+
+            return jnp.sum(left.T * jax.vmap(product)(right.T))
+
+        return jax.grad(frozen_trace)(w)
+
+    def trace(self, w: Vector) -> Scalar:
+        return jnp.trace(jax.hessian(self.loss)(w))
+
+    def relative_residual(self, w: Vector) -> Scalar:
+        # A loss known to machine precision has a square root known only to half of it, so distance
+        # is judged by the Newton step, and the loss itself more coarsely.
+        geometry = self.at(w)
+        step = geometry.pseudo_inverse(jax.grad(self.loss)(w))
+        scale = jnp.max(jnp.abs(geometry.eigenvalues)) * length(w) ** 2
+        from_loss = jnp.sqrt(2 * jnp.abs(self.loss(w)) / jnp.where(scale > 0, scale, 1.0))
+        return jnp.maximum(jnp.linalg.norm(step) / length(w), 1e-2 * from_loss)
+
+    def _is_normal(self, sizes: Float[Array, " parameters"]) -> Bool[Array, " parameters"]:
+        if self.rank is None:
+            return sizes > RANK_TOLERANCE * sizes[0]
+        return jnp.arange(sizes.shape[0]) < self.rank

@@ -1,0 +1,144 @@
+"""The interface of the zero-loss set: the set as a whole, and its geometry at one of its points.
+
+Everything here works on flat float64 vectors, in the order of `jax.flatten_util.ravel_pytree`.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from zeroloss.pytrees import Vector
+from zeroloss.system import AbstractSystem, Scalar
+
+RETRACTION_TOLERANCE = 1e-7
+"""A correction below this, relative to |w|, is the last: the next would be of the order of its square."""
+
+RETRACTION_ITERATIONS = 12
+
+
+class Geometry(eqx.Module):
+    """Normal and tangent space of the zero-loss set at a point, from an eigenbasis of the Hessian H.
+
+    `basis` holds q >= codimension columns: orthonormal eigenvectors of H that span range(H), and zero
+    columns where `is_normal` is False. Memory d x q; projections cost one product with `basis`.
+    """
+
+    basis: Float[Array, "parameters q"]
+    eigenvalues: Float[Array, " q"]
+    is_normal: Bool[Array, " q"]
+
+    def normal(self, vector: Float[Array, "parameters *more"]) -> Float[Array, "parameters *more"]:
+        """P_N v, the part in range(H)."""
+        return self.basis @ (self.basis.T @ vector)
+
+    def tangent(self, vector: Float[Array, "parameters *more"]) -> Float[Array, "parameters *more"]:
+        """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
+        once = vector - self.normal(vector)
+        return once - self.normal(once)
+
+    def pseudo_inverse(
+        self, vector: Float[Array, "parameters *more"]
+    ) -> Float[Array, "parameters *more"]:
+        """H^+ v."""
+        inverse = jnp.where(self.is_normal, 1 / jnp.where(self.is_normal, self.eigenvalues, 1.0), 0.0)
+        coordinates = self.basis.T @ vector
+        return self.basis @ (inverse.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
+
+    def lyapunov(self, covariance: Float[Array, "q q"], step_size: Scalar | float = 0.0):
+        """Solve H C + C H - step_size * H C H = S on the normal space, in the coordinates of `basis`.
+
+        With step_size 0 the Lyapunov equation of theory.md, section 2; otherwise the Stein equation
+        of section 5, of the iteration itself.
+        """
+        row, column = self.eigenvalues[:, None], self.eigenvalues[None, :]
+        both = self.is_normal[:, None] & self.is_normal[None, :]
+        denominator = jnp.where(both, row + column - step_size * row * column, 1.0)
+        return jnp.where(both, covariance / denominator, 0.0)
+
+    @property
+    def codimension(self) -> Array:
+        """The rank of H, which is the codimension of the set."""
+        return jnp.sum(self.is_normal)
+
+    @property
+    def dimension(self) -> Array:
+        """The dimension of the set."""
+        return self.basis.shape[0] - self.codimension
+
+
+class AbstractManifold(eqx.Module):
+    """The zero-loss set of a system, near points where its Hessian has constant rank.
+
+    `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
+    set but not beside it. Two ways of computing it, `DenseManifold` and `GramManifold`.
+    """
+
+    system: eqx.AbstractVar[AbstractSystem]
+    unravel: eqx.AbstractVar[Callable[[Vector], PyTree]]
+    rank: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def at(self, w: Vector) -> Geometry:
+        """The geometry at a point of the set (beside the set: of the level set through it)."""
+
+    @abc.abstractmethod
+    def correction(self, w: Vector) -> Vector:
+        """The (Gauss-)Newton step from w towards the set, in the normal space at w."""
+
+    @abc.abstractmethod
+    def third(
+        self,
+        w: Vector,
+        left: Float[Array, "parameters columns"],
+        right: Float[Array, "parameters columns"],
+    ) -> Vector:
+        """T[M]_i = d_i tr(M hess L), with M = left @ right.T frozen (theory.md, section 2).
+
+        Implementations may leave out a part normal to the set; what they give is exact after P_T.
+        """
+
+    @abc.abstractmethod
+    def trace(self, w: Vector) -> Scalar:
+        """tr H."""
+
+    @abc.abstractmethod
+    def relative_residual(self, w: Vector) -> Scalar:
+        """How far from zero the loss is, free of units: below 1e-8 counts as being on the set."""
+
+    def with_rank(self, rank: int | None) -> "AbstractManifold":
+        """The same set, with the rank of H fixed."""
+        return dataclasses.replace(self, rank=rank)
+
+    def loss(self, w: Vector) -> Scalar:
+        """The clean loss."""
+        return jnp.asarray(self.system.clean_loss(self.unravel(w)))
+
+    def retract(self, w: Vector, iterations: int = RETRACTION_ITERATIONS) -> Vector:
+        """The point of the set that (Gauss-)Newton finds from w, a point near it.
+
+        Differs from the nearest point by the square of the distance. Each iteration costs one
+        `correction`; from a distance epsilon two are enough to reach epsilon^4.
+        """
+
+        def unfinished(state: tuple[Vector, Scalar, Array]) -> Array:
+            _, relative_step, count = state
+            return (relative_step > RETRACTION_TOLERANCE) & (count < iterations)
+
+        def improve(state: tuple[Vector, Scalar, Array]) -> tuple[Vector, Scalar, Array]:
+            w, _, count = state
+            step = self.correction(w)
+            return w + step, jnp.linalg.norm(step) / length(w), count + 1
+
+        start = (w, jnp.asarray(jnp.inf, w.dtype), jnp.asarray(0))
+        return jax.lax.while_loop(unfinished, improve, start)[0]
+
+
+def length(w: Vector) -> Scalar:
+    """|w|, the unit in which distances between parameters are judged; 1 at the origin."""
+    norm = jnp.linalg.norm(w)
+    return jnp.where(norm > 0, norm, 1.0)

@@ -1,0 +1,247 @@
+"""Finding the zero-loss set, and making sure that a point is a good one."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss.errors import NotOnSetError, NotReachedError, RankError
+from zeroloss.manifold.dense import DenseManifold
+from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.manifold.gram import GramManifold
+from zeroloss.pytrees import Vector, flatten, is_traced, require_float64
+from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
+
+ON_SET = 1e-8
+"""Largest relative residual of a point that counts as being on the set."""
+
+PROJECTED = 1e-10
+"""Largest relative residual of a point that `project` returns."""
+
+NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
+"""How far from a point, relative to |w|, its neighbours on the set are looked for."""
+
+_FIRST_DESCENT = 200
+_NEWTON_ITERATIONS = 30
+_SHORT_JUMP = 0.02
+
+
+def manifold_of(
+    system: AbstractSystem, unravel: Callable[[Vector], PyTree], method: str = "auto"
+) -> AbstractManifold:
+    """The zero-loss set of `system`: `"gram"` for least squares, `"dense"` for any small loss."""
+    if method == "gram" or (method == "auto" and isinstance(system, LeastSquaresSystem)):
+        return GramManifold(system, unravel)  # pyright: ignore[reportArgumentType]
+    return DenseManifold(system, unravel)
+
+
+class Located(NamedTuple):
+    """A checked point of the zero-loss set, with the set around it."""
+
+    manifold: AbstractManifold
+    w: Vector
+
+
+def locate(system: AbstractSystem, point: PyTree, method: str = "auto") -> Located:
+    """The zero-loss set around `point`, after checking that `point` is a regular point of it.
+
+    Raises `NotOnSetError` when the loss at `point` is not zero and `RankError` when the set is no
+    manifold of constant rank there. Under tracing nothing can be checked, and every point decides on
+    the rank by its own spectrum. Costs about ten `correction`s.
+    """
+    require_float64("the geometry of the zero-loss set")
+    system.check(point)
+    w, unravel = flatten(point)
+    manifold = manifold_of(system, unravel, method)
+    if is_traced((system, point)):
+        return Located(manifold, w)
+    geometry, residual, loss = _inspect(manifold, w)
+    if not residual <= ON_SET:
+        raise NotOnSetError(
+            f"the point is not on the zero-loss set: its loss is {float(loss):.6g}, its relative "
+            f"residual {float(residual):.3g} (at most {ON_SET:g} is allowed). Call "
+            "zeroloss.project(system, params) first."
+        )
+    return Located(_check_rank(manifold, w, geometry), w)
+
+
+def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) -> PyTree:
+    """A point of the zero-loss set near where gradient descent from `params` leads.
+
+    Gradient descent on the clean loss, with step size 1 / largest eigenvalue, runs until
+    (Gauss-)Newton converges and moves the parameters by less than 2 % of their norm; so the
+    result approximates Phi(params), the limit of the gradient flow (theory.md, section 1). When
+    `max_steps` are used up, a longer jump is accepted.
+
+    **Returns:** params with float64 leaves and a relative residual of at most 1e-10.
+
+    **Raises:** `NotReachedError`, with the loss it got to; `RankError` when what it reached is not
+    a manifold of constant rank.
+
+    Costs one gradient a step and a few Gram matrices (or Hessians) at each of about ten attempts.
+    """
+    require_float64("project")
+    system.check(params)
+    w, unravel = flatten(params)
+    manifold = manifold_of(system, unravel)
+    taken, chunk, caution = 0, _FIRST_DESCENT, 1.0
+    while True:
+        found, moved = _attempt(manifold, w)
+        exhausted = taken >= max_steps
+        if found is not None and (moved <= _SHORT_JUMP or exhausted):
+            geometry, _, _ = _inspect(manifold, found)
+            _check_rank(manifold, found, geometry)
+            return unravel(found)
+        if exhausted:
+            break
+        candidate, before, after = _descend(manifold, w, min(chunk, max_steps - taken), caution)
+        if not after <= before:
+            caution /= 2
+            if caution < 1e-6:
+                break
+            continue
+        stalled = bool(jnp.linalg.norm(candidate - w) <= 1e-14 * length(w))
+        w, taken, chunk = candidate, taken + chunk, 2 * chunk
+        if stalled:
+            taken = max_steps
+    raise NotReachedError(
+        f"zero loss was not reached: after {min(taken, max_steps)} steps of gradient descent the loss is "
+        f"{float(manifold.loss(w)):.6g} and Gauss-Newton does not bring it to zero. Either this loss has "
+        "no zero-loss set near the start (more parameters or fewer examples give one), or more steps "
+        "are needed (max_steps)."
+    )
+
+
+def neighbours(
+    manifold: AbstractManifold, w: Vector, key: Array, count: int, distance: float
+) -> tuple[Float[Array, "count parameters"], Float[Array, " count"]]:
+    """Points of the set around w: random tangent steps of `distance` |w|, retracted.
+
+    **Returns:** the points, and their relative residuals.
+    """
+    return _neighbours(manifold, w, jax.random.split(key, count), jnp.asarray(distance))
+
+
+@eqx.filter_jit
+def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Scalar):
+    geometry = manifold.at(w)
+
+    def one(key: Array) -> tuple[Vector, Scalar]:
+        direction = geometry.tangent(jax.random.normal(key, w.shape, w.dtype))
+        norm = jnp.linalg.norm(direction)
+        step = distance * length(w) * direction / jnp.where(norm > 0, norm, 1.0)
+        point = manifold.retract(w + step)
+        finite = jnp.all(jnp.isfinite(point))
+        point = jnp.where(finite, point, w)
+        too_far = jnp.linalg.norm(point - w) > 3 * distance * length(w)
+        residual = manifold.relative_residual(point)
+        return point, jnp.where(finite & ~too_far, residual, jnp.inf)
+
+    return jax.lax.map(one, keys)
+
+
+@eqx.filter_jit
+def _inspect(manifold: AbstractManifold, w: Vector) -> tuple[Geometry, Scalar, Scalar]:
+    return manifold.at(w), manifold.relative_residual(w), manifold.loss(w)
+
+
+def _check_rank(manifold: AbstractManifold, w: Vector, geometry: Geometry) -> AbstractManifold:
+    """`manifold` with the rank at w fixed, once some neighbours agree that it is constant."""
+    rank, size = int(geometry.codimension), w.shape[0]
+    fixed = manifold.with_rank(rank)
+    spectrum = _spectrum(geometry)
+    if rank == 0:
+        raise RankError(
+            "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "
+            f"a nondegenerate normal direction there. Spectrum: {spectrum}."
+        )
+    if rank == size:
+        raise RankError(
+            f"the zero-loss set is an isolated point: the Hessian has full rank {rank}, nothing can "
+            f"drift. Spectrum: {spectrum}."
+        )
+    for distance in NEIGHBOUR_DISTANCES:
+        points, residuals = neighbours(fixed, w, jax.random.key(0), 3, distance)
+        if bool(jnp.all(residuals <= ON_SET)):
+            ranks = {int(rank_at) for rank_at in _ranks(manifold, points)}
+            if ranks == {rank}:
+                return fixed
+            raise RankError(
+                f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the "
+                f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
+                f"Spectrum: {spectrum}."
+            )
+    raise RankError(
+        f"moving along the kernel of the Hessian (rank {rank} of {size}) leaves the zero-loss set: the "
+        f"smallest relative residual within {NEIGHBOUR_DISTANCES[-1]:g} is "
+        f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "  # pyright: ignore
+        f"Spectrum: {spectrum}."
+    )
+
+
+@eqx.filter_jit
+def _ranks(manifold: AbstractManifold, points: Float[Array, "count parameters"]) -> Array:
+    return jax.lax.map(lambda w: manifold.at(w).codimension, points)
+
+
+def _spectrum(geometry: Geometry) -> str:
+    values = np.asarray(geometry.eigenvalues)
+    if len(values) <= 8:
+        return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
+    kept = values[np.asarray(geometry.is_normal)]
+    ends = [f"{value:.3g}" for value in (*kept[:3], *kept[-3:])]
+    return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"
+
+
+def _attempt(manifold: AbstractManifold, w: Vector) -> tuple[Vector | None, float]:
+    """Newton from w: the point reached and how far it is, relative to |w|; None if it failed."""
+    if isinstance(manifold, DenseManifold):
+        manifold = manifold.with_rank(_rank_by_gap(manifold, w))
+    point, residual = _newton(manifold, w)
+    if not residual <= PROJECTED:
+        return None, np.inf
+    if manifold.rank is not None:
+        on_set, _, _ = _inspect(manifold.with_rank(None), point)
+        if int(on_set.codimension) != manifold.rank:
+            return None, np.inf
+    return point, float(jnp.linalg.norm(point - w) / length(w))
+
+
+def _rank_by_gap(manifold: AbstractManifold, w: Vector) -> int:
+    """The rank suggested by the widest gap in the spectrum of H beside the set."""
+    every = manifold.with_rank(w.shape[0])
+    sizes = np.abs(np.asarray(_inspect(every, w)[0].eigenvalues))
+    floor = 1e-14 * max(sizes[0], np.finfo(float).tiny)
+    sizes = np.append(np.maximum(sizes, floor), floor)
+    return int(np.argmax(sizes[:-1] / sizes[1:])) + 1
+
+
+@eqx.filter_jit
+def _newton(manifold: AbstractManifold, w: Vector) -> tuple[Vector, Scalar]:
+    # One further step after convergence costs little and gains the last digits.
+    point = manifold.retract(w, _NEWTON_ITERATIONS)
+    point = point + manifold.correction(point)
+    finite = jnp.all(jnp.isfinite(point))
+    residual = manifold.relative_residual(jnp.where(finite, point, w))
+    return point, jnp.where(finite, residual, jnp.inf)
+
+
+def _descend(
+    manifold: AbstractManifold, w: Vector, steps: int, caution: float
+) -> tuple[Vector, float, float]:
+    end, before, after = _gradient_descent(manifold, w, jnp.asarray(steps), jnp.asarray(caution))
+    return end, float(before), float(after)
+
+
+@eqx.filter_jit
+def _gradient_descent(
+    manifold: AbstractManifold, w: Vector, steps: Array, caution: Scalar
+) -> tuple[Vector, Scalar, Scalar]:
+    largest = jnp.max(jnp.abs(manifold.at(w).eigenvalues))
+    step_size = caution / jnp.where(largest > 0, largest, 1.0)
+    end = jax.lax.fori_loop(0, steps, lambda _, w: w - step_size * jax.grad(manifold.loss)(w), w)
+    return end, manifold.loss(w), manifold.loss(end)

@@ -1,0 +1,183 @@
+"""Laws of the noise: standardized random pytrees and the scale that goes with them.
+
+A law describes eta = sigma * unit(xi) (theory.md, section 1): xi has independent components of mean 0
+and variance 1, `unit` maps it to the noise at sigma = 1. Every formula of the limiting dynamics is
+in terms of `unit`; only training uses sigma.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Key, PyTree
+
+from zeroloss.errors import InputError
+
+
+class AbstractLaw(eqx.Module):
+    """A standardized law for a pytree of noise, with its natural scale `sigma`."""
+
+    shape: eqx.AbstractVar[Any]
+    sigma: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        """One draw of xi: mean 0, variance 1, independent components, shaped like `shape`."""
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        """The noise at sigma = 1 that xi stands for."""
+        return xi
+
+    def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        """One draw of the noise itself, eta = sigma * unit(xi)."""
+        return jax.tree.map(lambda leaf: self.sigma * leaf, self.unit(self.sample(key, dtype)))
+
+    def zeros(self, dtype: DTypeLike = float) -> PyTree[Array]:
+        """The noise-free eta."""
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf, dtype), self.shape, is_leaf=is_shape)
+
+    @property
+    def size(self) -> int:
+        """Number of noise components n."""
+        return sum(math.prod(leaf) for leaf in jax.tree.leaves(self.shape, is_leaf=is_shape))
+
+
+def is_shape(node: Any) -> bool:
+    """Whether `node` is the shape of one array: a tuple of integers, `()` for a scalar."""
+    return isinstance(node, tuple) and all(isinstance(axis, int) for axis in node)
+
+
+def positive_sigma(sigma: float) -> float:
+    """`sigma` as a float, checked to be positive and finite."""
+    sigma = float(sigma)
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise InputError(f"sigma must be positive and finite, got {sigma}.")
+    return sigma
+
+
+def dropping_rate(rate: float) -> float:
+    """`rate` as a float, checked to lie in [0, 1)."""
+    rate = float(rate)
+    if not 0 <= rate < 1:
+        raise InputError(f"rate is the probability of being dropped and must lie in [0, 1), got {rate}.")
+    return rate
+
+
+def _check_shape(shape: Any) -> Any:
+    leaves = jax.tree.leaves(shape, is_leaf=is_shape)
+    if not all(is_shape(leaf) and all(axis >= 0 for axis in leaf) for leaf in leaves):
+        raise InputError(f"shape must be a tuple of integers or a pytree of such tuples, got {shape!r}.")
+    return shape
+
+
+def _draw_leaves(
+    key: Key[Array, ""], shape: Any, draw: Callable[[Key[Array, ""], tuple[int, ...]], Array]
+) -> PyTree[Array]:
+    leaves, structure = jax.tree.flatten(shape, is_leaf=is_shape)
+    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+class Gaussian(AbstractLaw):
+    """eta = sigma * xi with xi standard normal.
+
+    `shape` is the shape of one array, such as `(2,)`, or a pytree of shapes.
+    """
+
+    shape: Any = eqx.field(converter=_check_shape)
+    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.normal(k, leaf, dtype))
+
+
+class Rademacher(AbstractLaw):
+    """eta = sigma * xi with xi = +1 or -1, equally likely."""
+
+    shape: Any = eqx.field(converter=_check_shape)
+    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.rademacher(k, leaf, dtype))
+
+
+class Uniform(AbstractLaw):
+    """eta = sigma * xi with xi uniform on [-sqrt(3), sqrt(3)], which has variance 1."""
+
+    shape: Any = eqx.field(converter=_check_shape)
+    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        edge = math.sqrt(3)
+        return _draw_leaves(
+            key, self.shape, lambda k, leaf: jax.random.uniform(k, leaf, dtype, -edge, edge)
+        )
+
+
+class TwoPoint(AbstractLaw):
+    """eta = -1 with probability `rate`, rate / (1 - rate) otherwise: the law behind dropout.
+
+    h * (1 + eta) is then h dropped, or h / (1 - rate). `sigma` follows from the rate,
+    sigma^2 = rate / (1 - rate) (theory.md, section 4). Rate 0 is no noise: sigma = 0.
+    """
+
+    shape: Any = eqx.field(converter=_check_shape)
+    rate: float = eqx.field(converter=dropping_rate)
+
+    @property
+    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return math.sqrt(self.rate / (1 - self.rate))
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        if self.rate == 0:
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf, dtype), self.shape, is_leaf=is_shape)
+        return self._two_values(key, dtype, -1 / self.sigma, self.sigma)
+
+    def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return self._two_values(key, dtype, -1.0, self.rate / (1 - self.rate))
+
+    def _two_values(
+        self, key: Key[Array, ""], dtype: DTypeLike, dropped: float, kept: float
+    ) -> PyTree[Array]:
+        def draw(k: Key[Array, ""], leaf: tuple[int, ...]) -> Array:
+            drop = jax.random.bernoulli(k, self.rate, leaf)
+            return jnp.where(drop, jnp.asarray(dropped, dtype), jnp.asarray(kept, dtype))
+
+        return _draw_leaves(key, self.shape, draw)
+
+
+class Joint(AbstractLaw):
+    """Independent laws side by side, as a tuple; each keeps its own sigma.
+
+    `sigma` is that of the first law that has one (sigma > 0); the others enter `unit` by their ratio
+    to it. Without any, sigma is 0 and so is `unit`.
+    """
+
+    laws: tuple[AbstractLaw, ...]
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return tuple(law.shape for law in self.laws)
+
+    @property
+    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return next((law.sigma for law in self.laws if law.sigma > 0), 0.0)
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return tuple(
+            law.sample(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws)
+        )
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        ratios = [law.sigma / self.sigma if self.sigma > 0 else 0.0 for law in self.laws]
+        return tuple(
+            jax.tree.map(lambda leaf, ratio=ratio: ratio * leaf, law.unit(part))
+            for law, part, ratio in zip(self.laws, xi, ratios, strict=True)
+        )
+
+    def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return tuple(law.draw(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))

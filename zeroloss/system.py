@@ -1,0 +1,303 @@
+"""What is being trained, and where the noise enters: `System`, `Loss`, `LeastSquares`.
+
+A system is a noisy loss L_hat(w, eta) with a law for eta (theory.md, section 1). It comes from the
+user whole (`System`), or from a clean problem and a noise (`Loss` or `LeastSquares`, `.with_noise`).
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss.errors import InputError, LossError
+from zeroloss.noise import AbstractInjection, AbstractLaw, AbstractNoise, Forward, Joint, MiniBatch, parts
+from zeroloss.pytrees import check_finite, check_parameters, is_traced
+
+Scalar = Float[Array, ""]
+
+
+class AbstractSystem(eqx.Module):
+    """A noisy loss `loss(params, eta)` with a law for eta; `loss(params, 0)` is the clean loss >= 0."""
+
+    @abc.abstractmethod
+    def noise_law(self, params: PyTree) -> AbstractLaw:
+        """The law of eta; only the shapes of `params` are looked at."""
+
+    @abc.abstractmethod
+    def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
+        """L_hat(w, eta)."""
+
+    @abc.abstractmethod
+    def clean_loss(self, params: PyTree) -> Scalar:
+        """L(w), from the noise-free problem."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """The noise in a few words, for tables and messages."""
+
+    def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
+        """The gradient that one step of training uses. One gradient."""
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        eta = self.noise_law(params).draw(key, dtype)
+        return jax.grad(self.noisy_loss)(params, eta)
+
+    def check(self, params: PyTree) -> None:
+        """Raise an error of ours when `params` does not suit the system. Does nothing under tracing."""
+        if is_traced((self, params)):
+            return
+        check_parameters(params)
+        clean, at_zero = _clean_and_at_zero_noise(self, params)
+        clean, at_zero = float(clean), float(at_zero)
+        if not np.isfinite(clean):
+            raise LossError(f"the loss at params is {clean}; it must be finite.")
+        rounding = 1e3 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps)
+        if clean < -rounding:
+            raise LossError(
+                f"the loss at params is {clean:.6g}; a loss with a zero-loss set must be >= 0. "
+                "Subtract its minimum first."
+            )
+        if not abs(at_zero - clean) <= rounding * max(1.0, abs(clean)):
+            raise LossError(
+                f"the noisy loss at zero noise is {at_zero:.10g} but the clean loss is {clean:.10g}; "
+                "L_hat(w, 0) = L(w) must hold."
+            )
+
+
+@eqx.filter_jit
+def _clean_and_at_zero_noise(system: AbstractSystem, params: PyTree) -> tuple[Scalar, Scalar]:
+    zero = system.noise_law(params).zeros()
+    return jnp.asarray(system.clean_loss(params)), jnp.asarray(system.noisy_loss(params, zero))
+
+
+class System(AbstractSystem):
+    """Any noisy loss, with the law of its noise.
+
+    **Arguments:**
+
+    - `loss`: `loss(params, eta) -> scalar`, with `loss(params, 0) >= 0` and twice differentiable in
+      both arguments near the points of interest.
+    - `law`: the law of eta, such as `zeroloss.Gaussian((2,), sigma=0.05)`.
+    - `clean`: optionally the noise-free `clean(params) -> scalar`, checked against `loss(params, 0)`.
+    """
+
+    loss: Callable[[PyTree, PyTree], Scalar]
+    law: AbstractLaw
+    clean: Callable[[PyTree], Scalar] | None = None
+
+    def noise_law(self, params: PyTree) -> AbstractLaw:
+        return self.law
+
+    def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
+        return self.loss(params, eta)
+
+    def clean_loss(self, params: PyTree) -> Scalar:
+        if self.clean is not None:
+            return self.clean(params)
+        return self.loss(params, self.law.zeros(jnp.result_type(*jax.tree.leaves(params))))
+
+    def describe(self) -> str:
+        return f"custom noise, {type(self.law).__name__} law"
+
+
+class _NoisyLossSystem(AbstractSystem):
+    """A plain loss with noise on what it is given."""
+
+    function: Callable[[PyTree], Scalar]
+    injections: tuple[AbstractInjection, ...]
+
+    def noise_law(self, params: PyTree) -> AbstractLaw:
+        return _joint_law(self.injections, Forward(self.function, params))
+
+    def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
+        forward = _apply_all(self.injections, Forward(self.function, params), eta)
+        return forward.model(forward.params)
+
+    def clean_loss(self, params: PyTree) -> Scalar:
+        return self.function(params)
+
+    def describe(self) -> str:
+        return _describe(self.injections)
+
+
+class Loss(eqx.Module):
+    """A clean loss without examples: `function(params) -> scalar >= 0`."""
+
+    function: Callable[[PyTree], Scalar]
+
+    def with_noise(self, noise: AbstractNoise) -> AbstractSystem:
+        """The system that trains this loss under `noise`, a noise that enters at the parameters."""
+        injections, minibatch = _split(noise)
+        if minibatch is not None:
+            raise InputError(
+                "minibatches need examples, and zeroloss.Loss has none: use zeroloss.LeastSquares."
+            )
+        return _NoisyLossSystem(self.function, injections)
+
+
+class LeastSquares(eqx.Module):
+    """Least squares with a model: L = 1/(2N) sum_i |model(params, inputs)_i - targets_i|^2.
+
+    **Arguments:**
+
+    - `model`: `model(params, inputs) -> outputs`, outputs of shape `[N]` or `[N, k]`. Examples must
+      not influence each other, and the model must accept any number of examples.
+    - `inputs`: an array, or pytree of arrays, with leading axis N.
+    - `targets`: shape `[N]` or `[N, k]`, like the outputs.
+    """
+
+    model: Callable[[PyTree, PyTree], Array]
+    inputs: PyTree
+    targets: Array
+
+    def __init__(self, model: Callable[[PyTree, PyTree], Array], inputs: PyTree, targets: Any):
+        check_finite(inputs, "inputs")
+        check_finite(targets, "targets")
+        self.model = model
+        self.inputs = jax.tree.map(jnp.asarray, inputs)
+        targets = jnp.asarray(targets)
+        self.targets = targets if jnp.issubdtype(targets.dtype, jnp.floating) else targets.astype(float)
+        if self.targets.ndim not in (1, 2) or self.targets.size == 0:
+            raise InputError(f"targets must have shape [N] or [N, k], got {self.targets.shape}.")
+        for leaf in jax.tree.leaves(self.inputs):
+            if leaf.shape[:1] != self.targets.shape[:1]:
+                raise InputError(
+                    f"inputs of shape {leaf.shape} and targets of shape {self.targets.shape} must "
+                    "agree in their first axis, the number of examples."
+                )
+
+    @property
+    def number(self) -> int:
+        """Number of examples N."""
+        return self.targets.shape[0]
+
+    def with_noise(self, noise: AbstractNoise) -> "LeastSquaresSystem":
+        """The system that trains this problem under `noise`, which may be a sum of noises."""
+        injections, minibatch = _split(noise)
+        if minibatch is not None:
+            minibatch.check(self.number)
+        return LeastSquaresSystem(self, injections, minibatch)
+
+
+class LeastSquaresSystem(AbstractSystem):
+    """Least squares under noise. Its geometry needs only the Jacobian of the residuals."""
+
+    problem: LeastSquares
+    injections: tuple[AbstractInjection, ...]
+    minibatch: MiniBatch | None
+
+    def noise_law(self, params: PyTree) -> AbstractLaw:
+        return self._law(params, self.problem.inputs, self.problem.targets)
+
+    def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
+        """L_hat(w, eta) over all examples, without minibatch."""
+        return _half_mean_square(
+            self.residuals(params, self.problem.inputs, self.problem.targets, eta)
+        )
+
+    def clean_loss(self, params: PyTree) -> Scalar:
+        return _half_mean_square(self.problem.model(params, self.problem.inputs) - self.problem.targets)
+
+    def residuals(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Array:
+        """Noisy residuals of some examples. `eta` is a tuple with one entry per injection."""
+        forward = Forward(self.problem.model, params, inputs, targets)
+        forward = _apply_all(self.injections, forward, eta)
+        return forward.model(forward.params, forward.inputs) - forward.targets
+
+    def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
+        data = (self.problem.inputs, self.problem.targets)
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        batch_key, noise_key = jax.random.split(key)
+        if self.minibatch is None:
+            eta = self._law(params, *data).draw(noise_key, dtype)
+        else:
+            batch = self.minibatch.indices(batch_key, self.problem.number)
+            if self.minibatch.replace:  # an example drawn twice keeps one noise: draw it for all
+                everyone = self._law(params, *data).draw(noise_key, dtype)
+                eta = self.per_example(lambda leaf: leaf[batch], everyone)
+                data = jax.tree.map(lambda leaf: leaf[batch], data)
+            else:
+                data = jax.tree.map(lambda leaf: leaf[batch], data)
+                eta = self._law(params, *data).draw(noise_key, dtype)
+        return jax.grad(lambda p: _half_mean_square(self.residuals(p, *data, eta)))(params)
+
+    def describe(self) -> str:
+        return _describe((*self.injections, *([self.minibatch] if self.minibatch else [])))
+
+    def check(self, params: PyTree) -> None:
+        if is_traced((self, params)):
+            return
+        check_parameters(params)
+        self._check_model(params)
+        super().check(params)
+
+    def _law(self, params: PyTree, inputs: PyTree, targets: Array) -> AbstractLaw:
+        return _joint_law(self.injections, Forward(self.problem.model, params, inputs, targets))
+
+    def per_example(self, function: Callable[[Array], Array], eta: PyTree) -> PyTree:
+        """`eta` with `function` applied where it has an axis over examples, the rest untouched."""
+        return tuple(
+            jax.tree.map(function, part) if injection.per == "example" else part
+            for injection, part in zip(self.injections, eta, strict=True)
+        )
+
+    def _check_model(self, params: PyTree) -> None:
+        problem = self.problem
+        outputs = jax.eval_shape(problem.model, params, problem.inputs)
+        shape = getattr(outputs, "shape", None)
+        if shape != problem.targets.shape:
+            raise InputError(
+                f"the model's outputs have shape {shape} but the targets {problem.targets.shape}; "
+                "they must be equal."
+            )
+        together, alone = _together_and_alone(problem, params)
+        scale = float(jnp.max(jnp.abs(together)))
+        difference = float(jnp.max(jnp.abs(together - alone)))
+        rounding = 1e4 * float(jnp.finfo(together.dtype).eps)
+        if difference > rounding * max(scale, 1e-30):
+            raise InputError(
+                f"the model couples its examples: an example's output changes by up to "
+                f"{difference:.3g} when it is evaluated alone (outputs are of size {scale:.3g}). "
+                "Layers such as batch normalization in training mode are not supported."
+            )
+
+
+@eqx.filter_jit
+def _together_and_alone(problem: LeastSquares, params: PyTree) -> tuple[Array, Array]:
+    def alone(inputs: PyTree) -> Array:
+        return problem.model(params, jax.tree.map(lambda leaf: leaf[None], inputs))[0]
+
+    return problem.model(params, problem.inputs), jax.vmap(alone)(problem.inputs)
+
+
+def _half_mean_square(residuals: Array) -> Scalar:
+    return jnp.sum(residuals**2) / (2 * residuals.shape[0])
+
+
+def _split(noise: AbstractNoise) -> tuple[tuple[AbstractInjection, ...], MiniBatch | None]:
+    batches = [part for part in parts(noise) if isinstance(part, MiniBatch)]
+    if len(batches) > 1:
+        raise InputError(f"a sum of noises may hold one MiniBatch, got {len(batches)}.")
+    injections = tuple(part for part in parts(noise) if not isinstance(part, MiniBatch))
+    for part in injections:
+        if not isinstance(part, AbstractInjection):
+            raise InputError(f"cannot inject {part!r}; it must be an AbstractInjection or MiniBatch.")
+    return injections, batches[0] if batches else None  # pyright: ignore[reportReturnType]
+
+
+def _joint_law(injections: tuple[AbstractInjection, ...], forward: Forward) -> Joint:
+    return Joint(tuple(injection.law(forward) for injection in injections))
+
+
+def _apply_all(injections: tuple[AbstractInjection, ...], forward: Forward, eta: PyTree) -> Forward:
+    for injection, noise in zip(injections, eta, strict=True):
+        forward = injection.apply(forward, noise)
+    return forward
+
+
+def _describe(noises: tuple[AbstractNoise, ...]) -> str:
+    return " + ".join(type(noise).__name__ for noise in noises)
