@@ -48,7 +48,11 @@ class DivergenceError(ZerolossError):
 
 
 class IntegrationError(ZerolossError):
-    """The limiting flow could not be integrated to the requested accuracy."""
+    """The limiting dynamics could not be followed further; `path` holds it so far, or None."""
+
+    def __init__(self, message: str, path: Any):
+        super().__init__(message)
+        self.path = path
 
 
 class UnsupportedError(ZerolossError, NotImplementedError):

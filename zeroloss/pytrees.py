@@ -26,8 +26,9 @@ def require_float64(purpose: str) -> None:
 
 
 def flatten(params: PyTree) -> tuple[Vector, Callable[[Vector], PyTree]]:
-    """`params` as one float64 vector, and the way back (to float64 leaves)."""
-    return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params))
+    """`params` as one vector of JAX's widest float (float64 unless switched off), and the way back."""
+    widest = jax.dtypes.canonicalize_dtype(jnp.float64)
+    return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, widest), params))
 
 
 def is_traced(tree: PyTree) -> bool:

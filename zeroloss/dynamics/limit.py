@@ -1,0 +1,218 @@
+"""The limiting dynamics on the zero-loss set (theory.md, section 2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from zeroloss.dynamics.drift import first_drift, second_drift
+from zeroloss.dynamics.expansion import AbstractExpansion, expand
+from zeroloss.dynamics.path import Observables, Path, Recorder
+from zeroloss.dynamics.regime import FAST, Regime, classify_at
+from zeroloss.errors import InputError, IntegrationError, UnsupportedError
+from zeroloss.manifold import locate
+from zeroloss.manifold.locate import ON_SET
+from zeroloss.progress import progress_bar
+from zeroloss.pytrees import Vector
+from zeroloss.system import AbstractSystem, Scalar
+
+_MAX_STEPS = 10_000  # of the integrator, between two times saved
+_POINTS = 6
+
+
+def limit(
+    system: AbstractSystem,
+    point: PyTree,
+    t1: float = 1.0,
+    *,
+    ts: Sequence[float] | np.ndarray | None = None,
+    saves: int = 50,
+    regime: Regime | None = None,
+    observables: Observables | None = None,
+    rtol: float = 1e-8,
+    key: Key[Array, ""] | None = None,
+    replicas: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Follow the limit of training as step size and noise go to zero, on the slow time scale.
+
+    Non-degenerate noise: dW/dt = -P_T grad Reg(W), t = alpha sigma^2 k. Degenerate noise:
+    dW/dt = b(W), t = alpha^2 sigma^2 k. Trivial noise: the path stays where it is. k counts training steps.
+
+    **Arguments:**
+
+    - `system`, `point`: a system and a point of its zero-loss set.
+    - `t1`: the slow time to follow it to, from 0.
+    - `ts`: increasing slow times to save at; by default `saves` evenly spaced ones from 0 to `t1`.
+    - `regime`: the verdict of `zeroloss.classify` if it is already known.
+    - `observables`: functions of the parameters to measure at the times saved, by name.
+    - `rtol`: relative accuracy of the integrator, Dormand-Prince 8(7) with retraction onto the set
+      after every step, so that the loss stays zero to rounding.
+    - `key`, `replicas`: for stochastic limits.
+    - `progress`: whether to show a progress bar in a terminal.
+
+    **Returns:** a `Path` in slow time; `time_scale` says which.
+
+    **Raises:** `NotOnSetError`, `RankError`; `UnsupportedError` when the limit is stochastic;
+    `IntegrationError`, with the path so far, when the set stops being a manifold of constant rank
+    along the path, or the drift cannot be resolved.
+
+    Costs 13 drifts and a few corrections per integrator step, d memory per time saved.
+    """
+    times = _times(t1, ts, saves)
+    manifold, start = locate(system, point)
+    if regime is None:
+        regime = classify_at(manifold, start, jax.random.key(0) if key is None else key, _POINTS)
+    if regime.stochastic:
+        raise UnsupportedError(
+            f"the limit of this noise is stochastic (measure of its diffusion {regime.diffusion:.3g}); this "
+            "version follows deterministic limits only."
+        )
+    if replicas is not None:
+        raise InputError("replicas make sense for a stochastic limit only, and this one is deterministic.")
+    recorder = Recorder(expand(manifold), observables, batched=False)
+    return _follow(expand(manifold), start, times, regime, recorder, rtol, progress)
+
+
+def _follow(
+    expansion: AbstractExpansion,
+    start: Vector,
+    times: np.ndarray,
+    regime: Regime,
+    recorder: Recorder,
+    rtol: float,
+    progress: bool,
+) -> Path:
+    scale = regime.time_scale
+    if scale is None:
+        for _ in times:
+            recorder.save(start)
+        return recorder.path(list(times), None, None)
+    state = _begin(expansion, scale == FAST, start, jnp.asarray(rtol))
+    with progress_bar("limit", float(times[-1]), progress) as show:
+        for time in times:
+            state = _advance(expansion, scale == FAST, state, jnp.asarray(time), jnp.asarray(rtol))
+            problem = _problem(expansion, state, float(time))
+            if problem is not None:
+                so_far = recorder.path(list(times), None, scale) if recorder.started else None
+                raise IntegrationError(problem, so_far)
+            recorder.save(state.w)
+            show(float(time))
+    return recorder.path(list(times), None, scale)
+
+
+class _State(eqx.Module):
+    t: Scalar
+    dt: Scalar
+    w: Vector
+    solver_state: Any
+    controller_state: Any
+    steps: Array
+
+
+def _field(t: Scalar, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
+    expansion, fast = args
+    return first_drift(expansion, w) if fast else second_drift(expansion, w)
+
+
+_TERM = diffrax.ODETerm(_field)
+_SOLVER = diffrax.Dopri8()
+
+
+def _controller(w: Vector, rtol: Scalar) -> diffrax.PIDController:
+    typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
+    return diffrax.PIDController(rtol=rtol, atol=rtol * typical)  # pyright: ignore
+
+
+@eqx.filter_jit
+def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) -> _State:
+    args = (expansion, fast)
+    zero = jnp.zeros(())
+    dt, controller_state = _controller(w, rtol).init(
+        _TERM, zero, zero, w, None, args, _SOLVER.func, _SOLVER.error_order(_TERM)
+    )
+    solver_state = _SOLVER.init(_TERM, zero, zero + dt, w, args)
+    return _State(zero, jnp.asarray(dt), w, solver_state, controller_state, jnp.asarray(0))
+
+
+@eqx.filter_jit
+def _advance(
+    expansion: AbstractExpansion, fast: bool, state: _State, t1: Scalar, rtol: Scalar
+) -> _State:
+    """Step to t1 exactly. Each accepted step ends with a retraction, which keeps the order."""
+    args = (expansion, fast)
+
+    def unfinished(state: _State) -> Array:
+        return (state.t < t1) & (state.steps < _MAX_STEPS)
+
+    def step(state: _State) -> _State:
+        clipped = state.t + state.dt >= t1
+        t_next = jnp.where(clipped, t1, state.t + state.dt)
+        candidate, error, _, solver_state, _ = _SOLVER.step(
+            _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
+        )
+        keep, new_t0, new_t1, _, controller_state, _ = _controller(state.w, rtol).adapt_step_size(
+            state.t, t_next, state.w, candidate, args, error, _SOLVER.error_order(_TERM),
+            state.controller_state,
+        )
+        # A step shortened only to end at t1 says nothing against the longer one proposed before.
+        dt = jnp.where(keep & clipped, jnp.maximum(new_t1 - new_t0, state.dt), new_t1 - new_t0)
+        w = jax.lax.cond(
+            keep, lambda: expansion.manifold.retract(candidate), lambda: state.w
+        )
+        solver_state = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), solver_state, state.solver_state
+        )
+        return _State(
+            jnp.where(keep, t_next, state.t), dt, w, solver_state, controller_state, state.steps + 1
+        )
+
+    state = eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def _problem(expansion: AbstractExpansion, state: _State, time: float) -> str | None:
+    if not float(state.t) == time:
+        return (
+            f"the flow could not be followed past t = {float(state.t):.6g} (of {time:.6g}): {_MAX_STEPS} "
+            f"integrator steps were used up and the last was {float(state.dt):.3g} long."
+        )
+    residual, rank = _state_of_set(expansion, state.w)
+    if not residual <= ON_SET:
+        return (
+            f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
+            f"{float(residual):.3g}."
+        )
+    if int(rank) != expansion.manifold.rank:
+        return (
+            f"at t = {time:.6g} the Hessian has rank {int(rank)}, having begun with "
+            f"{expansion.manifold.rank}: the path has left the region where the zero-loss set is a manifold of "
+            "constant rank."
+        )
+    return None
+
+
+@eqx.filter_jit
+def _state_of_set(expansion: AbstractExpansion, w: Vector) -> tuple[Scalar, Array]:
+    manifold = expansion.manifold
+    return manifold.relative_residual(w), manifold.with_rank(None).at(w).codimension
+
+
+def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:
+    if ts is None:
+        if not (t1 > 0 and np.isfinite(t1)):
+            raise InputError(f"t1 must be positive and finite, got {t1}.")
+        if saves < 2:
+            raise InputError(f"saves must be at least 2, got {saves}.")
+        return np.linspace(0.0, t1, saves)
+    times = np.asarray(ts, float)
+    if times.ndim != 1 or times.size == 0 or not np.isfinite(times).all():
+        raise InputError("ts must be a non-empty one-dimensional sequence of finite times.")
+    if times[0] < 0 or (np.diff(times) <= 0).any():
+        raise InputError(f"ts must be increasing and not negative, got {times}.")
+    return times

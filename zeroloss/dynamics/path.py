@@ -1,0 +1,142 @@
+"""What the drivers return: parameters and observables along a path."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Int, PyTree
+
+from zeroloss.dynamics.expansion import AbstractExpansion
+from zeroloss.errors import InputError
+from zeroloss.pytrees import Vector
+
+Observables = Mapping[str, Callable[[PyTree], Array]]
+
+
+class Path(eqx.Module):
+    """Parameters and what is measured on them at the times saved.
+
+    Arrays have leading axes `[time]`, or `[replica, time]` where replicas were asked for.
+
+    - `ts`: slow time, in the units that `time_scale` says; steps where `time_scale` is None.
+    - `steps`: training steps, or None for a limit, which has no step size.
+    - `params`: pytree of saved parameters.
+    - `loss`, `regularizer`, `hessian_trace`: the clean loss, Reg and tr H.
+    - `observables`: what the caller asked to measure, by name.
+    """
+
+    ts: Float[np.ndarray, " time"]
+    steps: Int[np.ndarray, " time"] | None
+    params: PyTree[np.ndarray]
+    loss: Float[np.ndarray, "*replica time"]
+    regularizer: Float[np.ndarray, "*replica time"]
+    hessian_trace: Float[np.ndarray, "*replica time"]
+    observables: dict[str, np.ndarray]
+    time_scale: str | None = eqx.field(static=True)
+
+    @property
+    def final(self) -> PyTree[Array]:
+        """The parameters at the last time saved, with a leading replica axis if there are replicas."""
+        axis = self.loss.ndim - 1
+        return jax.tree.map(lambda leaf: jnp.take(jnp.asarray(leaf), -1, axis=axis), self.params)
+
+    def mean(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean over replicas of a measured quantity, and its standard error (None below 2 replicas)."""
+        values = self.measured()[name]
+        if values.ndim == 1:
+            return values, None
+        replicas = values.shape[0]
+        error = values.std(axis=0, ddof=1) / np.sqrt(replicas) if replicas > 1 else None
+        return values.mean(axis=0), error
+
+    def measured(self) -> dict[str, np.ndarray]:
+        """Everything measured, by name: loss, regularizer, hessian_trace and the observables."""
+        return {
+            "loss": self.loss,
+            "regularizer": self.regularizer,
+            "hessian_trace": self.hessian_trace,
+            **self.observables,
+        }
+
+    def to_xarray(self, *, params: bool = True) -> xr.Dataset:
+        """The path as an `xarray.Dataset`: dims `time` and `replica`, parameters as `params<where>`."""
+        lead = ("time",) if self.loss.ndim == 1 else ("replica", "time")
+        data: dict[str, Any] = {name: (lead, np.asarray(v)) for name, v in self.measured().items()}
+        if params:
+            for where, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+                name = "params" + jax.tree_util.keystr(where)
+                own = tuple(f"{name}_axis{i}" for i in range(leaf.ndim - len(lead)))
+                data[name] = ((*lead, *own), np.asarray(leaf))
+        unit = "training steps" if self.time_scale is None else f"slow time, {self.time_scale} steps"
+        coordinates: dict[str, Any] = {"time": ("time", self.ts, {"units": unit})}
+        if self.steps is not None:
+            coordinates["steps"] = ("time", self.steps, {"units": "training steps"})
+        return xr.Dataset(data, coordinates, {"time_scale": self.time_scale or "none"})
+
+
+class Recorder:
+    """Collects what is saved along a path, one time at a time."""
+
+    def __init__(self, expansion: AbstractExpansion, observables: Observables | None, batched: bool):
+        self._expansion = expansion
+        self._observables = dict(observables or {})
+        self._batched = batched
+        self._saved: list[tuple[Vector, dict[str, np.ndarray]]] = []
+        reserved = {"loss", "regularizer", "hessian_trace"} & set(self._observables)
+        if reserved:
+            raise InputError(f"observable names {sorted(reserved)} are taken: they are always measured.")
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has been saved yet."""
+        return bool(self._saved)
+
+    def save(self, w: Array) -> None:
+        """Measure and keep the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
+        measured = _measure(self._expansion, self._observables, w if self._batched else w[None])
+        measured = {k: np.asarray(v) if self._batched else np.asarray(v)[0] for k, v in measured.items()}
+        self._saved.append((np.asarray(w), measured))
+
+    def path(self, ts: Sequence[float], steps: Sequence[int] | None, time_scale: str | None) -> Path:
+        """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
+        count = len(self._saved)
+        axis = 1 if self._batched else 0
+        flat = np.stack([w for w, _ in self._saved], axis=axis)
+        unravel = jax.vmap(self._expansion.manifold.unravel)
+        params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self._batched else unravel)(flat))
+        measured = {
+            name: np.stack([values[name] for _, values in self._saved], axis=axis)
+            for name in self._saved[0][1]
+        }
+        return Path(
+            ts=np.asarray(ts[:count], float),
+            steps=None if steps is None else np.asarray(steps[:count], int),
+            params=params,
+            loss=measured.pop("loss"),
+            regularizer=measured.pop("regularizer"),
+            hessian_trace=measured.pop("hessian_trace"),
+            observables=measured,
+            time_scale=time_scale,
+        )
+
+
+@eqx.filter_jit
+def _measure(
+    expansion: AbstractExpansion, observables: dict[str, Callable[[PyTree], Array]], batch: Array
+) -> dict[str, Array]:
+    manifold = expansion.manifold
+
+    def one(w: Vector) -> dict[str, Array]:
+        params = manifold.unravel(w)
+        return {
+            "loss": manifold.loss(w),
+            "regularizer": expansion.regularizer(w),
+            "hessian_trace": manifold.trace(w),
+            **{name: jnp.asarray(function(params)) for name, function in observables.items()},
+        }
+
+    return jax.lax.map(one, batch)

@@ -1,0 +1,239 @@
+"""The verdict: on which time scale the noise acts, deterministically or not, towards what (theory.md, section 2)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss.dynamics.drift import first_drift, second_drift, tangential_noise
+from zeroloss.dynamics.expansion import AbstractExpansion, expand
+from zeroloss.errors import InputError, RankError
+from zeroloss.manifold import AbstractManifold, length, locate, neighbours
+from zeroloss.manifold.locate import ON_SET
+from zeroloss.pytrees import Vector
+from zeroloss.system import AbstractSystem
+
+FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
+SLOW: Literal["1/(alpha^2 sigma^2)"] = "1/(alpha^2 sigma^2)"
+TimeScale = Literal["1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"]
+
+ZERO = 1e-6
+"""A dimensionless measure of motion below this counts as no motion."""
+
+_SPREAD = 0.1  # distance between the points that decide, relative to |w|
+_SMALLEST_SPREAD = 1e-3
+
+
+class Regime(eqx.Module):
+    """What the noise does once the loss is zero.
+
+    - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
+    - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
+      which training drifts.
+    - `stochastic`: whether the limit is an SDE rather than an ODE.
+    - `margin`: the factor by which the measures below clear the threshold 1e-6; always >= 1.
+    - `towards`: what the limit minimizes, where that is known.
+    - `first`, `second`, `diffusion`: the largest over the points of |P_T grad Reg| |w|, |b| |w| and
+      |P_T G|^2, each relative to what the noise could do, so that neither the scale of the loss, of the
+      weights nor of the noise matters.
+    - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
+      terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
+      unless sigma^2 << alpha (sigma << alpha for a skewed law).
+    - `dimension`, `codimension`: of the zero-loss set.
+    - `points`: how many points of the set decided.
+    """
+
+    name: Literal["non-degenerate", "degenerate", "trivial"]
+    time_scale: TimeScale | None
+    stochastic: bool
+    margin: float
+    towards: str
+    first: float
+    second: float
+    diffusion: float
+    affine: bool
+    dimension: int
+    codimension: int
+    points: int
+
+    def __str__(self) -> str:
+        kind = "" if self.name == "trivial" else f", {'stochastic' if self.stochastic else 'deterministic'}"
+        scale = "no drift" if self.time_scale is None else f"drift on {self.time_scale} steps"
+        text = f"{self.name}{kind}: {scale} {self.towards} (margin {self.margin:.1e})"
+        return text + (f"; {self.caveat}" if self.caveat else "")
+
+    @property
+    def caveat(self) -> str:
+        """What to keep in mind about the verdict, or an empty string."""
+        if self.name == "degenerate" and not self.affine:
+            return "the noise is not affine, so this holds only for sigma^2 << alpha"
+        if self.name == "trivial" and not self.affine:
+            return "the noise is not affine, so drift of higher order in sigma is possible"
+        return ""
+
+
+def classify(
+    system: AbstractSystem, point: PyTree, *, key: Key[Array, ""] | None = None, points: int = 6
+) -> Regime:
+    """Decide on which time scale the noise moves training along the zero-loss set, and how.
+
+    Degeneracy is a statement about the set, not about one point, so it is decided from `point` and
+    `points` - 1 random points of the set up to a tenth of |w| away.
+
+    **Arguments:**
+
+    - `system`, `point`: a system and a point of its zero-loss set.
+    - `key`: for the choice of the other points; a fixed key by default.
+    - `points`: how many points decide.
+
+    **Returns:** a `Regime`, with the measures and the margin of the decision.
+
+    **Raises:** `NotOnSetError`, `RankError`.
+
+    Costs two drifts a point, compiled once.
+    """
+    if points < 2:
+        raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
+    manifold, w = locate(system, point)
+    return classify_at(manifold, w, jax.random.key(0) if key is None else key, points)
+
+
+def classify_at(manifold: AbstractManifold, w: Vector, key: Key[Array, ""], points: int) -> Regime:
+    """`classify` at a point already located."""
+    chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
+    measures = _measure(expand(manifold), chosen, key)
+    first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
+    follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
+    codimension = manifold.rank if manifold.rank is not None else 0
+    common = dict(
+        first=first,
+        second=second,
+        diffusion=diffusion,
+        affine=nonlinearity <= ZERO,
+        dimension=w.shape[0] - codimension,
+        codimension=codimension,
+        points=points,
+    )
+    slow = max(second, diffusion)
+    if first > ZERO:
+        return Regime(
+            "non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common
+        )
+    if slow > ZERO:
+        towards = "towards smaller tr H" if follows_trace else "along b, no known potential"
+        margin = min(_ratio(ZERO, first), slow / ZERO)
+        return Regime("degenerate", SLOW, diffusion > ZERO, margin, towards, **common)
+    return Regime(
+        "trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common
+    )
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else float("inf")
+
+
+def _other_points(
+    manifold: AbstractManifold, w: Vector, key: Key[Array, ""], count: int
+) -> Float[Array, "count parameters"]:
+    distance = _SPREAD
+    while distance >= _SMALLEST_SPREAD:
+        found, residuals = neighbours(manifold, w, key, count, distance)
+        if bool(jnp.all(residuals <= ON_SET)):
+            return found
+        distance /= 3
+    raise RankError(
+        f"no other points of the zero-loss set were found within {_SMALLEST_SPREAD:g} |w| of this one, so "
+        "degeneracy cannot be decided."
+    )
+
+
+@eqx.filter_jit
+def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
+    """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
+    manifold = expansion.manifold
+    typical_regularizer, typical_variance = _typical(expansion, points, key)
+
+    def at_point(w: Vector):
+        size = length(w)
+        first = jnp.linalg.norm(first_drift(expansion, w)) * size
+        drift = second_drift(expansion, w)
+        noise = tangential_noise(expansion, w)
+        diffusion = jnp.zeros(()) if noise is None else jnp.sum(noise**2)
+        trace_gradient = manifold.at(w).tangent(jax.grad(manifold.trace)(w))
+        second = manifold.at(w).tangent(drift)
+        return (
+            _relative(first, typical_regularizer),
+            _relative(jnp.linalg.norm(second) * size, typical_variance),
+            _relative(diffusion, typical_variance),
+            second,
+            trace_gradient,
+        )
+
+    first, second, diffusion, drifts, traces = jax.lax.map(at_point, points)
+    coefficient = jnp.sum(drifts * traces) / jnp.maximum(jnp.sum(traces**2), 1e-300)
+    remainder = jnp.linalg.norm(drifts - coefficient * traces)
+    follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
+    return first, second, diffusion, follows, _nonlinearity(expansion, points[0], key)
+
+
+def _relative(value: Array, scale: Array) -> Array:
+    return jnp.where(scale > 0, value / jnp.where(scale > 0, scale, 1.0), 0.0)
+
+
+def _typical(
+    expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array
+) -> tuple[Array, Array]:
+    """What Reg and tr Sigma amount to beside the set, where nothing makes them vanish by accident."""
+
+    def beside(w: Vector, key: Array) -> tuple[Array, Array]:
+        direction = jax.random.normal(key, w.shape, w.dtype)
+        w = w + _SPREAD * length(w) * direction / jnp.linalg.norm(direction)
+        slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * length(w)
+        return expansion.magnitude(w) + slope, expansion.total_variance(w)
+
+    keys = jax.random.split(key, points.shape[0])
+    regularizers, variances = jax.lax.map(lambda pair: beside(*pair), (points, keys))
+    return jnp.mean(regularizers), jnp.mean(variances)
+
+
+def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
+    """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
+    system, unravel = expansion.manifold.system, expansion.manifold.unravel
+    law = system.noise_law(unravel(w))
+    if law.size == 0:
+        return jnp.zeros(())
+    zero, unravel_noise = ravel_pytree(law.zeros(jnp.float64))
+    one, other = (ravel_pytree(law.sample(k, jnp.float64))[0] for k in jax.random.split(key))
+
+    def gradient(xi: Array) -> Vector:
+        eta = law.unit(unravel_noise(xi))
+        return jax.grad(lambda w: system.noisy_loss(unravel(w), eta))(w)
+
+    def slope(at: Array) -> Vector:
+        return jax.jvp(gradient, (at,), (one,))[1]
+
+    sigma = law.sigma if law.sigma > 0 else 1.0
+    at_zero, elsewhere = slope(zero), slope(sigma * other)
+    return _relative(
+        jnp.linalg.norm(elsewhere - at_zero),
+        jnp.maximum(jnp.linalg.norm(at_zero), jnp.linalg.norm(elsewhere)),
+    )
+
+
+def power_of_step_size(time_scale: TimeScale) -> int:
+    """1 for t = alpha sigma^2 k, 2 for t = alpha^2 sigma^2 k."""
+    return {FAST: 1, SLOW: 2}[time_scale]
+
+
+def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float):
+    """The slow time t that `steps` steps of training take."""
+    return np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2
+
+
+def steps_for(t: float, time_scale: TimeScale, step_size: float, sigma: float) -> int:
+    """How many steps of training the slow time t takes."""
+    return round(t / (step_size ** power_of_step_size(time_scale) * sigma**2))
