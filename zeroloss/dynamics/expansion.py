@@ -127,6 +127,8 @@ class LeastSquaresExpansion(AbstractExpansion):
     def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
         """d r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
         system, params = self._system, self.manifold.unravel(w)
+        if not system.injections:
+            return [], []
         law = system.noise_law(params)
         zero = law.zeros(jnp.float64)
 

@@ -93,23 +93,30 @@ def _follow(
         for _ in times:
             recorder.save(start)
         return recorder.path(list(times), None, None)
-    state = _begin(expansion, scale == FAST, start, jnp.asarray(rtol))
+    fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
+    state = _begin(expansion, fast, start, tolerance)
     with progress_bar("limit", float(times[-1]), progress) as show:
         for time in times:
-            state = _advance(expansion, scale == FAST, state, jnp.asarray(time), jnp.asarray(rtol))
-            problem = _problem(expansion, state, float(time))
+            if time > 0:
+                state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)
+            w, residual, rank = _at_time(expansion, state, jnp.asarray(time))
+            problem = _problem(expansion, state, float(time), float(residual), int(rank))
             if problem is not None:
                 so_far = recorder.path(list(times), None, scale) if recorder.started else None
                 raise IntegrationError(problem, so_far)
-            recorder.save(state.w)
+            recorder.save(w)
             show(float(time))
     return recorder.path(list(times), None, scale)
 
 
 class _State(eqx.Module):
+    """Where the integrator stands: at t, having come from `t_before` in one step."""
+
     t: Scalar
+    t_before: Scalar
     dt: Scalar
     w: Vector
+    dense_info: Any
     solver_state: Any
     controller_state: Any
     steps: Array
@@ -136,71 +143,105 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
     dt, controller_state = _controller(w, rtol).init(
         _TERM, zero, zero, w, None, args, _SOLVER.func, _SOLVER.error_order(_TERM)
     )
-    solver_state = _SOLVER.init(_TERM, zero, zero + dt, w, args)
-    return _State(zero, jnp.asarray(dt), w, solver_state, controller_state, jnp.asarray(0))
+    dt = jnp.asarray(dt)
+    solver_state = _SOLVER.init(_TERM, zero, dt, w, args)
+    _, _, shapes, _, _ = eqx.filter_eval_shape(
+        _SOLVER.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
+    )
+    no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0))
 
 
 @eqx.filter_jit
 def _advance(
-    expansion: AbstractExpansion, fast: bool, state: _State, t1: Scalar, rtol: Scalar
+    expansion: AbstractExpansion,
+    fast: bool,
+    state: _State,
+    time: Scalar,
+    end: Scalar,
+    rtol: Scalar,
 ) -> _State:
-    """Step to t1 exactly. Each accepted step ends with a retraction, which keeps the order."""
+    """Step until `time` is reached or passed, but never beyond `end`.
+
+    Each accepted step ends with a retraction, which keeps the order (projection method; Hairer,
+    Lubich and Wanner 2006, section IV.4).
+    """
     args = (expansion, fast)
 
     def unfinished(state: _State) -> Array:
-        return (state.t < t1) & (state.steps < _MAX_STEPS)
+        return (state.t < time) & (state.steps < _MAX_STEPS)
 
     def step(state: _State) -> _State:
-        clipped = state.t + state.dt >= t1
-        t_next = jnp.where(clipped, t1, state.t + state.dt)
-        candidate, error, _, solver_state, _ = _SOLVER.step(
+        t_next = jnp.minimum(state.t + state.dt, end)
+        candidate, error, dense_info, solver_state, _ = _SOLVER.step(
             _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
         )
         keep, new_t0, new_t1, _, controller_state, _ = _controller(state.w, rtol).adapt_step_size(
-            state.t, t_next, state.w, candidate, args, error, _SOLVER.error_order(_TERM),
+            state.t,
+            t_next,
+            state.w,
+            candidate,
+            args,
+            error,
+            _SOLVER.error_order(_TERM),
             state.controller_state,
         )
-        # A step shortened only to end at t1 says nothing against the longer one proposed before.
-        dt = jnp.where(keep & clipped, jnp.maximum(new_t1 - new_t0, state.dt), new_t1 - new_t0)
-        w = jax.lax.cond(
-            keep, lambda: expansion.manifold.retract(candidate), lambda: state.w
-        )
-        solver_state = jax.tree.map(
-            lambda new, old: jnp.where(keep, new, old), solver_state, state.solver_state
-        )
-        return _State(
-            jnp.where(keep, t_next, state.t), dt, w, solver_state, controller_state, state.steps + 1
-        )
 
-    state = eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, step, state)
+        def accept() -> _State:
+            return _State(
+                t=t_next,
+                t_before=state.t,
+                dt=new_t1 - new_t0,
+                w=expansion.manifold.retract(candidate),
+                dense_info=dense_info,
+                solver_state=solver_state,
+                controller_state=controller_state,
+                steps=state.steps + 1,
+            )
+
+        def reject() -> _State:
+            shorter = (new_t1 - new_t0, controller_state, state.steps + 1)
+            return eqx.tree_at(lambda s: (s.dt, s.controller_state, s.steps), state, shorter)
+
+        return jax.lax.cond(keep, accept, reject)
+
+    return jax.lax.while_loop(unfinished, step, eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0)))
 
 
-def _problem(expansion: AbstractExpansion, state: _State, time: float) -> str | None:
-    if not float(state.t) == time:
+@eqx.filter_jit
+def _at_time(
+    expansion: AbstractExpansion, state: _State, time: Scalar
+) -> tuple[Vector, Scalar, Array]:
+    """The point of the set at `time`, within the last step; its relative residual and rank."""
+    manifold = expansion.manifold
+    interpolation = _SOLVER.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
+    inside = (time < state.t) & (state.t > state.t_before)
+    w = jax.lax.cond(
+        inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w
+    )
+    return w, manifold.relative_residual(w), manifold.with_rank(None).at(w).codimension
+
+
+def _problem(
+    expansion: AbstractExpansion, state: _State, time: float, residual: float, rank: int
+) -> str | None:
+    if float(state.t) < time:
         return (
             f"the flow could not be followed past t = {float(state.t):.6g} (of {time:.6g}): {_MAX_STEPS} "
             f"integrator steps were used up and the last was {float(state.dt):.3g} long."
         )
-    residual, rank = _state_of_set(expansion, state.w)
     if not residual <= ON_SET:
         return (
             f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
-            f"{float(residual):.3g}."
+            f"{residual:.3g}."
         )
-    if int(rank) != expansion.manifold.rank:
+    if rank != expansion.manifold.rank:
         return (
-            f"at t = {time:.6g} the Hessian has rank {int(rank)}, having begun with "
+            f"at t = {time:.6g} the Hessian has rank {rank}, having begun with "
             f"{expansion.manifold.rank}: the path has left the region where the zero-loss set is a manifold of "
             "constant rank."
         )
     return None
-
-
-@eqx.filter_jit
-def _state_of_set(expansion: AbstractExpansion, w: Vector) -> tuple[Scalar, Array]:
-    manifold = expansion.manifold
-    return manifold.relative_residual(w), manifold.with_rank(None).at(w).codimension
 
 
 def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:

@@ -84,7 +84,7 @@ class Recorder:
     def __init__(self, expansion: AbstractExpansion, observables: Observables | None, batched: bool):
         self._expansion = expansion
         self._observables = dict(observables or {})
-        self._batched = batched
+        self.batched = batched
         self._saved: list[tuple[Vector, dict[str, np.ndarray]]] = []
         reserved = {"loss", "regularizer", "hessian_trace"} & set(self._observables)
         if reserved:
@@ -97,17 +97,17 @@ class Recorder:
 
     def save(self, w: Array) -> None:
         """Measure and keep the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
-        measured = _measure(self._expansion, self._observables, w if self._batched else w[None])
-        measured = {k: np.asarray(v) if self._batched else np.asarray(v)[0] for k, v in measured.items()}
+        measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
+        measured = {k: np.asarray(v) if self.batched else np.asarray(v)[0] for k, v in measured.items()}
         self._saved.append((np.asarray(w), measured))
 
     def path(self, ts: Sequence[float], steps: Sequence[int] | None, time_scale: str | None) -> Path:
         """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
         count = len(self._saved)
-        axis = 1 if self._batched else 0
+        axis = 1 if self.batched else 0
         flat = np.stack([w for w, _ in self._saved], axis=axis)
         unravel = jax.vmap(self._expansion.manifold.unravel)
-        params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self._batched else unravel)(flat))
+        params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
         measured = {
             name: np.stack([values[name] for _, values in self._saved], axis=axis)
             for name in self._saved[0][1]

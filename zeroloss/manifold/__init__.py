@@ -3,7 +3,7 @@
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.manifold.gram import GramManifold
-from zeroloss.manifold.locate import Located, locate, neighbours, project
+from zeroloss.manifold.locate import Located, largest_eigenvalue, locate, manifold_of, neighbours, project
 
 __all__ = [
     "AbstractManifold",
@@ -11,8 +11,10 @@ __all__ = [
     "Geometry",
     "GramManifold",
     "Located",
+    "largest_eigenvalue",
     "length",
     "locate",
+    "manifold_of",
     "neighbours",
     "project",
 ]

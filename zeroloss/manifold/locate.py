@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import NotOnSetError, NotReachedError, RankError
@@ -28,6 +29,7 @@ NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
 _FIRST_DESCENT = 200
 _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
+_LARGEST_HESSIAN = 1000
 
 
 def manifold_of(
@@ -114,6 +116,31 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
         "no zero-loss set near the start (more parameters or fewer examples give one), or more steps "
         "are needed (max_steps)."
     )
+
+
+def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
+    """lambda_max of the Hessian at any params; for least squares of J^T J / N, which is it on the set.
+
+    Costs one Gram matrix for least squares. Otherwise one Hessian up to 1000 parameters, and some
+    hundred Hessian-vector products (LOBPCG) beyond.
+    """
+    w, unravel = flatten(params)
+    manifold = manifold_of(system, unravel)
+    if isinstance(manifold, DenseManifold) and w.shape[0] > _LARGEST_HESSIAN:
+        return float(_largest_by_products(manifold, w))
+    return float(jnp.max(_inspect(manifold.with_rank(w.shape[0]), w)[0].eigenvalues))
+
+
+@eqx.filter_jit
+def _largest_by_products(manifold: AbstractManifold, w: Vector) -> Scalar:
+    def products(block: Float[Array, "parameters columns"]) -> Float[Array, "parameters columns"]:
+        def product(vector: Vector) -> Vector:
+            return jax.jvp(jax.grad(manifold.loss), (w,), (vector,))[1]
+
+        return jax.vmap(product, in_axes=1, out_axes=1)(block)
+
+    start = jax.random.normal(jax.random.key(0), (w.shape[0], 3), w.dtype)
+    return lobpcg_standard(products, start)[0][0]
 
 
 def neighbours(

@@ -181,3 +181,10 @@ class Joint(AbstractLaw):
 
     def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return tuple(law.draw(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))
+
+    def zeros(self, dtype: DTypeLike = float) -> PyTree[Array]:
+        return tuple(law.zeros(dtype) for law in self.laws)
+
+    @property
+    def size(self) -> int:
+        return sum(law.size for law in self.laws)

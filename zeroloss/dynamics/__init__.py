@@ -1,0 +1,22 @@
+"""The slow dynamics of training at zero loss: drift, verdict, limit, training, and all side by side."""
+
+from zeroloss.dynamics.compare import Comparison, Training, compare
+from zeroloss.dynamics.descend import descend
+from zeroloss.dynamics.drift import Drift, drift, regularizer
+from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.path import Path
+from zeroloss.dynamics.regime import Regime, classify
+
+__all__ = [
+    "Comparison",
+    "Drift",
+    "Path",
+    "Regime",
+    "Training",
+    "classify",
+    "compare",
+    "descend",
+    "drift",
+    "limit",
+    "regularizer",
+]

@@ -1,0 +1,253 @@
+"""The limit and the training it stands for, side by side: the only place where they meet."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss.dynamics.descend import descend
+from zeroloss.dynamics.drift import check_stability
+from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.path import Observables, Path
+from zeroloss.dynamics.regime import Regime, classify, slow_time, steps_for
+from zeroloss.errors import DivergenceError, InputError
+from zeroloss.manifold import largest_eigenvalue, project
+from zeroloss.system import AbstractSystem
+
+_TRIVIAL_STEPS = 20_000
+
+
+class Training(eqx.Module):
+    """An ensemble of training runs at one step size, at the times of the limit it is compared with.
+
+    - `path`: replicas first; `path.ts` counts steps.
+    - `distance`: |mean over replicas of w - limit| at each time, relative to the distance the limit
+      travels in all; relative to |w| where it does not travel.
+    - `distance_error`: what the ensemble's own scatter contributes to `distance`: the root of the
+      summed squared standard errors of all parameters, in the same unit.
+    - `seconds`: wall-clock time, compilation included.
+    - `diverged_at`: the step at which a run left the finite numbers, or None.
+    """
+
+    step_size: float
+    path: Path
+    distance: Float[np.ndarray, " time"]
+    distance_error: Float[np.ndarray, " time"]
+    seconds: float
+    diverged_at: int | None
+
+
+class Comparison(eqx.Module):
+    """A limit and trainings towards it. `print` it, take `rows()`, or `to_xarray()`.
+
+    - `noise`: the noise in words, `sigma` its scale, `regime` the verdict.
+    - `largest_eigenvalue`: lambda_max of the Hessian at the start; training is stable below 2 / it.
+    - `limit`: in slow time; `limit_seconds` with compilation.
+    - `trainings`: one per step size.
+    """
+
+    noise: str
+    sigma: float
+    regime: Regime
+    largest_eigenvalue: float
+    limit: Path
+    limit_seconds: float
+    trainings: tuple[Training, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per training: what was run, what came out, how far it is from the limit.
+
+        For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_training` and its standard
+        error `<name>_error`, all at the last time saved.
+        """
+        return [self._row(training) for training in self.trainings]
+
+    def to_xarray(self) -> xr.DataTree:
+        """A tree with the groups `limit` and `training_<i>`, and the verdict as attributes."""
+        nodes = {"limit": self.limit.to_xarray()}
+        for index, training in enumerate(self.trainings):
+            dataset = training.path.to_xarray()
+            dataset["distance"] = ("time", training.distance)
+            dataset["distance_error"] = ("time", training.distance_error)
+            if self.regime.time_scale is not None:
+                slow = slow_time(
+                    training.path.ts, self.regime.time_scale, training.step_size, self.sigma
+                )
+                unit = f"slow time, {self.regime.time_scale} steps"
+                dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
+            dataset.attrs["step_size"] = training.step_size
+            nodes[f"training_{index}"] = dataset
+        tree = xr.DataTree.from_dict(nodes)
+        tree.attrs.update(noise=self.noise, sigma=self.sigma, verdict=str(self.regime))
+        return tree
+
+    def __str__(self) -> str:
+        lines = [f"{self.noise}: {self.regime}"]
+        for row in self.rows():
+            lines.append(
+                f"  step size {row['step_size']:.4g} ({row['step_size_relative']:.2g} / lambda_max), "
+                f"{row['steps']} steps: distance to the limit {row['distance']:.3g} "
+                f"(ensemble error {row['distance_error']:.2g}), tr H {row['hessian_trace_start']:.5g} -> "
+                f"{row['hessian_trace_limit']:.5g} in the limit, {row['hessian_trace_training']:.5g} "
+                f"trained; {row['seconds_limit']:.1f} s against {row['seconds_training']:.1f} s"
+            )
+        return "\n".join(lines)
+
+    def _row(self, training: Training) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "noise": self.noise,
+            "sigma": self.sigma,
+            "regime": self.regime.name,
+            "time_scale": self.regime.time_scale,
+            "step_size": training.step_size,
+            "step_size_relative": training.step_size * self.largest_eigenvalue,
+            "steps": int(training.path.ts[-1]),
+            "replicas": training.path.loss.shape[0],
+            "distance": float(training.distance[-1]),
+            "distance_error": float(training.distance_error[-1]),
+            "seconds_limit": self.limit_seconds,
+            "seconds_training": training.seconds,
+            "ratio": training.seconds / self.limit_seconds,
+            "diverged_at": training.diverged_at,
+        }
+        last = len(training.path.ts) - 1
+        for name, values in self.limit.measured().items():
+            mean, error = training.path.mean(name)
+            row[f"{name}_start"] = float(values[0])
+            row[f"{name}_limit"] = float(values[last])
+            row[f"{name}_training"] = float(mean[last])
+            row[f"{name}_error"] = float(error[last]) if error is not None else None
+        return row
+
+
+def compare(
+    system: AbstractSystem,
+    params: PyTree,
+    step_sizes: Sequence[float],
+    *,
+    key: Key[Array, ""],
+    t1: float | None = None,
+    steps: int = 100_000,
+    replicas: int = 8,
+    saves: int = 26,
+    observables: Observables | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Project, classify, follow the limit, and train ensembles to the same slow time.
+
+    **Arguments:**
+
+    - `system`, `params`: a system and any start from which zero loss can be reached.
+    - `step_sizes`: one ensemble for each.
+    - `key`: for the training runs.
+    - `t1`: the slow time to go to. By default, what `steps` steps at the smallest step size take.
+    - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
+    - `saves`: how many times to save at.
+    - `observables`: functions of the parameters to measure, by name.
+    - `progress`: whether to show progress bars in a terminal.
+
+    **Returns:** a `Comparison`. A training that diverges is kept up to there.
+
+    **Raises:** what `project`, `classify` and `limit` raise, and `StabilityError`, before any training.
+    """
+    step_sizes = [float(step_size) for step_size in step_sizes]
+    if not step_sizes or min(step_sizes) <= 0:
+        raise InputError(f"step_sizes must be one or more positive numbers, got {step_sizes}.")
+    if replicas < 2:
+        raise InputError(f"replicas must be at least 2 for error estimates, got {replicas}.")
+    point = project(system, params)
+    largest = largest_eigenvalue(system, point)
+    for step_size in step_sizes:
+        check_stability(step_size, largest)
+    sigma = system.noise_law(point).sigma
+    regime = classify(system, point)
+    if t1 is None:
+        t1 = _default_horizon(regime, min(step_sizes), sigma, steps)
+    began = time.perf_counter()
+    followed = limit(
+        system, point, t1, saves=saves, regime=regime, observables=observables, progress=progress
+    )
+    limit_seconds = time.perf_counter() - began
+    trainings = tuple(
+        _train(
+            system, followed, regime, step_size, sigma, steps, one_key, replicas, observables, progress
+        )
+        for step_size, one_key in zip(step_sizes, jax.random.split(key, len(step_sizes)), strict=True)
+    )
+    return Comparison(system.describe(), sigma, regime, largest, followed, limit_seconds, trainings)
+
+
+def _default_horizon(regime: Regime, step_size: float, sigma: float, steps: int) -> float:
+    if regime.time_scale is None:
+        return 1.0
+    return float(slow_time(steps, regime.time_scale, step_size, sigma))
+
+
+def _train(
+    system: AbstractSystem,
+    followed: Path,
+    regime: Regime,
+    step_size: float,
+    sigma: float,
+    steps: int,
+    key: Key[Array, ""],
+    replicas: int,
+    observables: Observables | None,
+    progress: bool,
+) -> Training:
+    if regime.time_scale is None:
+        share = followed.ts / followed.ts[-1]
+        save_steps = np.round(share * min(steps, _TRIVIAL_STEPS)).astype(int)
+    else:
+        save_steps = np.array(
+            [steps_for(t, regime.time_scale, step_size, sigma) for t in followed.ts]
+        )
+    if (np.diff(save_steps) <= 0).any():
+        raise InputError(
+            f"at step size {step_size:.4g} the slow time {followed.ts[-1]:.4g} takes only {save_steps[-1]} "
+            f"training steps, fewer than the {len(save_steps)} times saved. Take a longer horizon, a "
+            "smaller step size or less noise."
+        )
+    start = jax.tree.map(lambda leaf: leaf[0], followed.params)
+    began, diverged_at = time.perf_counter(), None
+    try:
+        path = descend(
+            system,
+            start,
+            step_size,
+            int(save_steps[-1]),
+            key=key,
+            replicas=replicas,
+            save_steps=save_steps,
+            observables=observables,
+            progress=progress,
+        )
+    except DivergenceError as error:
+        if error.path is None:
+            raise
+        path, diverged_at = error.path, error.step
+    seconds = time.perf_counter() - began
+    distance, distance_error = _distance(path, followed)
+    return Training(step_size, path, distance, distance_error, seconds, diverged_at)
+
+
+def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
+    ensemble = _flat(training.params, 2)
+    line = _flat(followed.params, 1)
+    travelled = np.linalg.norm(line[-1] - line[0])
+    unit = travelled if travelled > 0 else np.linalg.norm(line[0])
+    reached = ensemble.shape[1]
+    distance = np.linalg.norm(ensemble.mean(axis=0) - line[:reached], axis=-1)
+    scatter = np.sqrt(ensemble.var(axis=0, ddof=1).sum(axis=-1) / ensemble.shape[0])
+    return distance / unit, scatter / unit
+
+
+def _flat(params: PyTree, lead: int) -> np.ndarray:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)

@@ -1,0 +1,19 @@
+"""Named problems on real or published data, ready to run."""
+
+from collections.abc import Callable
+
+from zeroloss.errors import InputError
+from zeroloss.problems.base import Problem
+from zeroloss.problems.digits import digits
+from zeroloss.problems.hyperbola import hyperbola
+
+PROBLEMS: dict[str, Callable[..., Problem]] = {"digits": digits, "hyperbola": hyperbola}
+
+__all__ = ["PROBLEMS", "Problem", "digits", "hyperbola", "load"]
+
+
+def load(name: str, **options: object) -> Problem:
+    """The problem called `name`, built with `options`; `InputError` lists the known names."""
+    if name not in PROBLEMS:
+        raise InputError(f"unknown problem {name!r}. Known: {', '.join(PROBLEMS)}.")
+    return PROBLEMS[name](**options)
