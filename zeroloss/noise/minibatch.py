@@ -1,5 +1,7 @@
 """Minibatches: a sampling scheme, averaged exactly and never expanded (theory.md, section 4)."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from zeroloss.noise.base import AbstractNoise
 
 
 def _positive_size(size: int) -> int:
-    if isinstance(size, bool) or int(size) != size or size < 1:
+    if not (math.isfinite(size) and int(size) == size and size >= 1):
         raise InputError(f"the size of a minibatch must be a positive integer, got {size!r}.")
     return int(size)
 

@@ -3,13 +3,21 @@
 from collections.abc import Callable
 
 from zeroloss.errors import InputError
-from zeroloss.problems.base import Problem
+from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, parse_noise
 from zeroloss.problems.digits import digits
 from zeroloss.problems.hyperbola import hyperbola
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {"digits": digits, "hyperbola": hyperbola}
 
-__all__ = ["PROBLEMS", "Problem", "digits", "hyperbola", "load"]
+__all__ = [
+    "DEFAULT_STRENGTHS",
+    "PROBLEMS",
+    "Problem",
+    "digits",
+    "hyperbola",
+    "load",
+    "parse_noise",
+]
 
 
 def load(name: str, **options: object) -> Problem:

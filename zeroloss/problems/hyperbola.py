@@ -18,7 +18,7 @@ def hyperbola() -> Problem:
         noises={
             "label": LabelNoise,
             "weight": WeightNoise,
-            "minibatch": lambda size: MiniBatch(min(int(size), 1)),
+            "minibatch": lambda size: MiniBatch(min(size, 1)),
         },
         description="two parameters with product 1",
     )

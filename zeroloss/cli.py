@@ -1,0 +1,241 @@
+"""The command line: parse, call, print."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from zeroloss import problems, report, runs
+from zeroloss.dynamics import Comparison, classify, compare
+from zeroloss.errors import ZerolossError
+from zeroloss.manifold import largest_eigenvalue, project
+from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
+
+app = typer.Typer(
+    help="What the noise in a training recipe does once the loss is zero.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_out, _messages = Console(), Console(stderr=True)
+
+_ProblemName = Annotated[str, typer.Argument(help=f"One of: {', '.join(problems.PROBLEMS)}.")]
+_Noise = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A noise such as dropout, label:0.3 or minibatch:32+label:0.1. Repeat for several."
+    ),
+]
+_Width = Annotated[
+    list[int] | None, typer.Option(help="Width of a hidden layer. Repeat for several layers.")
+]
+_Examples = Annotated[int | None, typer.Option(help="Number of training examples.")]
+_Rate = Annotated[
+    float, typer.Option(help="Rate of dropout where --noise does not give it.")
+]
+_Sigma = Annotated[float | None, typer.Option(help="Sigma of label and weight noise, likewise.")]
+_Batch = Annotated[int, typer.Option(help="Size of minibatches, likewise.")]
+_Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise.")]
+
+
+@app.callback()
+def _main() -> None:
+    jax.config.update("jax_enable_x64", True)
+
+
+@app.command("classify")
+def classify_command(
+    problem: _ProblemName,
+    noise: _Noise = None,
+    width: _Width = None,
+    examples: _Examples = None,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    seed: _Seed = 0,
+) -> None:
+    """Say what each noise does to PROBLEM: time scale, stochastic or not, towards what.
+
+    Without --noise, for every noise that the problem knows, and minibatches with each.
+    """
+    with _errors():
+        chosen = _load(problem, width, examples, seed)
+        strengths = _strengths(rate, sigma, batch)
+        names = noise or _every_noise(chosen)
+        noises = {name: parse_noise(chosen, name, strengths) for name in names}
+        table = Table(title=chosen.description, title_justify="left")
+        for column in ("noise", "verdict", "drifts in steps", "kind", "towards", "margin"):
+            table.add_column(column, overflow="fold")
+        caveats = {}
+        point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
+        for name, one in noises.items():
+            regime = classify(chosen.problem.with_noise(one), point, key=jax.random.key(seed))
+            kind = "" if regime.name == "trivial" else "SDE" if regime.stochastic else "ODE"
+            towards = "" if regime.name == "trivial" else regime.towards
+            table.add_row(
+                name, regime.name, regime.time_scale or "never", kind, towards, f"{regime.margin:.1e}"
+            )
+            if regime.caveat:
+                caveats[name] = regime.caveat
+        _out.print(table)
+        _out.print(
+            f"The zero-loss set has dimension {regime.dimension} in {regime.dimension + regime.codimension} "  # pyright: ignore
+            "parameters."
+        )
+        for name, caveat in caveats.items():
+            _out.print(f"{name}: {caveat}.")
+
+
+@app.command("compare")
+def compare_command(
+    problem: _ProblemName,
+    noise: _Noise = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run: data, figures and report.html.")
+    ] = None,
+    width: _Width = None,
+    examples: _Examples = None,
+    step_size: Annotated[
+        float, typer.Option(help="Step size times the largest Hessian eigenvalue; stable below 2.")
+    ] = 0.5,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    horizon: Annotated[
+        float | None, typer.Option(help="Slow time to go to; overrides --steps.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps to go to.")] = 50_000,
+    replicas: Annotated[int, typer.Option(help="Training runs per ensemble.")] = 8,
+    seed: _Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run already in --out.")] = False,
+) -> None:
+    """Follow the limit of each noise on PROBLEM, run the noisy training, and show both side by side."""
+    with _errors():
+        chosen = _load(problem, width, examples, seed)
+        names = noise or list(chosen.noises)
+        strengths = _strengths(rate, sigma, batch)
+        noises = {name: parse_noise(chosen, name, strengths) for name in names}
+        config = dict(
+            command="compare", problem=problem, description=chosen.description, noise=list(noises),
+            width=width, examples=examples, step_size=step_size, strengths=strengths,
+            horizon=horizon, steps=steps, replicas=replicas, seed=seed,
+        )  # fmt: skip
+        if out is not None:
+            runs.create(out, config, overwrite=overwrite)
+        point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
+        comparisons: dict[str, Comparison] = {}
+        for index, (name, one) in enumerate(noises.items()):
+            system = chosen.problem.with_noise(one)
+            _messages.print(f"[bold]{name}[/bold]: limit, then {replicas} training runs ...")
+            began = time.perf_counter()
+            comparisons[name] = compare(
+                system,
+                point,
+                [step_size / largest_eigenvalue(system, point)],
+                key=jax.random.fold_in(jax.random.key(seed), index),
+                t1=horizon,
+                steps=steps,
+                replicas=replicas,
+                observables=chosen.observables,
+                progress=True,
+            )
+            _messages.print(f"  {comparisons[name].regime}; {time.perf_counter() - began:.0f} s")
+            if out is not None:
+                runs.write_results(out, runs.gather(comparisons))
+        _out.print(_comparison_table(chosen, comparisons))
+        _print_divergence(comparisons)
+        if out is not None:
+            page = report.write(out)
+            _messages.print(f"Wrote {page}")
+
+
+def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:
+    rows = {name: comparison.rows()[0] for name, comparison in comparisons.items()}
+    table = Table(title=problem.description, title_justify="left", show_lines=True)
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, overflow="fold")
+
+    def add(label: str, cells: list[str]) -> None:
+        table.add_row(label, *cells)
+
+    each = list(rows.values())
+    add("verdict", [row["regime"] for row in each])
+    add("drifts in steps", [row["time_scale"] or "never" for row in each])
+    add("training steps", [f"{row['steps']:,}" for row in each])
+    for quantity, label in report.quantities(each[0]).items():
+        for where in ("start", "limit"):
+            add(f"{label}, {where}", [f"{row[f'{quantity}_{where}']:.5g}" for row in each])
+        add(
+            f"{label}, trained",
+            [f"{row[f'{quantity}_training']:.5g} ± {row[f'{quantity}_error']:.1g}" for row in each],
+        )
+    add(
+        "distance limit-training / travelled",
+        [f"{row['distance']:.2g} (ensemble error {row['distance_error']:.1g})" for row in each],
+    )
+    add("seconds for the limit", [f"{row['seconds_limit']:.1f}" for row in each])
+    add("seconds for the training", [f"{row['seconds_training']:.1f}" for row in each])
+    add("ratio", [f"{row['ratio']:.1f}" for row in each])
+    return table
+
+
+def _print_divergence(comparisons: dict[str, Comparison]) -> None:
+    for name, comparison in comparisons.items():
+        for training in comparison.trainings:
+            if training.diverged_at is not None:
+                _messages.print(
+                    f"[red]{name}: training diverged at step {training.diverged_at:,}[/red]; the results "
+                    f"go to step {int(training.path.ts[-1]):,}."
+                )
+
+
+def _load(name: str, width: list[int] | None, examples: int | None, seed: int) -> Problem:
+    options: dict[str, Any] = {}
+    if width:
+        options["widths"] = tuple(width)
+    if examples is not None:
+        options["examples"] = examples
+    if name == "digits":
+        options["seed"] = seed
+    return problems.load(name, **options)
+
+
+def _every_noise(problem: Problem) -> list[str]:
+    alone = list(problem.noises)
+    others = [name for name in alone if name != "minibatch"]
+    return alone + [f"minibatch+{name}" for name in others]
+
+
+def _strengths(rate: float, sigma: float | None, batch: int) -> dict[str, float]:
+    given = {} if sigma is None else {"label": sigma, "weight": sigma}
+    return DEFAULT_STRENGTHS | {"dropout": rate, "minibatch": float(batch)} | given
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except ZerolossError as error:
+        _messages.print(f"[bold red]error:[/bold red] {error}", highlight=False, markup=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _messages.print("Stopped. Noises that had finished are in the run folder, if one was given.")
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the `zeroloss` command."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
