@@ -30,17 +30,11 @@ _out, _messages = Console(), Console(stderr=True)
 _ProblemName = Annotated[str, typer.Argument(help=f"One of: {', '.join(problems.PROBLEMS)}.")]
 _Noise = Annotated[
     list[str] | None,
-    typer.Option(
-        help="A noise such as dropout, label:0.3 or minibatch:32+label:0.1. Repeat for several."
-    ),
+    typer.Option(help="A noise such as dropout, label:0.3 or minibatch:32+label:0.1. Repeat for several."),
 ]
-_Width = Annotated[
-    list[int] | None, typer.Option(help="Width of a hidden layer. Repeat for several layers.")
-]
+_Width = Annotated[list[int] | None, typer.Option(help="Width of a hidden layer. Repeat for several layers.")]
 _Examples = Annotated[int | None, typer.Option(help="Number of training examples.")]
-_Rate = Annotated[
-    float, typer.Option(help="Rate of dropout where --noise does not give it.")
-]
+_Rate = Annotated[float, typer.Option(help="Rate of dropout where --noise does not give it.")]
 _Sigma = Annotated[float | None, typer.Option(help="Sigma of label and weight noise, likewise.")]
 _Batch = Annotated[int, typer.Option(help="Size of minibatches, likewise.")]
 _Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise.")]
@@ -81,7 +75,12 @@ def classify_command(
             kind = "" if regime.name == "trivial" else "SDE" if regime.stochastic else "ODE"
             towards = "" if regime.name == "trivial" else regime.towards
             table.add_row(
-                name, regime.name, regime.time_scale or "never", kind, towards, f"{regime.margin:.1e}"
+                name,
+                regime.name,
+                regime.time_scale or "never",
+                kind,
+                towards,
+                f"{regime.margin:.1e}",
             )
             if regime.caveat:
                 caveats[name] = regime.caveat
@@ -109,9 +108,7 @@ def compare_command(
     rate: _Rate = DEFAULT_STRENGTHS["dropout"],
     sigma: _Sigma = None,
     batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
-    horizon: Annotated[
-        float | None, typer.Option(help="Slow time to go to; overrides --steps.")
-    ] = None,
+    horizon: Annotated[float | None, typer.Option(help="Slow time to go to; overrides --steps.")] = None,
     steps: Annotated[int, typer.Option(help="Training steps to go to.")] = 50_000,
     replicas: Annotated[int, typer.Option(help="Training runs per ensemble.")] = 8,
     seed: _Seed = 0,

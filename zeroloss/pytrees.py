@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -33,7 +34,7 @@ def flatten(params: PyTree) -> tuple[Vector, Callable[[Vector], PyTree]]:
 
 def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is a JAX tracer, so that its value cannot be looked at."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def check_finite(tree: PyTree, what: str) -> None:

@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.errors import InputError, LossError
-from zeroloss.noise import AbstractInjection, AbstractLaw, AbstractNoise, Forward, Joint, MiniBatch, parts
+from zeroloss.noise import (
+    AbstractInjection,
+    AbstractLaw,
+    AbstractNoise,
+    Forward,
+    Joint,
+    MiniBatch,
+    parts,
+)
 from zeroloss.pytrees import check_finite, check_parameters, is_traced
 
 Scalar = Float[Array, ""]
@@ -33,12 +41,16 @@ class AbstractSystem(eqx.Module):
         """L_hat(w, eta)."""
 
     @abc.abstractmethod
-    def clean_loss(self, params: PyTree) -> Scalar:
-        """L(w), from the noise-free problem."""
+    def clean_problem(self) -> "Loss | LeastSquares":
+        """The problem without its noise. All geometry is in terms of it."""
 
     @abc.abstractmethod
     def describe(self) -> str:
         """The noise in a few words, for tables and messages."""
+
+    def clean_loss(self, params: PyTree) -> Scalar:
+        """L(w)."""
+        return self.clean_problem().loss(params)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         """The gradient that one step of training uses. One gradient."""
@@ -95,16 +107,24 @@ class System(AbstractSystem):
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         return self.loss(params, eta)
 
-    def clean_loss(self, params: PyTree) -> Scalar:
-        if self.clean is not None:
-            return self.clean(params)
-        return self.loss(params, self.law.zeros(jnp.result_type(*jax.tree.leaves(params))))
+    def clean_problem(self) -> "Loss":
+        return Loss(_WithoutNoise(self.loss, self.law) if self.clean is None else self.clean)
 
     def describe(self) -> str:
         return f"custom noise, {type(self.law).__name__} law"
 
 
-class _NoisyLossSystem(AbstractSystem):
+class _WithoutNoise(eqx.Module):
+    """params -> loss(params, 0)."""
+
+    loss: Callable[[PyTree, PyTree], Scalar]
+    law: AbstractLaw
+
+    def __call__(self, params: PyTree) -> Scalar:
+        return self.loss(params, self.law.zeros(jnp.result_type(*jax.tree.leaves(params))))
+
+
+class LossSystem(AbstractSystem):
     """A plain loss with noise on what it is given."""
 
     function: Callable[[PyTree], Scalar]
@@ -117,8 +137,8 @@ class _NoisyLossSystem(AbstractSystem):
         forward = _apply_all(self.injections, Forward(self.function, params), eta)
         return forward.model(forward.params)
 
-    def clean_loss(self, params: PyTree) -> Scalar:
-        return self.function(params)
+    def clean_problem(self) -> "Loss":
+        return Loss(self.function)
 
     def describe(self) -> str:
         return _describe(self.injections)
@@ -129,14 +149,18 @@ class Loss(eqx.Module):
 
     function: Callable[[PyTree], Scalar]
 
-    def with_noise(self, noise: AbstractNoise) -> AbstractSystem:
+    def loss(self, params: PyTree) -> Scalar:
+        """L(w)."""
+        return self.function(params)
+
+    def with_noise(self, noise: AbstractNoise) -> LossSystem:
         """The system that trains this loss under `noise`, a noise that enters at the parameters."""
         injections, minibatch = _split(noise)
         if minibatch is not None:
             raise InputError(
                 "minibatches need examples, and zeroloss.Loss has none: use zeroloss.LeastSquares."
             )
-        return _NoisyLossSystem(self.function, injections)
+        return LossSystem(self.function, injections)
 
 
 class LeastSquares(eqx.Module):
@@ -175,6 +199,10 @@ class LeastSquares(eqx.Module):
         """Number of examples N."""
         return self.targets.shape[0]
 
+    def loss(self, params: PyTree) -> Scalar:
+        """L(w)."""
+        return _half_mean_square(self.model(params, self.inputs) - self.targets)
+
     def with_noise(self, noise: AbstractNoise) -> "LeastSquaresSystem":
         """The system that trains this problem under `noise`, which may be a sum of noises."""
         injections, minibatch = _split(noise)
@@ -195,12 +223,10 @@ class LeastSquaresSystem(AbstractSystem):
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         """L_hat(w, eta) over all examples, without minibatch."""
-        return _half_mean_square(
-            self.residuals(params, self.problem.inputs, self.problem.targets, eta)
-        )
+        return _half_mean_square(self.residuals(params, self.problem.inputs, self.problem.targets, eta))
 
-    def clean_loss(self, params: PyTree) -> Scalar:
-        return _half_mean_square(self.problem.model(params, self.problem.inputs) - self.problem.targets)
+    def clean_problem(self) -> LeastSquares:
+        return self.problem
 
     def residuals(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Array:
         """Noisy residuals of some examples. `eta` is a tuple with one entry per injection."""
@@ -209,21 +235,21 @@ class LeastSquaresSystem(AbstractSystem):
         return forward.model(forward.params, forward.inputs) - forward.targets
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
-        data = (self.problem.inputs, self.problem.targets)
+        inputs, targets = self.problem.inputs, self.problem.targets
         dtype = jnp.result_type(*jax.tree.leaves(params))
         batch_key, noise_key = jax.random.split(key)
         if self.minibatch is None:
-            eta = self._law(params, *data).draw(noise_key, dtype)
+            eta = self._law(params, inputs, targets).draw(noise_key, dtype)
         else:
             batch = self.minibatch.indices(batch_key, self.problem.number)
             if self.minibatch.replace:  # an example drawn twice keeps one noise: draw it for all
-                everyone = self._law(params, *data).draw(noise_key, dtype)
+                everyone = self._law(params, inputs, targets).draw(noise_key, dtype)
                 eta = self.per_example(lambda leaf: leaf[batch], everyone)
-                data = jax.tree.map(lambda leaf: leaf[batch], data)
+                inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
             else:
-                data = jax.tree.map(lambda leaf: leaf[batch], data)
-                eta = self._law(params, *data).draw(noise_key, dtype)
-        return jax.grad(lambda p: _half_mean_square(self.residuals(p, *data, eta)))(params)
+                inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
+                eta = self._law(params, inputs, targets).draw(noise_key, dtype)
+        return jax.grad(lambda p: _half_mean_square(self.residuals(p, inputs, targets, eta)))(params)
 
     def describe(self) -> str:
         return _describe((*self.injections, *([self.minibatch] if self.minibatch else [])))

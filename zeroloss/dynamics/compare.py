@@ -75,9 +75,7 @@ class Comparison(eqx.Module):
             dataset["distance"] = ("time", training.distance)
             dataset["distance_error"] = ("time", training.distance_error)
             if self.regime.time_scale is not None:
-                slow = slow_time(
-                    training.path.ts, self.regime.time_scale, training.step_size, self.sigma
-                )
+                slow = slow_time(training.path.ts, self.regime.time_scale, training.step_size, self.sigma)
                 unit = f"slow time, {self.regime.time_scale} steps"
                 dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
             dataset.attrs["step_size"] = training.step_size
@@ -175,7 +173,16 @@ def compare(
     limit_seconds = time.perf_counter() - began
     trainings = tuple(
         _train(
-            system, followed, regime, step_size, sigma, steps, one_key, replicas, observables, progress
+            system,
+            followed,
+            regime,
+            step_size,
+            sigma,
+            steps,
+            one_key,
+            replicas,
+            observables,
+            progress,
         )
         for step_size, one_key in zip(step_sizes, jax.random.split(key, len(step_sizes)), strict=True)
     )
@@ -204,9 +211,7 @@ def _train(
         share = followed.ts / followed.ts[-1]
         save_steps = np.round(share * min(steps, _TRIVIAL_STEPS)).astype(int)
     else:
-        save_steps = np.array(
-            [steps_for(t, regime.time_scale, step_size, sigma) for t in followed.ts]
-        )
+        save_steps = np.array([steps_for(t, regime.time_scale, step_size, sigma) for t in followed.ts])
     if (np.diff(save_steps) <= 0).any():
         raise InputError(
             f"at step size {step_size:.4g} the slow time {followed.ts[-1]:.4g} takes only {save_steps[-1]} "

@@ -14,8 +14,7 @@ from zeroloss.dynamics.drift import check_stability
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.path import Observables, Path, Recorder
 from zeroloss.errors import DivergenceError, InputError
-from zeroloss.manifold import largest_eigenvalue
-from zeroloss.manifold.locate import manifold_of
+from zeroloss.manifold import largest_eigenvalue, manifold_of
 from zeroloss.progress import progress_bar
 from zeroloss.pytrees import flatten
 from zeroloss.system import AbstractSystem, Scalar
@@ -69,9 +68,8 @@ def descend(
     count = 1 if replicas is None else replicas
     run = _Run(system, jax.random.split(key, count), jnp.asarray(step_size))
     start = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * jnp.ndim(leaf)), params)
-    recorder = Recorder(
-        expand(manifold_of(system, flatten(params)[1])), observables, batched=replicas is not None
-    )
+    manifold = manifold_of(system, flatten(params)[1])
+    recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None)
     return _train(run, start, times, recorder, progress)
 
 
@@ -81,9 +79,7 @@ class _Run(NamedTuple):
     step_size: Scalar
 
 
-def _train(
-    run: _Run, states: PyTree, times: np.ndarray, recorder: Recorder, progress: bool
-) -> Path:
+def _train(run: _Run, states: PyTree, times: np.ndarray, recorder: Recorder, progress: bool) -> Path:
     done, chunk = 0, _FIRST_CHUNK
     with progress_bar("training", float(max(times[-1], 1)), progress) as show:
         for target in times:
@@ -122,7 +118,9 @@ def _advance_compiled(run: _Run, states: PyTree, start: Array, count: Array) -> 
         def step(index: Array, params: PyTree) -> PyTree:
             gradient = run.system.noisy_gradient(params, jax.random.fold_in(key, index))
             return jax.tree.map(
-                lambda leaf, slope: leaf - run.step_size.astype(leaf.dtype) * slope, params, gradient
+                lambda leaf, slope: leaf - run.step_size.astype(leaf.dtype) * slope,
+                params,
+                gradient,
             )
 
         return jax.lax.fori_loop(start, start + count, step, params)
@@ -153,9 +151,7 @@ def _flat(states: PyTree, batched: bool) -> Array:
     return flat if batched else flat[0]
 
 
-def _save_steps(
-    steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None
-) -> np.ndarray:
+def _save_steps(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None) -> np.ndarray:
     if steps < 1 or int(steps) != steps:
         raise InputError(f"steps must be a positive integer, got {steps}.")
     if save_steps is None:

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, StabilityError
-from zeroloss.manifold import locate
+from zeroloss.manifold import Geometry, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -37,7 +37,7 @@ def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
     (per example, for noise per example).
     """
     manifold, w = locate(system, point)
-    return expand(manifold).regularizer(w)
+    return expand(system, manifold).regularizer(w)
 
 
 def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drift:
@@ -58,44 +58,45 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drif
     Works under `jax.jit` and `jax.vmap`, where nothing can be checked.
     """
     manifold, w = locate(system, point)
+    expansion = expand(system, manifold)
     if not is_traced(step_size):
         check_step_size_of_drift(system, step_size)
         if step_size > 0 and not is_traced(w):
-            check_stability(step_size, float(_largest_eigenvalue(expand(manifold), w)))
-    first, second, diffusion = _both_scales(expand(manifold), w, jnp.asarray(step_size, jnp.float64))
+            check_stability(step_size, float(_largest_eigenvalue(expansion, w)))
+    first, second, diffusion = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
     return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
 
 
-def first_drift(expansion: AbstractExpansion, w: Vector) -> Vector:
+def first_drift(expansion: AbstractExpansion, w: Vector, geometry: Geometry) -> Vector:
     """D_1 = -P_T grad Reg (theory.md, section 2)."""
-    return -expansion.manifold.at(w).tangent(jax.grad(expansion.regularizer)(w))
+    return -geometry.tangent(jax.grad(expansion.regularizer)(w))
 
 
-def second_drift(expansion: AbstractExpansion, w: Vector, step_size: Scalar | float = 0.0) -> Vector:
+def second_drift(
+    expansion: AbstractExpansion, w: Vector, geometry: Geometry, step_size: Scalar | float = 0.0
+) -> Vector:
     """b, or D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
 
     -1/2 H^+ T[P_T Sigma P_T]  -  P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
     """
-    manifold = expansion.manifold
-    geometry = manifold.at(w)
+    third = expansion.manifold.third
     covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
-    stationary = manifold.third(w, geometry.basis @ covariance, geometry.basis)
-    drift = -0.5 * geometry.tangent(stationary)
+    stationary = -0.5 * geometry.tangent(third(w, geometry.basis @ covariance, geometry.basis))
     factor = expansion.factor(w)
     if factor is None:
-        return drift
+        return stationary
     tangential = geometry.tangent(factor)
-    curvature = geometry.pseudo_inverse(manifold.third(w, tangential, tangential))
-    mixed = geometry.tangent(manifold.third(w, geometry.pseudo_inverse(factor), tangential))
-    return drift - mixed - 0.5 * curvature
+    mixed = -geometry.tangent(third(w, geometry.pseudo_inverse(factor), tangential))
+    curvature = -0.5 * geometry.pseudo_inverse(third(w, tangential, tangential))
+    return curvature + mixed + stationary
 
 
 def tangential_noise(
-    expansion: AbstractExpansion, w: Vector
+    expansion: AbstractExpansion, w: Vector, geometry: Geometry
 ) -> Float[Array, "parameters noise"] | None:
     """P_T G, or None where it vanishes identically."""
     factor = expansion.factor(w)
-    return None if factor is None else expansion.manifold.at(w).tangent(factor)
+    return None if factor is None else geometry.tangent(factor)
 
 
 def check_step_size_of_drift(system: AbstractSystem, step_size: float) -> None:
@@ -121,10 +122,11 @@ def check_stability(step_size: float, largest_eigenvalue: float) -> None:
 
 @eqx.filter_jit
 def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
+    geometry = expansion.manifold.at(w)
     return (
-        first_drift(expansion, w),
-        second_drift(expansion, w, step_size),
-        tangential_noise(expansion, w),
+        first_drift(expansion, w, geometry),
+        second_drift(expansion, w, geometry, step_size),
+        tangential_noise(expansion, w, geometry),
     )
 
 

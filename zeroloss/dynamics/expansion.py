@@ -20,6 +20,7 @@ from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 class AbstractExpansion(eqx.Module):
     """Reg and Sigma of a system, as functions of the flat parameters."""
 
+    system: eqx.AbstractVar[AbstractSystem]
     manifold: eqx.AbstractVar[AbstractManifold]
 
     @abc.abstractmethod
@@ -40,12 +41,13 @@ class AbstractExpansion(eqx.Module):
 
     @abc.abstractmethod
     def total_variance(self, w: Vector) -> Scalar:
-        """tr Sigma."""
+        """Tr Sigma."""
 
 
 class GeneralExpansion(AbstractExpansion):
     """For any noisy loss. Costs n gradients for Reg and for G, with n the number of noise components."""
 
+    system: AbstractSystem
     manifold: AbstractManifold
 
     def regularizer(self, w: Vector) -> Scalar:
@@ -82,10 +84,10 @@ class GeneralExpansion(AbstractExpansion):
         return jax.vmap(second)(jnp.eye(zero.shape[0]))
 
     def _loss(self, w: Vector, eta: PyTree) -> Scalar:
-        return self.manifold.system.noisy_loss(self.manifold.unravel(w), eta)
+        return self.system.noisy_loss(self.manifold.unravel(w), eta)
 
     def _noise(self, w: Vector) -> tuple[Array, Any]:
-        law = self.manifold.system.noise_law(self.manifold.unravel(w))
+        law = self.system.noise_law(self.manifold.unravel(w))
         zero, unravel = ravel_pytree(law.zeros(jnp.float64))
         return zero, lambda xi: law.unit(unravel(xi))
 
@@ -97,11 +99,12 @@ class LeastSquaresExpansion(AbstractExpansion):
     c the minibatch counts. Costs one gradient per output and example for B, and m x m memory.
     """
 
+    system: LeastSquaresSystem
     manifold: GramManifold
 
     def regularizer(self, w: Vector) -> Scalar:
         own, shared = self._sensitivities(w)
-        number = self._system.problem.number
+        number = self.system.problem.number
         return sum(jnp.sum(block**2) for block in (*own, *shared)) / (2 * number) + jnp.zeros(())
 
     def magnitude(self, w: Vector) -> Scalar:
@@ -110,7 +113,7 @@ class LeastSquaresExpansion(AbstractExpansion):
     def normal_covariance(self, w: Vector, geometry: Geometry) -> Float[Array, "q q"]:
         # J Q = U (N Lambda)^(1/2), recovered from the basis itself.
         left = self.manifold.jacobian(w) @ geometry.basis
-        return left.T @ self._residual_covariance(w) @ left / self._system.problem.number**2
+        return left.T @ self._residual_covariance(w) @ left / self.system.problem.number**2
 
     def factor(self, w: Vector) -> None:
         return None
@@ -118,26 +121,22 @@ class LeastSquaresExpansion(AbstractExpansion):
     def total_variance(self, w: Vector) -> Scalar:
         jacobian = self.manifold.jacobian(w)
         covariance = self._residual_covariance(w)
-        return jnp.sum(covariance * (jacobian @ jacobian.T)) / self._system.problem.number**2
-
-    @property
-    def _system(self) -> LeastSquaresSystem:
-        return self.manifold.system
+        return jnp.sum(covariance * (jacobian @ jacobian.T)) / self.system.problem.number**2
 
     def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
-        """d r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
-        system, params = self._system, self.manifold.unravel(w)
+        """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
+        system, params = self.system, self.manifold.unravel(w)
         if not system.injections:
             return [], []
         law = system.noise_law(params)
         zero = law.zeros(jnp.float64)
 
         def of_one(inputs: Any, targets: Array, eta: PyTree) -> PyTree:
-            one = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
+            inputs, targets = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
 
             def residual(xi: PyTree) -> Array:
                 noise = system.per_example(lambda leaf: leaf[None], law.unit(xi))
-                return system.residuals(params, *one, noise)[0].reshape(-1)
+                return system.residuals(params, inputs, targets, noise)[0].reshape(-1)
 
             return jax.jacrev(residual)(eta)
 
@@ -156,8 +155,8 @@ class LeastSquaresExpansion(AbstractExpansion):
     def _residual_covariance(self, w: Vector) -> Float[Array, "residuals residuals"]:
         """S = E[c c^T] o B B^T."""
         own, shared = self._sensitivities(w)
-        number, outputs = self._system.problem.number, self._system.problem.targets.size
-        minibatch = self._system.minibatch
+        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        minibatch = self.system.minibatch
         same, different = (1.0, 1.0) if minibatch is None else minibatch.second_moments(number)
         covariance = jnp.zeros((outputs, outputs))
         for block in shared:
@@ -168,14 +167,14 @@ class LeastSquaresExpansion(AbstractExpansion):
         covariance = covariance * jnp.where(is_same > 0, same, different)
         for block in own:
             blocks = same * jnp.einsum("ika,ila->ikl", block, block)
-            covariance = covariance + jnp.einsum(
-                "ij,ikl->ikjl", jnp.eye(number), blocks
-            ).reshape(outputs, outputs)
+            covariance = covariance + jnp.einsum("ij,ikl->ikjl", jnp.eye(number), blocks).reshape(
+                outputs, outputs
+            )
         return covariance
 
 
-def expand(manifold: AbstractManifold) -> AbstractExpansion:
-    """The expansion that goes with a manifold."""
-    if isinstance(manifold, GramManifold):
-        return LeastSquaresExpansion(manifold)
-    return GeneralExpansion(manifold)
+def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:
+    """The expansion of a system's noise around its zero-loss set."""
+    if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
+        return LeastSquaresExpansion(system, manifold)
+    return GeneralExpansion(system, manifold)

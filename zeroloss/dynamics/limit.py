@@ -66,8 +66,9 @@ def limit(
     """
     times = _times(t1, ts, saves)
     manifold, start = locate(system, point)
+    expansion = expand(system, manifold)
     if regime is None:
-        regime = classify_at(manifold, start, jax.random.key(0) if key is None else key, _POINTS)
+        regime = classify_at(expansion, start, jax.random.key(0) if key is None else key, _POINTS)
     if regime.stochastic:
         raise UnsupportedError(
             f"the limit of this noise is stochastic (measure of its diffusion {regime.diffusion:.3g}); this "
@@ -75,8 +76,8 @@ def limit(
         )
     if replicas is not None:
         raise InputError("replicas make sense for a stochastic limit only, and this one is deterministic.")
-    recorder = Recorder(expand(manifold), observables, batched=False)
-    return _follow(expand(manifold), start, times, regime, recorder, rtol, progress)
+    recorder = Recorder(expansion, observables, batched=False)
+    return _follow(expansion, start, times, regime, recorder, rtol, progress)
 
 
 def _follow(
@@ -122,13 +123,15 @@ class _State(eqx.Module):
     steps: Array
 
 
-def _field(t: Scalar, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
+def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
     expansion, fast = args
-    return first_drift(expansion, w) if fast else second_drift(expansion, w)
+    geometry = expansion.manifold.at(w)
+    return first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
 
 
 _TERM = diffrax.ODETerm(_field)
 _SOLVER = diffrax.Dopri8()
+_ERROR_ORDER = 8.0
 
 
 def _controller(w: Vector, rtol: Scalar) -> diffrax.PIDController:
@@ -141,7 +144,7 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
     args = (expansion, fast)
     zero = jnp.zeros(())
     dt, controller_state = _controller(w, rtol).init(
-        _TERM, zero, zero, w, None, args, _SOLVER.func, _SOLVER.error_order(_TERM)
+        _TERM, zero, zero, w, None, args, _SOLVER.func, _ERROR_ORDER
     )
     dt = jnp.asarray(dt)
     solver_state = _SOLVER.init(_TERM, zero, dt, w, args)
@@ -183,7 +186,7 @@ def _advance(
             candidate,
             args,
             error,
-            _SOLVER.error_order(_TERM),
+            _ERROR_ORDER,
             state.controller_state,
         )
 
@@ -191,7 +194,7 @@ def _advance(
             return _State(
                 t=t_next,
                 t_before=state.t,
-                dt=new_t1 - new_t0,
+                dt=jnp.asarray(new_t1 - new_t0),
                 w=expansion.manifold.retract(candidate),
                 dense_info=dense_info,
                 solver_state=solver_state,
@@ -209,16 +212,12 @@ def _advance(
 
 
 @eqx.filter_jit
-def _at_time(
-    expansion: AbstractExpansion, state: _State, time: Scalar
-) -> tuple[Vector, Scalar, Array]:
+def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple[Vector, Scalar, Array]:
     """The point of the set at `time`, within the last step; its relative residual and rank."""
     manifold = expansion.manifold
     interpolation = _SOLVER.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
     inside = (time < state.t) & (state.t > state.t_before)
-    w = jax.lax.cond(
-        inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w
-    )
+    w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
     return w, manifold.relative_residual(w), manifold.with_rank(None).at(w).codimension
 
 
@@ -238,8 +237,8 @@ def _problem(
     if rank != expansion.manifold.rank:
         return (
             f"at t = {time:.6g} the Hessian has rank {rank}, having begun with "
-            f"{expansion.manifold.rank}: the path has left the region where the zero-loss set is a manifold of "
-            "constant rank."
+            f"{expansion.manifold.rank}: the path has left the region where the zero-loss set is a "
+            "manifold of constant rank."
         )
     return None
 

@@ -85,7 +85,7 @@ class Recorder:
         self._expansion = expansion
         self._observables = dict(observables or {})
         self.batched = batched
-        self._saved: list[tuple[Vector, dict[str, np.ndarray]]] = []
+        self._saved: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         reserved = {"loss", "regularizer", "hessian_trace"} & set(self._observables)
         if reserved:
             raise InputError(f"observable names {sorted(reserved)} are taken: they are always measured.")
@@ -105,7 +105,7 @@ class Recorder:
         """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
         count = len(self._saved)
         axis = 1 if self.batched else 0
-        flat = np.stack([w for w, _ in self._saved], axis=axis)
+        flat = jnp.stack([w for w, _ in self._saved], axis=axis)
         unravel = jax.vmap(self._expansion.manifold.unravel)
         params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
         measured = {

@@ -1,6 +1,6 @@
-"""The verdict: on which time scale the noise acts, deterministically or not, towards what (theory.md, section 2)."""
+"""The verdict: on which time scale the noise acts, and how (theory.md, section 2)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -99,17 +99,18 @@ def classify(
     if points < 2:
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
     manifold, w = locate(system, point)
-    return classify_at(manifold, w, jax.random.key(0) if key is None else key, points)
+    return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
 
 
-def classify_at(manifold: AbstractManifold, w: Vector, key: Key[Array, ""], points: int) -> Regime:
+def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Regime:
     """`classify` at a point already located."""
+    manifold = expansion.manifold
     chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
-    measures = _measure(expand(manifold), chosen, key)
+    measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
     codimension = manifold.rank if manifold.rank is not None else 0
-    common = dict(
+    common: dict[str, Any] = dict(
         first=first,
         second=second,
         diffusion=diffusion,
@@ -120,16 +121,12 @@ def classify_at(manifold: AbstractManifold, w: Vector, key: Key[Array, ""], poin
     )
     slow = max(second, diffusion)
     if first > ZERO:
-        return Regime(
-            "non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common
-        )
+        return Regime("non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common)
     if slow > ZERO:
         towards = "towards smaller tr H" if follows_trace else "along b, no known potential"
         margin = min(_ratio(ZERO, first), slow / ZERO)
         return Regime("degenerate", SLOW, diffusion > ZERO, margin, towards, **common)
-    return Regime(
-        "trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common
-    )
+    return Regime("trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -158,16 +155,15 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
-        size = length(w)
-        first = jnp.linalg.norm(first_drift(expansion, w)) * size
-        drift = second_drift(expansion, w)
-        noise = tangential_noise(expansion, w)
+        geometry = manifold.at(w)
+        first = first_drift(expansion, w, geometry)
+        second = geometry.tangent(second_drift(expansion, w, geometry))
+        noise = tangential_noise(expansion, w, geometry)
         diffusion = jnp.zeros(()) if noise is None else jnp.sum(noise**2)
-        trace_gradient = manifold.at(w).tangent(jax.grad(manifold.trace)(w))
-        second = manifold.at(w).tangent(drift)
+        trace_gradient = geometry.tangent(jax.grad(manifold.trace)(w))
         return (
-            _relative(first, typical_regularizer),
-            _relative(jnp.linalg.norm(second) * size, typical_variance),
+            _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
+            _relative(jnp.linalg.norm(second) * length(w), typical_variance),
             _relative(diffusion, typical_variance),
             second,
             trace_gradient,
@@ -202,7 +198,7 @@ def _typical(
 
 def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
-    system, unravel = expansion.manifold.system, expansion.manifold.unravel
+    system, unravel = expansion.system, expansion.manifold.unravel
     law = system.noise_law(unravel(w))
     if law.size == 0:
         return jnp.zeros(())
@@ -229,7 +225,7 @@ def power_of_step_size(time_scale: TimeScale) -> int:
     return {FAST: 1, SLOW: 2}[time_scale]
 
 
-def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float):
+def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float) -> np.ndarray:
     """The slow time t that `steps` steps of training take."""
     return np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2
 

@@ -3,7 +3,14 @@
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.manifold.gram import GramManifold
-from zeroloss.manifold.locate import Located, largest_eigenvalue, locate, manifold_of, neighbours, project
+from zeroloss.manifold.locate import (
+    Located,
+    largest_eigenvalue,
+    locate,
+    manifold_of,
+    neighbours,
+    project,
+)
 
 __all__ = [
     "AbstractManifold",

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.pytrees import Vector
-from zeroloss.system import AbstractSystem, Scalar
+from zeroloss.system import LeastSquares, Loss, Scalar
 
 RANK_TOLERANCE = 1e-8
 """Eigenvalues of H below this fraction of the largest count as zero, on the set."""
@@ -18,7 +18,7 @@ RANK_TOLERANCE = 1e-8
 class DenseManifold(AbstractManifold):
     """Costs one Hessian (d gradients), d x d memory and an O(d^3) decomposition at every point."""
 
-    system: AbstractSystem
+    problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
 
@@ -27,9 +27,7 @@ class DenseManifold(AbstractManifold):
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, vectors = eigenvalues[order], vectors[:, order]
         is_normal = self._is_normal(jnp.abs(eigenvalues))
-        return Geometry(
-            jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
-        )
+        return Geometry(jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal)
 
     def correction(self, w: Vector) -> Vector:
         return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.pytrees import Vector
-from zeroloss.system import AbstractSystem, Scalar
+from zeroloss.system import LeastSquares, Loss, Scalar
 
 RETRACTION_TOLERANCE = 1e-7
 """A correction below this, relative to |w|, is the last: the next would be of the order of its square."""
@@ -32,18 +32,16 @@ class Geometry(eqx.Module):
     eigenvalues: Float[Array, " q"]
     is_normal: Bool[Array, " q"]
 
-    def normal(self, vector: Float[Array, "parameters *more"]) -> Float[Array, "parameters *more"]:
+    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_N v, the part in range(H)."""
         return self.basis @ (self.basis.T @ vector)
 
-    def tangent(self, vector: Float[Array, "parameters *more"]) -> Float[Array, "parameters *more"]:
+    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
         once = vector - self.normal(vector)
         return once - self.normal(once)
 
-    def pseudo_inverse(
-        self, vector: Float[Array, "parameters *more"]
-    ) -> Float[Array, "parameters *more"]:
+    def pseudo_inverse(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """H^+ v."""
         inverse = jnp.where(self.is_normal, 1 / jnp.where(self.is_normal, self.eigenvalues, 1.0), 0.0)
         coordinates = self.basis.T @ vector
@@ -72,13 +70,13 @@ class Geometry(eqx.Module):
 
 
 class AbstractManifold(eqx.Module):
-    """The zero-loss set of a system, near points where its Hessian has constant rank.
+    """The zero-loss set of a problem, near points where its Hessian has constant rank.
 
     `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
     set but not beside it. Two ways of computing it, `DenseManifold` and `GramManifold`.
     """
 
-    system: eqx.AbstractVar[AbstractSystem]
+    problem: eqx.AbstractVar[Loss | LeastSquares]
     unravel: eqx.AbstractVar[Callable[[Vector], PyTree]]
     rank: eqx.AbstractVar[int | None]
 
@@ -104,7 +102,7 @@ class AbstractManifold(eqx.Module):
 
     @abc.abstractmethod
     def trace(self, w: Vector) -> Scalar:
-        """tr H."""
+        """Tr H."""
 
     @abc.abstractmethod
     def relative_residual(self, w: Vector) -> Scalar:
@@ -116,7 +114,7 @@ class AbstractManifold(eqx.Module):
 
     def loss(self, w: Vector) -> Scalar:
         """The clean loss."""
-        return jnp.asarray(self.system.clean_loss(self.unravel(w)))
+        return jnp.asarray(self.problem.loss(self.unravel(w)))
 
     def retract(self, w: Vector, iterations: int = RETRACTION_ITERATIONS) -> Vector:
         """The point of the set that (Gauss-)Newton finds from w, a point near it.

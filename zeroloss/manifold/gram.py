@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.pytrees import Vector
-from zeroloss.system import LeastSquaresSystem, Scalar
+from zeroloss.system import LeastSquares, Scalar
 
 RANK_TOLERANCE = 1e-12
 """Eigenvalues of K below this fraction of the largest count as zero."""
@@ -24,7 +24,7 @@ RANK_TOLERANCE = 1e-12
 class GramManifold(AbstractManifold):
     """Costs m per-example gradients and O(m^2 d + m^3) operations at every point, and m x d memory."""
 
-    system: LeastSquaresSystem
+    problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
 
@@ -48,14 +48,14 @@ class GramManifold(AbstractManifold):
         # from the residuals' own Hessians is normal, J^T(...), and left out.
         jacobian = self.jacobian(w)
         directions = (jacobian @ left) @ right.T + (jacobian @ right) @ left.T
-        directions = directions.reshape(*self.system.problem.targets.shape, -1)
-        return jax.grad(self._directional_sum)(w, directions) / self.system.problem.number
+        directions = directions.reshape(*self.problem.targets.shape, -1)
+        return jax.grad(self._directional_sum)(w, directions) / self.problem.number
 
     def trace(self, w: Vector) -> Scalar:
-        return jnp.sum(self.jacobian(w) ** 2) / self.system.problem.number
+        return jnp.sum(self.jacobian(w) ** 2) / self.problem.number
 
     def relative_residual(self, w: Vector) -> Scalar:
-        targets = jnp.linalg.norm(self.system.problem.targets.reshape(-1))
+        targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
         scale = jnp.where(targets > 0, targets, jnp.linalg.norm(self.jacobian(w)) * length(w))
         residual = jnp.linalg.norm(self._residuals(w).reshape(-1))
         return residual / jnp.where(scale > 0, scale, 1.0)
@@ -66,16 +66,13 @@ class GramManifold(AbstractManifold):
         def one(inputs: Any) -> Array:
             return jax.jacrev(lambda w: self._outputs_of_one(w, inputs))(w)
 
-        return jax.vmap(one)(self.system.problem.inputs).reshape(-1, w.shape[0])
+        return jax.vmap(one)(self.problem.inputs).reshape(-1, w.shape[0])
 
     def _residuals(self, w: Vector) -> Array:
-        problem = self.system.problem
-        return problem.model(self.unravel(w), problem.inputs) - problem.targets
+        return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
 
     def _outputs_of_one(self, w: Vector, inputs: Any) -> Array:
-        return self.system.problem.model(
-            self.unravel(w), jax.tree.map(lambda leaf: leaf[None], inputs)
-        )[0]
+        return self.problem.model(self.unravel(w), jax.tree.map(lambda leaf: leaf[None], inputs))[0]
 
     def _directional_sum(self, w: Vector, directions: Array) -> Scalar:
         """Sum over residuals of the derivative of each in a direction of its own."""
@@ -88,7 +85,7 @@ class GramManifold(AbstractManifold):
                 return along(direction)
             return jnp.trace(jax.vmap(along)(direction))
 
-        return jnp.sum(jax.vmap(one)(self.system.problem.inputs, directions))
+        return jnp.sum(jax.vmap(one)(self.problem.inputs, directions))
 
     def _factorize(self, w: Vector) -> tuple[Geometry, Array, Array, Array, Bool[Array, " residuals"]]:
         jacobian = self.jacobian(w)
@@ -97,7 +94,7 @@ class GramManifold(AbstractManifold):
         is_normal = self._is_normal(squares)
         singular_values = jnp.sqrt(jnp.where(is_normal, squares, 1.0))
         basis = jnp.where(is_normal, (jacobian.T @ rotation) / singular_values, 0.0)
-        eigenvalues = jnp.where(is_normal, squares / self.system.problem.number, 0.0)
+        eigenvalues = jnp.where(is_normal, squares / self.problem.number, 0.0)
         return Geometry(basis, eigenvalues, is_normal), rotation, squares, jacobian, is_normal
 
     def _is_normal(self, squares: Float[Array, " residuals"]) -> Bool[Array, " residuals"]:

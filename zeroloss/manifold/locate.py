@@ -15,7 +15,7 @@ from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.pytrees import Vector, flatten, is_traced, require_float64
-from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
+from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
 ON_SET = 1e-8
 """Largest relative residual of a point that counts as being on the set."""
@@ -32,13 +32,12 @@ _SHORT_JUMP = 0.02
 _LARGEST_HESSIAN = 1000
 
 
-def manifold_of(
-    system: AbstractSystem, unravel: Callable[[Vector], PyTree], method: str = "auto"
-) -> AbstractManifold:
-    """The zero-loss set of `system`: `"gram"` for least squares, `"dense"` for any small loss."""
-    if method == "gram" or (method == "auto" and isinstance(system, LeastSquaresSystem)):
-        return GramManifold(system, unravel)  # pyright: ignore[reportArgumentType]
-    return DenseManifold(system, unravel)
+def manifold_of(system: AbstractSystem, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
+    """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise."""
+    problem = system.clean_problem()
+    if isinstance(problem, LeastSquares):
+        return GramManifold(problem, unravel)
+    return DenseManifold(problem, unravel)
 
 
 class Located(NamedTuple):
@@ -48,7 +47,7 @@ class Located(NamedTuple):
     w: Vector
 
 
-def locate(system: AbstractSystem, point: PyTree, method: str = "auto") -> Located:
+def locate(system: AbstractSystem, point: PyTree) -> Located:
     """The zero-loss set around `point`, after checking that `point` is a regular point of it.
 
     Raises `NotOnSetError` when the loss at `point` is not zero and `RankError` when the set is no
@@ -58,7 +57,7 @@ def locate(system: AbstractSystem, point: PyTree, method: str = "auto") -> Locat
     require_float64("the geometry of the zero-loss set")
     system.check(point)
     w, unravel = flatten(point)
-    manifold = manifold_of(system, unravel, method)
+    manifold = manifold_of(system, unravel)
     if is_traced((system, point)):
         return Located(manifold, w)
     geometry, residual, loss = _inspect(manifold, w)

@@ -21,14 +21,6 @@ def _names(at: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def _example_or_step(per: str) -> Literal["example", "step"]:
-    if per == "example":
-        return "example"
-    if per == "step":
-        return "step"
-    raise InputError(f'per must be "example" or "step", got {per!r}.')
-
-
 class Dropout(AbstractInjection):
     """Dropout at named activations: h -> h * (1 + eta), eta from `zeroloss.TwoPoint(rate)`.
 
@@ -40,13 +32,22 @@ class Dropout(AbstractInjection):
     - `rate`: probability of being dropped, in [0, 1); sigma^2 = rate / (1 - rate).
     - `at`: the site, or sites, named with `zeroloss.site` inside the model.
     - `per`: `"example"` for a mask per example, as frameworks do; `"step"` for one mask a step.
+
+    A mask of a small rate is rarely but then fully off, so it is a small noise only where the loss is
+    quadratic in it, as before a linear last layer. Before a nonlinearity the formula above holds for
+    Gaussian masks; with Bernoulli masks, finite differences take the place of the derivatives.
     """
 
-    rate: float = eqx.field(converter=dropping_rate)
-    at: tuple[str, ...] = eqx.field(static=True, converter=_names)
-    per: Literal["example", "step"] = eqx.field(
-        static=True, default="example", converter=_example_or_step
-    )
+    rate: float
+    at: tuple[str, ...] = eqx.field(static=True)
+    per: Literal["example", "step"] = eqx.field(static=True)
+
+    def __init__(self, rate: float, at: str | Sequence[str], per: Literal["example", "step"] = "example"):
+        if per not in ("example", "step"):
+            raise InputError(f'per must be "example" or "step", got {per!r}.')
+        self.rate = dropping_rate(rate)
+        self.at = _names(at)
+        self.per = per
 
     def law(self, forward: Forward) -> AbstractLaw:
         shapes = _shapes_at(forward, self.at)
@@ -70,8 +71,12 @@ class LabelNoise(AbstractInjection):
     the targets.
     """
 
-    sigma: float = eqx.field(converter=positive_sigma)
-    per: Literal["example"] = eqx.field(static=True, default="example", init=False)
+    sigma: float
+    per: Literal["example"] = eqx.field(static=True)
+
+    def __init__(self, sigma: float):
+        self.sigma = positive_sigma(sigma)
+        self.per = "example"
 
     def law(self, forward: Forward) -> AbstractLaw:
         if forward.targets is None:
@@ -89,8 +94,12 @@ class WeightNoise(AbstractInjection):
     of the parameters.
     """
 
-    sigma: float = eqx.field(converter=positive_sigma)
-    per: Literal["step"] = eqx.field(static=True, default="step", init=False)
+    sigma: float
+    per: Literal["step"] = eqx.field(static=True)
+
+    def __init__(self, sigma: float):
+        self.sigma = positive_sigma(sigma)
+        self.per = "step"
 
     def law(self, forward: Forward) -> AbstractLaw:
         return Gaussian(jax.tree.map(jnp.shape, forward.params), self.sigma)

@@ -113,9 +113,7 @@ class Uniform(AbstractLaw):
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         edge = math.sqrt(3)
-        return _draw_leaves(
-            key, self.shape, lambda k, leaf: jax.random.uniform(k, leaf, dtype, -edge, edge)
-        )
+        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.uniform(k, leaf, dtype, -edge, edge))
 
 
 class TwoPoint(AbstractLaw):
@@ -125,12 +123,14 @@ class TwoPoint(AbstractLaw):
     sigma^2 = rate / (1 - rate) (theory.md, section 4). Rate 0 is no noise: sigma = 0.
     """
 
-    shape: Any = eqx.field(converter=_check_shape)
-    rate: float = eqx.field(converter=dropping_rate)
+    shape: Any
+    rate: float
+    sigma: float
 
-    @property
-    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return math.sqrt(self.rate / (1 - self.rate))
+    def __init__(self, shape: Any, rate: float):
+        self.shape = _check_shape(shape)
+        self.rate = dropping_rate(rate)
+        self.sigma = math.sqrt(self.rate / (1 - self.rate))
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         if self.rate == 0:
@@ -158,19 +158,16 @@ class Joint(AbstractLaw):
     """
 
     laws: tuple[AbstractLaw, ...]
+    shape: Any
+    sigma: float
 
-    @property
-    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return tuple(law.shape for law in self.laws)
-
-    @property
-    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return next((law.sigma for law in self.laws if law.sigma > 0), 0.0)
+    def __init__(self, laws: tuple[AbstractLaw, ...]):
+        self.laws = laws
+        self.shape = tuple(law.shape for law in laws)
+        self.sigma = next((law.sigma for law in laws if law.sigma > 0), 0.0)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        return tuple(
-            law.sample(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws)
-        )
+        return tuple(law.sample(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         ratios = [law.sigma / self.sigma if self.sigma > 0 else 0.0 for law in self.laws]

@@ -11,7 +11,7 @@ from zeroloss.errors import InputError
 from zeroloss.noise.base import AbstractNoise
 
 
-def _positive_size(size: int) -> int:
+def _positive_size(size: float) -> int:
     if not (math.isfinite(size) and int(size) == size and size >= 1):
         raise InputError(f"the size of a minibatch must be a positive integer, got {size!r}.")
     return int(size)
@@ -51,6 +51,5 @@ class MiniBatch(AbstractNoise):
         """Raise `InputError` when the batch is larger than the data set."""
         if not self.replace and self.size > number:
             raise InputError(
-                f"a minibatch of {self.size} cannot be drawn without replacement from {number} "
-                "examples."
+                f"a minibatch of {self.size} cannot be drawn without replacement from {number} examples."
             )

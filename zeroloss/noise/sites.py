@@ -69,9 +69,7 @@ def site(value: Array, name: str) -> Array:
     return _site_p.bind(jax.numpy.asarray(value), name=name)
 
 
-def site_shapes(
-    model: Callable[..., PyTree], params: PyTree, inputs: PyTree
-) -> dict[str, tuple[int, ...]]:
+def site_shapes(model: Callable[..., PyTree], params: PyTree, inputs: PyTree) -> dict[str, tuple[int, ...]]:
     """Shapes of the activations at every site of `model`, found by tracing it once.
 
     A name used at several places is an error: noise there would be ambiguous.
@@ -107,7 +105,7 @@ def _collect(jaxpr: Jaxpr, shapes: dict[str, tuple[int, ...]]) -> None:
             name = equation.params["name"]
             if name in shapes:
                 raise InputError(f"site {name!r} occurs more than once in the model; names must differ.")
-            shapes[name] = tuple(equation.invars[0].aval.shape)
+            shapes[name] = equation.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
         for inner in jaxprs_in_params(equation.params):
             _collect(inner, shapes)
 

@@ -52,7 +52,7 @@ def digits(widths: Sequence[int] = (50,), examples: int = 200, seed: int = 0) ->
             "dropout": lambda rate: Dropout(rate, at=sites),
             "label": LabelNoise,
             "weight": WeightNoise,
-            "minibatch": MiniBatch,
+            "minibatch": lambda size: MiniBatch(size),
         },
         description=f"odd against even digits, {examples} examples, tanh network "
         f"{'-'.join(map(str, (_PIXELS, *widths, 1)))}",
