@@ -96,14 +96,14 @@ def _train(run: _Run, states: PyTree, times: np.ndarray, recorder: Recorder, pro
                         f"(step size {float(run.step_size):.6g}). What was saved until then is kept in "
                         "the error's `path`. Take a smaller step size or less noise.",
                         bad,
-                        recorder.path(list(times), list(times), None) if recorder.started else None,
+                        recorder.path(times, times, None) if recorder.started else None,
                     )
                 states, done = ahead, done + count
                 show(float(done))
                 if count == chunk and seconds < _SECONDS_PER_CHUNK / 2:
                     chunk *= 2
             recorder.save(_flat(states, recorder.batched))
-    return recorder.path(list(times), list(times), None)
+    return recorder.path(times, times, None)
 
 
 def _advance(run: _Run, states: PyTree, start: int, count: int) -> PyTree:

@@ -93,7 +93,7 @@ def _follow(
     if scale is None:
         for _ in times:
             recorder.save(start)
-        return recorder.path(list(times), None, None)
+        return recorder.path(times, None, None)
     fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
     state = _begin(expansion, fast, start, tolerance)
     with progress_bar("limit", float(times[-1]), progress) as show:
@@ -103,11 +103,11 @@ def _follow(
             w, residual, rank = _at_time(expansion, state, jnp.asarray(time))
             problem = _problem(expansion, state, float(time), float(residual), int(rank))
             if problem is not None:
-                so_far = recorder.path(list(times), None, scale) if recorder.started else None
+                so_far = recorder.path(times, None, scale) if recorder.started else None
                 raise IntegrationError(problem, so_far)
             recorder.save(w)
             show(float(time))
-    return recorder.path(list(times), None, scale)
+    return recorder.path(times, None, scale)
 
 
 class _State(eqx.Module):

@@ -1,6 +1,6 @@
 """What the drivers return: parameters and observables along a path."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -101,7 +101,7 @@ class Recorder:
         measured = {k: np.asarray(v) if self.batched else np.asarray(v)[0] for k, v in measured.items()}
         self._saved.append((np.asarray(w), measured))
 
-    def path(self, ts: Sequence[float], steps: Sequence[int] | None, time_scale: str | None) -> Path:
+    def path(self, ts: np.ndarray, steps: np.ndarray | None, time_scale: str | None) -> Path:
         """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
         count = len(self._saved)
         axis = 1 if self.batched else 0

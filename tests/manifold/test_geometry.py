@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from problems_for_tests import flat, flat_noisy_loss, network_problem
+
+import zeroloss as zl
+from zeroloss.manifold import DenseManifold, GramManifold, locate
+from zeroloss.pytrees import flatten
+
+
+@pytest.fixture(scope="module")
+def located():
+    """The same set through both ways of computing it, and the dense reference."""
+    problem, params = network_problem()
+    system = problem.with_noise(zl.WeightNoise(0.1))
+    point = zl.project(system, params)
+    w, unravel = flatten(point)
+    noisy_loss, _, n = flat_noisy_loss(system, point)
+    exact = reference.projectors(noisy_loss, w, n)
+    third = reference.third_derivative(noisy_loss, w, n)
+    return {"gram": GramManifold(problem, unravel), "dense": DenseManifold(problem, unravel)}, w, exact, third
+
+
+@pytest.mark.parametrize("way", ["gram", "dense"])
+def test_projections_and_spectrum(located, way):
+    manifolds, w, (hessian, normal, tangent, pseudo_inverse), _ = located
+    geometry = manifolds[way].at(w)
+    v = jax.random.normal(jax.random.key(0), w.shape)
+    np.testing.assert_allclose(geometry.tangent(v), tangent @ v, atol=1e-10)
+    np.testing.assert_allclose(geometry.normal(v), normal @ v, atol=1e-10)
+    scale = np.linalg.norm(pseudo_inverse, 2)
+    np.testing.assert_allclose(geometry.pseudo_inverse(v), pseudo_inverse @ v, atol=1e-10 * scale)
+    block = jax.random.normal(jax.random.key(1), (w.shape[0], 3))
+    np.testing.assert_allclose(geometry.pseudo_inverse(block), pseudo_inverse @ block, atol=1e-10 * scale)
+    assert int(geometry.codimension) == 8 and int(geometry.dimension) == w.shape[0] - 8
+    kept = np.asarray(geometry.eigenvalues)[np.asarray(geometry.is_normal)]
+    np.testing.assert_allclose(kept, np.sort(np.linalg.eigvalsh(hessian))[::-1][:8], rtol=1e-9)
+    assert float(manifolds[way].trace(w)) == pytest.approx(np.trace(hessian), rel=1e-10)
+
+
+@pytest.mark.parametrize("way", ["gram", "dense"])
+@pytest.mark.parametrize("step_size", [0.0, 0.1])
+def test_lyapunov_equation(located, way, step_size):
+    manifolds, w, (hessian, normal, _, _), _ = located
+    factor = np.asarray(jax.random.normal(jax.random.key(0), (w.shape[0], 5)))
+    geometry = manifolds[way].at(w)
+    coordinates = geometry.basis.T @ factor
+    solution = geometry.basis @ geometry.lyapunov(coordinates @ coordinates.T, step_size) @ geometry.basis.T
+    left = hessian @ solution + solution @ hessian - step_size * hessian @ solution @ hessian
+    np.testing.assert_allclose(left, normal @ factor @ factor.T @ normal, atol=1e-8)
+
+
+@pytest.mark.parametrize("way", ["gram", "dense"])
+def test_third_derivative(located, way):
+    manifolds, w, (_, _, tangent, _), third = located
+    left, right = jax.random.normal(jax.random.key(0), (2, w.shape[0], 3))
+    expected = reference.contract(third, np.asarray(left @ right.T + right @ left.T) / 2)
+    computed = manifolds[way].at(w).tangent(manifolds[way].third(w, left, right))
+    np.testing.assert_allclose(computed, tangent @ expected, atol=1e-9 * np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("way", ["gram", "dense"])
+def test_retraction_is_quadratic(located, way):
+    manifolds, w, _, _ = located
+    manifold = manifolds[way].with_rank(8)
+    direction = jax.random.normal(jax.random.key(0), w.shape)
+    tangent = manifold.at(w).tangent(direction)
+    tangent = tangent / jnp.linalg.norm(tangent)
+    gaps = []
+    for distance in (1e-2, 1e-3):
+        point = manifold.retract(w + distance * tangent)
+        assert float(manifold.relative_residual(point)) < 1e-12
+        gaps.append(float(jnp.linalg.norm(point - w - distance * tangent)))
+    assert gaps[0] / gaps[1] == pytest.approx(100, rel=0.2)  # the curvature of the set: second order
+
+
+def test_locate_chooses_gram_for_least_squares_and_dense_otherwise():
+    problem, params = network_problem()
+    system = problem.with_noise(zl.LabelNoise(0.1))
+    assert isinstance(locate(system, zl.project(system, params)).manifold, GramManifold)
+    plain = zl.Loss(lambda w: (w[0] * w[1] - 1) ** 2).with_noise(zl.WeightNoise(0.1))
+    assert isinstance(locate(plain, jnp.array([2.0, 0.5])).manifold, DenseManifold)
+
+
+def test_duplicated_examples_change_nothing():
+    problem, params = network_problem()
+    doubled = zl.LeastSquares(
+        problem.model, jnp.tile(problem.inputs, (2, 1)), jnp.tile(problem.targets, (2, 1))
+    )
+    one, two = (p.with_noise(zl.Dropout(0.1, at=["first", "second"])) for p in (problem, doubled))
+    point = zl.project(one, params)
+    # the loss and the regularizer are means over examples: duplicating all leaves them unchanged
+    np.testing.assert_allclose(
+        flat(zl.drift(one, point).first), flat(zl.drift(two, point).first), rtol=1e-9, atol=1e-10
+    )
+    assert zl.classify(two, zl.project(two, params)).codimension == 8
+    ends = [flat(zl.limit(s, point, t1=0.5, saves=2).final) for s in (one, two)]
+    np.testing.assert_allclose(*ends, atol=1e-7)

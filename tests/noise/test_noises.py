@@ -1,0 +1,114 @@
+"""What each noise does to the loss, against formulas written out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems_for_tests import network_problem
+
+import zeroloss as zl
+from zeroloss.errors import InputError
+
+PROBLEM, PARAMS = network_problem()
+INPUTS, TARGETS = PROBLEM.inputs, PROBLEM.targets
+
+
+def hidden(params):
+    first = jnp.tanh(INPUTS @ params["a"])
+    return first, jnp.tanh(first @ params["b"])
+
+
+def test_dropout_multiplies_the_activation():
+    system = PROBLEM.with_noise(zl.Dropout(0.3, at="second"))
+    (eta,) = system.noise_law(PARAMS).draw(jax.random.key(0))
+    assert eta["second"].shape == (4, 3)
+    residual = (hidden(PARAMS)[1] * (1 + eta["second"])) @ PARAMS["c"] - TARGETS
+    np.testing.assert_allclose(system.noisy_loss(PARAMS, (eta,)), (residual**2).sum() / 8, rtol=1e-14)
+
+
+def test_dropout_per_step_shares_the_mask():
+    system = PROBLEM.with_noise(zl.Dropout(0.3, at=["first", "second"], per="step"))
+    (eta,) = system.noise_law(PARAMS).draw(jax.random.key(1))
+    assert eta["first"].shape == (4,) and eta["second"].shape == (3,)
+    first = hidden(PARAMS)[0] * (1 + eta["first"])
+    residual = (jnp.tanh(first @ PARAMS["b"]) * (1 + eta["second"])) @ PARAMS["c"] - TARGETS
+    np.testing.assert_allclose(system.noisy_loss(PARAMS, (eta,)), (residual**2).sum() / 8, rtol=1e-14)
+
+
+def test_label_and_weight_noise_add_up():
+    system = PROBLEM.with_noise(zl.LabelNoise(0.3) + zl.WeightNoise(0.2))
+    label, weights = system.noise_law(PARAMS).draw(jax.random.key(2))
+    shifted = jax.tree.map(jnp.add, PARAMS, weights)
+    residual = hidden(shifted)[1] @ shifted["c"] - TARGETS - label
+    value = system.noisy_loss(PARAMS, (label, weights))
+    np.testing.assert_allclose(value, (residual**2).sum() / 8, rtol=1e-14)
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_minibatch_moments(size, replace):
+    number, draws = 5, 20_000
+    batch = zl.MiniBatch(size, replace=replace)
+    keys = jax.random.split(jax.random.key(0), draws)
+    indices = jax.vmap(lambda key: batch.indices(key, number))(keys)
+    counts = number / size * jax.nn.one_hot(indices, number).sum(axis=1)
+    same, different = batch.second_moments(number)
+    second = np.asarray(counts[:, :, None] * counts[:, None, :])
+    errors = 4 * second.std(axis=0) / draws**0.5 + 1e-12
+    exact = np.where(np.eye(number) > 0, same, different)
+    assert (abs(second.mean(axis=0) - exact) <= errors).all()
+    assert (abs(counts.mean(axis=0) - 1) <= 4 * np.asarray(counts).std(axis=0) / draws**0.5 + 1e-12).all()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_gradient_of_a_batch_is_unbiased(replace):
+    system = PROBLEM.with_noise(zl.MiniBatch(2, replace=replace))
+    keys = jax.random.split(jax.random.key(0), 5000)
+    gradients = jax.vmap(lambda key: system.noisy_gradient(PARAMS, key)["c"])(keys)
+    exact = jax.grad(PROBLEM.loss)(PARAMS)["c"]
+    error = np.asarray(gradients).std(axis=0) / 5000**0.5
+    assert (abs(gradients.mean(axis=0) - exact) < 4.5 * error).all()
+
+
+def test_an_example_drawn_twice_keeps_one_noise():
+    problem = zl.LeastSquares(lambda w, x: w * x, jnp.ones(1), jnp.ones(1))
+    system = problem.with_noise(zl.MiniBatch(8, replace=True) + zl.LabelNoise(1.0))
+    keys = jax.random.split(jax.random.key(0), 4000)
+    gradients = jax.vmap(lambda key: system.noisy_gradient(jnp.array(1.0), key))(keys)
+    # eight independent noises would have variance 1/8
+    assert float(gradients.var()) == pytest.approx(1.0, abs=4 * (2 / 4000) ** 0.5)
+
+
+def test_sums_are_flat():
+    total = zl.MiniBatch(2) + zl.LabelNoise(0.1) + zl.WeightNoise(0.2)
+    assert [type(part).__name__ for part in total.noises] == ["MiniBatch", "LabelNoise", "WeightNoise"]
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, float("nan")])
+def test_batch_size_must_be_a_positive_integer(size):
+    with pytest.raises(InputError, match="positive integer"):
+        zl.MiniBatch(size)
+
+
+def test_batch_larger_than_the_data():
+    with pytest.raises(InputError, match="a minibatch of 5 cannot be drawn without replacement from 4"):
+        PROBLEM.with_noise(zl.MiniBatch(5))
+    PROBLEM.with_noise(zl.MiniBatch(5, replace=True))
+
+
+def test_two_minibatches():
+    with pytest.raises(InputError, match="one MiniBatch"):
+        PROBLEM.with_noise(zl.MiniBatch(2) + zl.MiniBatch(2))
+
+
+@pytest.mark.parametrize("noise", [zl.MiniBatch(2), zl.LabelNoise(0.1), zl.Dropout(0.1, at="h")])
+def test_noise_that_needs_examples(noise):
+    with pytest.raises(InputError, match="use .*LeastSquares"):
+        zl.project(zl.Loss(lambda w: w @ w).with_noise(noise), jnp.ones(2))
+
+
+def test_bad_arguments():
+    with pytest.raises(InputError, match="different sites"):
+        zl.Dropout(0.1, at=["h", "h"])
+    with pytest.raises(InputError, match="sigma must be positive"):
+        zl.LabelNoise(-0.1)

@@ -1,0 +1,178 @@
+"""Static figures of a run, as PNG."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from zeroloss.report.notation import greek
+from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, window, windows
+
+OVERVIEW = "overview.png"
+
+# Okabe and Ito's palette, legible to the colour-blind.
+_TRAINING, _LIMIT, _ALARM = "#0072B2", "#1a1a1a", "#D55E00"
+_MUTED, _GRID = "#5a5a5a", "#e4e4e4"
+_COLUMNS = 3
+_STEPS = [1, 2, 2.5, 5, 10]
+_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+_Row = Mapping[str, Any]
+_Panels = Sequence[Panel]
+
+
+def write_figures(config: Mapping[str, Any], results: xr.DataTree, folder: Path) -> list[Path]:
+    """Draw a run into `folder` and return the files written.
+
+    `overview.png` shows the trace of the Hessian, and the test error where there is one, for all noises
+    side by side. Each noise then has a figure of its own, with every quantity and the distance.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown, rows = panels(results), table_rows(results)
+    written = [_save(_overview(config, rows, shown), folder / OVERVIEW)]
+    taken = {Path(OVERVIEW).stem}
+    for row in rows:
+        stem = re.sub(r"[^A-Za-z0-9.+_-]+", "_", row["noise"]).strip("_.") or "noise"
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        own = [panel for each in shown.values() for panel in each if panel.noise == row["noise"]]
+        written.append(_save(_one_noise(row, own), folder / f"{stem}.png"))
+    return written
+
+
+def _overview(config: Mapping[str, Any], rows: Sequence[_Row], shown: Mapping[str, _Panels]) -> Figure:
+    chosen = [shown[name] for name in ("hessian_trace", "test_error") if name in shown]
+    # One block of panels below the other, of at most so many noises side by side; a single noise
+    # has its quantities side by side instead.
+    columns = min(len(rows), _COLUMNS) if len(rows) > 1 else len(chosen)
+    blocks = -(-len(rows) // columns)
+    lines = blocks * len(chosen) if len(rows) > 1 else 1
+    figure = Figure(figsize=(max(3.5 * columns, 6.0), 2.35 * lines + 1.7), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for line, quantity in enumerate(chosen):
+        for index, (panel, limits) in enumerate(zip(quantity, windows(quantity), strict=True)):
+            block, column = divmod(index, columns) if len(rows) > 1 else (0, line)
+            axes = grid[block * len(chosen) + line if len(rows) > 1 else 0, column]
+            _draw(axes, panel, limits)
+            if line == 0 or len(rows) == 1:
+                _steps_on_top(axes, panel)
+            if line == 0:
+                _head(axes, rows[index])
+            if line + 1 < len(chosen) and len(rows) > 1:
+                axes.set_xlabel("")
+            if column > 0 and len(rows) > 1:
+                axes.set_ylabel("")
+                axes.tick_params(labelleft=False)
+    _legend(figure, chosen[0][0])
+    figure.suptitle(str(config.get("description", "")), fontsize=10, color=_MUTED, parse_math=False)
+    return figure
+
+
+def _one_noise(row: _Row, own: _Panels) -> Figure:
+    columns = min(len(own), 2)
+    lines = -(-len(own) // columns)
+    figure = Figure(figsize=(4.6 * columns, 2.9 * lines + 0.7), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for axes in list(grid.flat)[len(own) :]:
+        axes.set_visible(False)
+    for index, (axes, panel) in enumerate(zip(grid.flat, own, strict=False)):
+        _draw(axes, panel, window([panel]))
+        if index < columns:
+            _steps_on_top(axes, panel)
+        if panel.quantity == DISTANCE and panel.constant is None:
+            axes.legend(frameon=False, fontsize=8.5)
+    _legend(figure, own[0])
+    scale = f", drift on {greek(row['time_scale'])} steps" if row["time_scale"] else ""
+    title = f"{row['noise']}: {row['regime']}{scale}"
+    figure.suptitle(title, fontweight="bold", fontsize=11.5, parse_math=False)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
+    axes.set_visible(True)
+    training, reference = panel.training, panel.reference
+    if training.error is not None:
+        axes.fill_between(training.x, training.low, training.high, color=_TRAINING, alpha=0.25, linewidth=0)
+    dashes, color = ((0, (4, 2.5)), _LIMIT) if panel.quantity != DISTANCE else (":", _MUTED)
+    axes.plot(training.x, training.y, color=_TRAINING, linewidth=2.2, label=training.name)
+    axes.plot(reference.x, reference.y, color=color, linewidth=1.5, linestyle=dashes, label=reference.name)
+    axes.set_ylim(limits)
+    axes.set_xlim(0, max(training.x[-1], reference.x[-1]) or 1.0)
+    axes.set_xlabel(panel.axis.title, fontsize=9.5)
+    axes.set_ylabel(panel.label, fontsize=9.5, parse_math=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    if not panel.axis.slow:
+        axes.xaxis.set_major_formatter(_THOUSANDS)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color=_MUTED, labelcolor=_MUTED)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_MUTED)
+    if panel.constant is not None:
+        below = panel.constant > sum(limits) / 2
+        axes.annotate(
+            panel.constant_in_words, (0.97, panel.constant), (0, -8 if below else 8),
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="top" if below else "bottom", fontsize=9, color=_MUTED, bbox=_BOX,
+        )  # fmt: skip
+    if panel.diverged is not None:
+        axes.axvline(panel.diverged, color=_ALARM, linewidth=1.5, linestyle="-.")
+        axes.annotate(
+            "training diverged", (0.97, 0.95), xycoords="axes fraction", ha="right", va="top",
+            fontsize=9, color=_ALARM, bbox=_BOX,
+        )  # fmt: skip
+
+
+def _head(axes: Axes, row: _Row) -> None:
+    # Above the axis of training steps, whether a panel has one or not.
+    axes.set_title(
+        row["noise"], y=1.0, pad=45, fontweight="bold", parse_math=False,
+        fontsize=11 if len(row["noise"]) < 30 else 8.5,
+    )  # fmt: skip
+    axes.annotate(
+        row["regime"], (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
+        ha="center", fontsize=9.5, color=_MUTED, parse_math=False,
+    )  # fmt: skip
+
+
+def _steps_on_top(axes: Axes, panel: Panel) -> None:
+    unit = panel.axis.steps_per_unit
+    if not panel.axis.slow or unit != unit:
+        return
+
+    def steps(t: Any) -> Any:
+        return t * unit
+
+    def slow_time(k: Any) -> Any:
+        return k / unit
+
+    top = axes.secondary_xaxis("top", functions=(steps, slow_time))
+    top.set_xlabel("training steps k", fontsize=8.5, color=_MUTED)
+    top.xaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
+    top.xaxis.set_major_formatter(_THOUSANDS)
+    top.tick_params(labelsize=8, color=_MUTED, labelcolor=_MUTED)
+    top.spines["top"].set_color(_MUTED)
+
+
+def _legend(figure: Figure, panel: Panel) -> None:
+    lines = figure.axes[0].get_lines()[:2]
+    training = panel.training.name + (" ± 2 s.e." if panel.training.error is not None else "")
+    names = [training, panel.reference.name]
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    FigureCanvasAgg(figure).print_figure(path, dpi=180, facecolor="white")
+    return path

@@ -1,0 +1,30 @@
+"""How numbers and formulas are written for people."""
+
+# ruff: noqa: RUF001  # Greek letters and typographic signs are meant
+
+import math
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+MISSING = "–"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number in running text: thousands separated, powers of ten written out."""
+    if not math.isfinite(value):
+        return "not a finite number"
+    if 1000 <= abs(value) < 1e7:
+        return f"{value:,.0f}"
+    if value == 0:
+        return "0"
+    mantissa, _, exponent = f"{value:#.{digits}g}".partition("e")
+    mantissa = mantissa.rstrip(".")
+    if not exponent:
+        return mantissa
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def greek(text: str) -> str:
+    """A formula with Greek letters: time scales, and words around them."""
+    text = text.replace("alpha", "α").replace("sigma", "σ").replace("^2", "²")
+    return text.replace("α σ", "ασ").replace("α² σ", "α²σ")
