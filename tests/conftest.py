@@ -6,6 +6,6 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_enable_x64", True)
 
 with install_import_hook("zeroloss", "typechecking.checked"):
-    import zeroloss  # noqa: F401
+    import zeroloss
     import zeroloss.cli
     import zeroloss.runs  # noqa: F401

@@ -128,9 +128,7 @@ def minibatch_covariance(
     eta_i of dimension n, or all have the same one if `shared`; an example drawn twice in a batch
     has one noise. Sigma is the average of G_c G_c^T over all batches, which are equally likely.
     """
-    noises = [
-        first_order_noise(lambda v, eta, i=i: example_loss(v, eta, i), w, n) for i in range(number)
-    ]
+    noises = [first_order_noise(lambda v, eta, i=i: example_loss(v, eta, i), w, n) for i in range(number)]
     batches: Iterable[tuple[int, ...]] = (
         itertools.product(range(number), repeat=batch)
         if replace

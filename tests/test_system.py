@@ -21,7 +21,7 @@ def test_noisy_loss_must_equal_the_clean_loss_without_noise():
 def test_negative_loss():
     system = zl.Loss(lambda w: w[0] * w[1] - 3).with_noise(zl.WeightNoise(0.1))
     for verb in (zl.project, zl.classify, lambda s, w: zl.descend(s, w, 0.1, 3, key=KEY)):
-        with pytest.raises(LossError, match="the loss at params is -2; .* must be >= 0"):
+        with pytest.raises(LossError, match=r"the loss at params is -2; .* must be >= 0"):
             verb(system, HYPERBOLA_POINT)
 
 
@@ -39,7 +39,7 @@ def test_nan_parameters():
 
 def test_parameters_that_are_no_arrays():
     system = zl.Loss(lambda w: 0.0).with_noise(zl.WeightNoise(0.1))
-    with pytest.raises(InputError, match="equinox.partition"):
+    with pytest.raises(InputError, match=r"equinox\.partition"):
         zl.project(system, {"a": jnp.ones(2), "activation": jnp.tanh})
     with pytest.raises(InputError, match="floating-point"):
         zl.project(system, {"a": jnp.arange(3)})

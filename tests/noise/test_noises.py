@@ -103,7 +103,7 @@ def test_two_minibatches():
 
 @pytest.mark.parametrize("noise", [zl.MiniBatch(2), zl.LabelNoise(0.1), zl.Dropout(0.1, at="h")])
 def test_noise_that_needs_examples(noise):
-    with pytest.raises(InputError, match="use .*LeastSquares"):
+    with pytest.raises(InputError, match=r"use .*LeastSquares"):
         zl.project(zl.Loss(lambda w: w @ w).with_noise(noise), jnp.ones(2))
 
 

@@ -65,11 +65,12 @@ def descend(
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
     system.check(params)
     check_stability(step_size, largest_eigenvalue(system, params))
+    params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
     run = _Run(system, jax.random.split(key, count), jnp.asarray(step_size))
     start = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * jnp.ndim(leaf)), params)
     manifold = manifold_of(system, flatten(params)[1])
-    recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None)
+    recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
     return _train(run, start, times, recorder, progress)
 
 

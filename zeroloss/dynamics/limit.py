@@ -76,7 +76,7 @@ def limit(
         )
     if replicas is not None:
         raise InputError("replicas make sense for a stochastic limit only, and this one is deterministic.")
-    recorder = Recorder(expansion, observables, batched=False)
+    recorder = Recorder(expansion, observables)
     return _follow(expansion, start, times, regime, recorder, rtol, progress)
 
 
@@ -100,8 +100,8 @@ def _follow(
         for time in times:
             if time > 0:
                 state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)
-            w, residual, rank = _at_time(expansion, state, jnp.asarray(time))
-            problem = _problem(expansion, state, float(time), float(residual), int(rank))
+            w, residual = _at_time(expansion, state, jnp.asarray(time))
+            problem = _problem(expansion, state, float(time), float(residual))
             if problem is not None:
                 so_far = recorder.path(times, None, scale) if recorder.started else None
                 raise IntegrationError(problem, so_far)
@@ -111,7 +111,11 @@ def _follow(
 
 
 class _State(eqx.Module):
-    """Where the integrator stands: at t, having come from `t_before` in one step."""
+    """Where the integrator stands: at t, having come from `t_before` in one step.
+
+    `rank` is that of the Hessian at w: how many eigenvalues are above `rank_tolerance` times `largest`,
+    the largest at the start.
+    """
 
     t: Scalar
     t_before: Scalar
@@ -121,6 +125,8 @@ class _State(eqx.Module):
     solver_state: Any
     controller_state: Any
     steps: Array
+    largest: Scalar
+    rank: Array
 
 
 def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
@@ -152,7 +158,14 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
         _SOLVER.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
     )
     no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0))
+    largest = jnp.max(jnp.abs(expansion.manifold.at(w).eigenvalues))
+    rank = _rank(expansion, w, largest)
+    return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
+
+
+def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
+    sizes = jnp.abs(expansion.manifold.at(w).eigenvalues)
+    return jnp.sum(sizes > expansion.manifold.rank_tolerance * largest)
 
 
 @eqx.filter_jit
@@ -172,13 +185,15 @@ def _advance(
     args = (expansion, fast)
 
     def unfinished(state: _State) -> Array:
-        return (state.t < time) & (state.steps < _MAX_STEPS)
+        regular = state.rank == expansion.manifold.rank
+        return (state.t < time) & (state.steps < _MAX_STEPS) & regular
 
     def step(state: _State) -> _State:
         t_next = jnp.minimum(state.t + state.dt, end)
         candidate, error, dense_info, solver_state, _ = _SOLVER.step(
             _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
         )
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a step gone astray is rejected
         keep, new_t0, new_t1, _, controller_state, _ = _controller(state.w, rtol).adapt_step_size(
             state.t,
             t_next,
@@ -191,15 +206,18 @@ def _advance(
         )
 
         def accept() -> _State:
+            w = expansion.manifold.retract(candidate)
             return _State(
                 t=t_next,
                 t_before=state.t,
                 dt=jnp.asarray(new_t1 - new_t0),
-                w=expansion.manifold.retract(candidate),
+                w=w,
                 dense_info=dense_info,
                 solver_state=solver_state,
                 controller_state=controller_state,
                 steps=state.steps + 1,
+                largest=state.largest,
+                rank=_rank(expansion, w, state.largest),
             )
 
         def reject() -> _State:
@@ -212,33 +230,33 @@ def _advance(
 
 
 @eqx.filter_jit
-def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple[Vector, Scalar, Array]:
-    """The point of the set at `time`, within the last step; its relative residual and rank."""
+def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple[Vector, Scalar]:
+    """The point of the set at `time`, within the last step; and its relative residual."""
     manifold = expansion.manifold
     interpolation = _SOLVER.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
     inside = (time < state.t) & (state.t > state.t_before)
     w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
-    return w, manifold.relative_residual(w), manifold.with_rank(None).at(w).codimension
+    return w, manifold.relative_residual(w)
 
 
-def _problem(
-    expansion: AbstractExpansion, state: _State, time: float, residual: float, rank: int
-) -> str | None:
-    if float(state.t) < time:
+def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
+    manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
+    if rank != manifold.rank:
         return (
-            f"the flow could not be followed past t = {float(state.t):.6g} (of {time:.6g}): {_MAX_STEPS} "
-            f"integrator steps were used up and the last was {float(state.dt):.3g} long."
+            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
+            f"fell below {manifold.rank_tolerance:g} of the largest at the start. The path has left "
+            "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
+            "solution; it can be followed up to an earlier time."
+        )
+    if t < time:
+        return (
+            f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): {_MAX_STEPS} integrator steps "
+            f"were used up and the last was {float(state.dt):.3g} long."
         )
     if not residual <= ON_SET:
         return (
             f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
             f"{residual:.3g}."
-        )
-    if rank != expansion.manifold.rank:
-        return (
-            f"at t = {time:.6g} the Hessian has rank {rank}, having begun with "
-            f"{expansion.manifold.rank}: the path has left the region where the zero-loss set is a "
-            "manifold of constant rank."
         )
     return None
 

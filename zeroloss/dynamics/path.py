@@ -79,12 +79,23 @@ class Path(eqx.Module):
 
 
 class Recorder:
-    """Collects what is saved along a path, one time at a time."""
+    """Collects what is saved along a path, one time at a time.
 
-    def __init__(self, expansion: AbstractExpansion, observables: Observables | None, batched: bool):
+    The parameters come out in the dtypes of `like`, in float64 without it.
+    """
+
+    def __init__(
+        self,
+        expansion: AbstractExpansion,
+        observables: Observables | None,
+        *,
+        batched: bool = False,
+        like: PyTree | None = None,
+    ):
         self._expansion = expansion
         self._observables = dict(observables or {})
         self.batched = batched
+        self._like = like
         self._saved: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         reserved = {"loss", "regularizer", "hessian_trace"} & set(self._observables)
         if reserved:
@@ -108,6 +119,8 @@ class Recorder:
         flat = jnp.stack([w for w, _ in self._saved], axis=axis)
         unravel = jax.vmap(self._expansion.manifold.unravel)
         params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
+        if self._like is not None:
+            params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self._like)
         measured = {
             name: np.stack([values[name] for _, values in self._saved], axis=axis)
             for name in self._saved[0][1]

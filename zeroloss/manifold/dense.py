@@ -1,6 +1,7 @@
 """The zero-loss set of any small loss, through the eigendecomposition of its d x d Hessian."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -11,9 +12,6 @@ from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
 
-RANK_TOLERANCE = 1e-8
-"""Eigenvalues of H below this fraction of the largest count as zero, on the set."""
-
 
 class DenseManifold(AbstractManifold):
     """Costs one Hessian (d gradients), d x d memory and an O(d^3) decomposition at every point."""
@@ -21,6 +19,7 @@ class DenseManifold(AbstractManifold):
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
+    rank_tolerance: ClassVar[float] = 1e-8
 
     def at(self, w: Vector) -> Geometry:
         eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(self.loss)(w))
@@ -60,5 +59,5 @@ class DenseManifold(AbstractManifold):
 
     def _is_normal(self, sizes: Float[Array, " parameters"]) -> Bool[Array, " parameters"]:
         if self.rank is None:
-            return sizes > RANK_TOLERANCE * sizes[0]
+            return sizes > self.rank_tolerance * sizes[0]
         return jnp.arange(sizes.shape[0]) < self.rank

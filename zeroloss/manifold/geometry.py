@@ -79,6 +79,7 @@ class AbstractManifold(eqx.Module):
     problem: eqx.AbstractVar[Loss | LeastSquares]
     unravel: eqx.AbstractVar[Callable[[Vector], PyTree]]
     rank: eqx.AbstractVar[int | None]
+    rank_tolerance: eqx.AbstractClassVar[float]
 
     @abc.abstractmethod
     def at(self, w: Vector) -> Geometry:

@@ -6,7 +6,7 @@ a rank decided from the spectrum does the work.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,8 +17,7 @@ from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
-RANK_TOLERANCE = 1e-12
-"""Eigenvalues of K below this fraction of the largest count as zero."""
+_TINY = 1e-300
 
 
 class GramManifold(AbstractManifold):
@@ -27,6 +26,7 @@ class GramManifold(AbstractManifold):
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
+    rank_tolerance: ClassVar[float] = 1e-12
 
     def at(self, w: Vector) -> Geometry:
         return self._factorize(w)[0]
@@ -92,12 +92,12 @@ class GramManifold(AbstractManifold):
         squares, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
         squares, rotation = squares[::-1], rotation[:, ::-1]
         is_normal = self._is_normal(squares)
-        singular_values = jnp.sqrt(jnp.where(is_normal, squares, 1.0))
+        singular_values = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
         basis = jnp.where(is_normal, (jacobian.T @ rotation) / singular_values, 0.0)
         eigenvalues = jnp.where(is_normal, squares / self.problem.number, 0.0)
         return Geometry(basis, eigenvalues, is_normal), rotation, squares, jacobian, is_normal
 
     def _is_normal(self, squares: Float[Array, " residuals"]) -> Bool[Array, " residuals"]:
         if self.rank is None:
-            return squares > RANK_TOLERANCE * squares[0]
+            return squares > self.rank_tolerance * squares[0]
         return jnp.arange(squares.shape[0]) < self.rank

@@ -53,7 +53,7 @@ def _overview(config: Mapping[str, Any], rows: Sequence[_Row], shown: Mapping[st
     chosen = [shown[name] for name in ("hessian_trace", "test_error") if name in shown]
     # One block of panels below the other, of at most so many noises side by side; a single noise
     # has its quantities side by side instead.
-    columns = min(len(rows), _COLUMNS) if len(rows) > 1 else len(chosen)
+    columns = -(-len(rows) // -(-len(rows) // _COLUMNS)) if len(rows) > 1 else len(chosen)
     blocks = -(-len(rows) // columns)
     lines = blocks * len(chosen) if len(rows) > 1 else 1
     figure = Figure(figsize=(max(3.5 * columns, 6.0), 2.35 * lines + 1.7), layout="constrained")
@@ -108,7 +108,7 @@ def _draw(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     axes.plot(training.x, training.y, color=_TRAINING, linewidth=2.2, label=training.name)
     axes.plot(reference.x, reference.y, color=color, linewidth=1.5, linestyle=dashes, label=reference.name)
     axes.set_ylim(limits)
-    axes.set_xlim(0, max(training.x[-1], reference.x[-1]) or 1.0)
+    axes.set_xlim(0, panel.end)
     axes.set_xlabel(panel.axis.title, fontsize=9.5)
     axes.set_ylabel(panel.label, fontsize=9.5, parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
@@ -149,7 +149,7 @@ def _head(axes: Axes, row: _Row) -> None:
 
 def _steps_on_top(axes: Axes, panel: Panel) -> None:
     unit = panel.axis.steps_per_unit
-    if not panel.axis.slow or unit != unit:
+    if not panel.axis.slow:
         return
 
     def steps(t: Any) -> Any:

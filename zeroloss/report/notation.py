@@ -21,7 +21,7 @@ def number(value: float, digits: int = 3) -> str:
     mantissa = mantissa.rstrip(".")
     if not exponent:
         return mantissa
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
 def greek(text: str) -> str:

@@ -15,7 +15,7 @@ from zeroloss.errors import RunError
 from zeroloss.report.figures import write_figures
 from zeroloss.report.notation import greek
 from zeroloss.report.plots import description, plot, reference_role
-from zeroloss.report.series import DISTANCE, Axis, Panel, panels, table_rows, time_axis, windows
+from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, time_axis, windows
 from zeroloss.report.words import table, verdict
 from zeroloss.runs.folder import FIGURES, REPORT
 
@@ -32,12 +32,11 @@ def write(folder: Path) -> Path:
     folder = Path(folder)
     config, results = runs.read(folder)
     rows, shown = table_rows(results), panels(results)
-    axes = {row["noise"]: time_axis(row, results) for row in rows}
     figures, specifications = _figures(rows, shown)
     page = Template(_asset("page.html")).substitute(
         title=_text(config.get("problem", "a run")),
         setup=_setup(config, rows),
-        verdicts=_verdicts(config, rows, axes),
+        verdicts=_verdicts(config, rows),
         table=_table(rows),
         figures=figures,
         configuration=_configuration(config),
@@ -66,12 +65,12 @@ def _setup(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
     return " \u00b7 ".join(part for part in parts if part)
 
 
-def _verdicts(config: Mapping[str, Any], rows: Sequence[_Row], axes: Mapping[str, Axis]) -> str:
+def _verdicts(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
     strengths = config.get("strengths") or {}
     return "\n".join(
         f'<article class="verdict {_kind(row)}">'
         f'<h3>{_text(row["noise"])} <span class="tag">{_text(row["regime"])}</span></h3>'
-        + "".join(f"<p>{_text(each)}</p>" for each in verdict(row, axes[row["noise"]], strengths))
+        + "".join(f"<p>{_text(each)}</p>" for each in verdict(row, time_axis(row), strengths))
         + f'<p class="fine">{_text(greek(row.get("verdict") or ""))}</p></article>'
         for row in rows
     )

@@ -20,8 +20,6 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
     training, reference = panel.training, panel.reference
     word = "distance" if panel.quantity == DISTANCE else "training"
     steps = np.round(training.x * panel.axis.steps_per_unit)
-    if not np.isfinite(steps).all():
-        steps = np.zeros_like(training.x)
     data: list[dict[str, Any]] = []
     if training.error is not None:
         data.append(_band(training))
@@ -52,9 +50,7 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
     title, header = panel.axis.title, "step %{x:,}"
     if panel.axis.slow:
         header = "t = %{x:.3~g}"
-        if np.isfinite(panel.axis.steps_per_unit):
-            title += f" (1 is {number(panel.axis.steps_per_unit, 4)} steps)"
-    end = max(training.x[-1], reference.x[-1]) or 1.0
+        title += f" (1 is {number(panel.axis.steps_per_unit, 4)} steps)"
     layout = {
         "height": _HEIGHT,
         "margin": _MARGIN,
@@ -62,7 +58,7 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
         "uirevision": "keep",
         "xaxis": {
             "title": {"text": title, "standoff": 8, "font": {"size": 12}},
-            "range": [0, float(end)],
+            "range": [0, panel.end],
             "nticks": 6,
             "unifiedhovertitle": {"text": header},
             "tickformat": "" if panel.axis.slow else ",",
@@ -126,10 +122,9 @@ def _annotations(panel: Panel, limits: tuple[float, float]) -> list[dict[str, An
 
 
 def _shapes(panel: Panel) -> list[dict[str, Any]]:
-    if panel.diverged is None or not np.isfinite(panel.diverged):
+    if panel.diverged is None:
         return []
-    where = float(panel.diverged)
-    return [{"type": "line", "x0": where, "x1": where, "yref": "paper", "y0": 0, "y1": 1}]
+    return [{"type": "line", "x0": panel.diverged, "x1": panel.diverged, "yref": "paper", "y0": 0, "y1": 1}]
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

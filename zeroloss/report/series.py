@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from zeroloss.dynamics.regime import slow_time
 from zeroloss.report.labels import quantities
 from zeroloss.report.notation import greek, number
 
@@ -14,6 +15,7 @@ DISTANCE = "distance"
 _ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
 _ROUNDING = 1e-12
+_FAR = 1e6
 _MARGIN = 0.06
 
 
@@ -57,7 +59,8 @@ class Panel(NamedTuple):
     """One quantity under one noise.
 
     - `training`: the ensemble; `reference`: the limit, or the ensemble error of the distance.
-    - `diverged`: where on the axis a training run left the finite numbers.
+    - `end`: where the axis ends.
+    - `diverged`: where on it a training run left the finite numbers.
     """
 
     noise: str
@@ -66,6 +69,7 @@ class Panel(NamedTuple):
     axis: Axis
     training: Curve
     reference: Curve
+    end: float
     diverged: float | None
 
     @property
@@ -108,31 +112,28 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {name: labels[name] for name in sorted(labels, key=rank)}
 
 
-def time_axis(row: Mapping[str, Any], results: xr.DataTree) -> Axis:
+def time_axis(row: Mapping[str, Any]) -> Axis:
     """Time as it is drawn for the noise of one row of the table."""
-    training = results[row["noise"]]["training_0"].to_dataset()
-    if not row["time_scale"]:
+    scale = row["time_scale"]
+    if not scale:
         return Axis(False, "k", 1.0)
-    inverse = greek(row["time_scale"]).removeprefix("1/(").removesuffix(")")
-    # The last slow time may be the first, zero, when training diverged at once.
-    steps, slow = training["time"].values, training["slow_time"].values
-    return Axis(True, f"t = {inverse}k", float(steps[-1] / slow[-1]) if slow[-1] > 0 else np.nan)
+    unit = 1 / float(slow_time(np.ones(1), scale, row["step_size"], row["sigma"])[0])
+    return Axis(True, f"t = {greek(scale).removeprefix('1/(').removesuffix(')')}k", unit)
 
 
 def panels(results: xr.DataTree) -> dict[str, list[Panel]]:
     """For each quantity, and last for the distance, a panel for each noise that has it."""
     rows = table_rows(results)
-    axes = {row["noise"]: time_axis(row, results) for row in rows}
     labels = measured(rows)
     found = {
         quantity: [
-            _measured(row, results, axes[row["noise"]], quantity, label)
+            _measured(row, results, quantity, label)
             for row in rows
             if quantity in results[row["noise"]]["limit"]
         ]
         for quantity, label in labels.items()
     }
-    found[DISTANCE] = [_distance(row, results, axes[row["noise"]]) for row in rows]
+    found[DISTANCE] = [_distance(row, results) for row in rows]
     return {quantity: each for quantity, each in found.items() if each}
 
 
@@ -142,20 +143,8 @@ def window(shown: Sequence[Panel]) -> tuple[float, float]:
     A quantity that does not change gets an axis on which it visibly does not, and a training that
     diverges may leave the frame.
     """
-    low, high = np.inf, -np.inf
-    for panel in shown:
-        ends = _finite(panel.reference.y)
-        if panel.diverged is None:
-            ends = np.concatenate([ends, _finite(panel.training.low), _finite(panel.training.high)])
-        if ends.size:
-            low, high = min(low, ends.min()), max(high, ends.max())
-    for panel in shown:
-        if panel.diverged is not None:
-            training = _finite(panel.training.y)
-            room = max(high - low, 0.2 * abs(high)) if np.isfinite(low) else 1.0
-            inside = training[(training >= low - room) & (training <= high + room)]
-            if inside.size:
-                low, high = min(low, inside.min()), max(high, inside.max())
+    ends = [_ends(panel) for panel in shown]
+    low, high = min(each[0] for each in ends), max(each[1] for each in ends)
     if not np.isfinite(low):
         return 0.0, 1.0
     if high - low <= max(_UNCHANGED * max(abs(low), abs(high)), _ROUNDING):
@@ -178,31 +167,46 @@ def windows(shown: Sequence[Panel]) -> list[tuple[float, float]]:
     return [window(shown)] * len(shown)
 
 
-def _measured(row: Mapping[str, Any], results: xr.DataTree, axis: Axis, quantity: str, label: str) -> Panel:
-    group = results[row["noise"]]
-    limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
-    x = _times(training, axis)
-    at = limit["time"].values if axis.slow else np.linspace(x[0], x[-1], limit.sizes["time"])
+def _measured(row: Mapping[str, Any], results: xr.DataTree, quantity: str, label: str) -> Panel:
+    axis, end, diverged, limit, training = _parts(row, results)
+    at = limit["time"].values if axis.slow else np.linspace(0, end, limit.sizes["time"])
     runs = training.sizes.get("replica", 1)
     average = f"mean of {runs} runs" if runs > 1 else "one run"
-    return Panel(
-        row["noise"], quantity, label, axis,
-        _curve(f"training, {average}", x, training[quantity]),
-        _curve("limit", at, limit[quantity]),
-        _diverged(row, axis),
-    )  # fmt: skip
+    reference = _curve("limit", at, limit[quantity])
+    curve = _curve(f"training, {average}", _times(training, axis), training[quantity])
+    if diverged is not None:
+        curve = _within(curve, float(np.abs(reference.y).max()))
+    return Panel(row["noise"], quantity, label, axis, curve, reference, end, diverged)
 
 
-def _distance(row: Mapping[str, Any], results: xr.DataTree, axis: Axis) -> Panel:
-    training = results[row["noise"]]["training_0"].to_dataset()
-    x = _times(training, axis)
+def _distance(row: Mapping[str, Any], results: xr.DataTree) -> Panel:
+    axis, end, diverged, _, training = _parts(row, results)
     label = "distance limit-training / " + ("travelled" if axis.slow else "|w|")
-    return Panel(
-        row["noise"], DISTANCE, label, axis,
-        Curve("distance", x, training["distance"].values),
-        Curve("ensemble error", x, training["distance_error"].values),
-        _diverged(row, axis),
-    )  # fmt: skip
+    x = _times(training, axis)
+    distance = Curve("distance", x, training["distance"].values.astype(float))
+    error = Curve("ensemble error", x, training["distance_error"].values.astype(float))
+    if diverged is not None:
+        distance, error = _within(distance, 1.0), _within(error, 1.0)
+    return Panel(row["noise"], DISTANCE, label, axis, distance, error, end, diverged)
+
+
+def _parts(
+    row: Mapping[str, Any], results: xr.DataTree
+) -> tuple[Axis, float, float | None, xr.Dataset, xr.Dataset]:
+    axis, step, group = time_axis(row), row.get("diverged_at"), results[row["noise"]]
+    limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
+    diverged = None if step is None else step / axis.steps_per_unit
+    end = max(_times(training, axis)[-1], diverged or 0.0)
+    if axis.slow:  # elsewhere the limit has no time of its own
+        end = max(end, limit["time"].values[-1])
+    return axis, float(end), diverged, limit, training
+
+
+def _within(curve: Curve, scale: float) -> Curve:
+    # Values on their way to overflow would break the drawing; they lie far out of the frame.
+    inside = np.abs(curve.y) <= _FAR * (scale or 1.0)
+    error = None if curve.error is None else np.where(inside, curve.error, np.nan)
+    return Curve(curve.name, curve.x, np.where(inside, curve.y, np.nan), error)
 
 
 def _times(training: xr.Dataset, axis: Axis) -> np.ndarray:
@@ -219,9 +223,19 @@ def _curve(name: str, x: np.ndarray, values: xr.DataArray) -> Curve:
     return Curve(name, x, mean, error)
 
 
-def _diverged(row: Mapping[str, Any], axis: Axis) -> float | None:
-    step = row.get("diverged_at")
-    return None if step is None else step / axis.steps_per_unit
+def _ends(panel: Panel) -> tuple[float, float]:
+    reference = _finite(panel.reference.y)
+    training = _finite(np.concatenate([panel.training.low, panel.training.high]))
+    if panel.diverged is not None and reference.size:
+        # What a diverging training still has to do with the limit: within as much again of it, or,
+        # for a distance, within the distance travelled.
+        low, high = (0.0, 1.0) if panel.quantity == DISTANCE else (reference.min(), reference.max())
+        room = 0.0 if panel.quantity == DISTANCE else max(high - low, 0.2 * abs(high))
+        training = training[(training >= low - room) & (training <= high + room)]
+        if panel.quantity == DISTANCE:
+            reference = reference[reference <= 1.0]
+    both = np.concatenate([reference, training])
+    return (float(both.min()), float(both.max())) if both.size else (np.inf, -np.inf)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -229,4 +243,4 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
+    return value is None or value == "" or (isinstance(value, float) and value != value)

@@ -12,7 +12,7 @@ _NOISES = {
     "weight": "weight noise with sigma {}",
     "minibatch": "minibatches of {}",
 }
-_STILL = 1e-6  # parameters that moved by less, relative to their norm, did not move
+_STILL = 1e-6  # what changed by less, relative to itself, did not change
 
 
 def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:
@@ -24,9 +24,9 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     """What one noise does, in plain sentences, for one row of the table."""
     noise = noise_in_words(row["noise"], strengths)
     noise = noise[:1].upper() + noise[1:]
-    plural = noise.startswith("Minibatches") and " and " not in noise
-    say = _drifting if axis.slow else _standing
-    sentences = say(row, axis, noise, plural)
+    plural = noise.startswith("Minibatches") or " and " in noise
+    says = f"{noise} {'are' if plural else 'is'} {row['regime']}"
+    sentences = _drifting(row, axis, says) if axis.slow else _standing(row, noise, plural, says)
     if row.get("diverged_at") is not None:
         sentences.append(
             f"The training diverged at step {_count(row['diverged_at'])}: what is shown of it ends with "
@@ -83,13 +83,12 @@ def _one_noise(part: str, strengths: Mapping[str, Any]) -> str:
     return _NOISES[name].format(strength)
 
 
-def _drifting(row: Mapping[str, Any], axis: Axis, noise: str, plural: bool) -> list[str]:
+def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
     fast = row["regime"] == "non-degenerate"
-    steps = "" if axis.steps_per_unit != axis.steps_per_unit else f" ≈ {number(axis.steps_per_unit)}"
-    sentences = [
-        f"{noise} {'are' if plural else 'is'} {row['regime']}: training drifts on the "
-        f"{'fast' if fast else 'slow'} scale, {greek(row['time_scale'])}{steps} steps."
-    ]
+    scale = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
+    sentences = [f"{says}: training drifts on the {'fast' if fast else 'slow'} scale, {scale}."]
+    if row.get("diverged_at") is not None:
+        return sentences
     main, name = ("regularizer", "regularizer") if fast else ("hessian_trace", "trace of the Hessian")
     change = _change(row, main)
     if change:
@@ -98,34 +97,32 @@ def _drifting(row: Mapping[str, Any], axis: Axis, noise: str, plural: bool) -> l
     if change:
         sentences.append(f"The test error {change}.")
     distance, error = row.get("distance"), row.get("distance_error")
-    if distance is not None and error is not None and row.get("diverged_at") is None:
+    if distance is not None and error is not None:
         sentences.append(
             f"The mean of {_count(row['replicas'])} runs ends {_percent(distance)} of the distance "
-            "travelled "
-            f"away from the limit; the scatter of so few runs alone accounts for {_percent(error)}."
+            f"travelled away from the limit; the scatter of so few runs alone accounts for {_percent(error)}."
         )
     return sentences
 
 
-def _standing(row: Mapping[str, Any], axis: Axis, noise: str, plural: bool) -> list[str]:
+def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> list[str]:
     distance, steps = row.get("distance"), _count(row["steps"])
     if distance is None:
-        return [f"{noise} {'are' if plural else 'is'} trivial: no drift on either time scale."]
+        return [f"{says}: no drift on either time scale."]
     moved = f"after {steps} steps the parameters had moved by {number(distance, 1)} of their norm."
+    if distance == 0:
+        moved = f"after {steps} steps the parameters had not moved at all."
     if distance > _STILL:
-        return [
-            f"{noise} {'are' if plural else 'is'} trivial: no drift is expected on either time scale; {moved}"
-        ]
-    if plural:
-        return [f"Minibatches alone do nothing: {moved}"]
-    return [f"{noise} does nothing: {moved}"]
+        return [f"{says}: no drift is expected on either time scale; {moved}"]
+    alone = " alone" if row["noise"].partition(":")[0] == "minibatch" else ""
+    return [f"{noise}{alone} {'do' if plural else 'does'} nothing: {moved}"]
 
 
 def _change(row: Mapping[str, Any], quantity: str) -> str:
     start, limit, trained = (row.get(f"{quantity}_{where}") for where in ("start", "limit", "training"))
     if start is None or limit is None or trained is None:
         return ""
-    if abs(trained - start) <= 1e-6 * abs(start):
+    if abs(trained - start) <= _STILL * abs(start):
         return f"stayed at {number(start)}; the limit says {number(limit)}"
     verb = "fell" if trained < start else "rose"
     return f"{verb} from {number(start)} to {number(trained)}; the limit says {number(limit)}"
@@ -136,4 +133,4 @@ def _count(value: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{number(100 * share, 2)} %"
+    return f"{number(100 * share, 2)}\u00a0%"

@@ -1,0 +1,254 @@
+"""The page and the figures of a run, from comparisons made by hand: nothing here trains."""
+
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path as FilePath
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from zeroloss import report, runs
+from zeroloss.dynamics import Comparison, Path, Regime, Training
+from zeroloss.errors import RunError
+from zeroloss.report.figures import write_figures
+from zeroloss.report.notation import number
+from zeroloss.report.series import panels, table_rows, windows
+from zeroloss.report.words import noise_in_words, table
+
+FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
+STEP_SIZE, SIGMA, STEPS, SAVES = 0.05, 0.1, 10_000, 6
+HOSTILE = "<script>alert(1)</script>"
+
+
+def comparison(scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True) -> Comparison:
+    """A comparison in which everything decays by half; `reached` saves of training are finite."""
+    names = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
+    regime = Regime(
+        names[scale], scale, False, 1e5, "towards smaller Reg", 1.0, 1.0, 0.0, True, 2, 1, 6
+    )  # fmt: skip
+    share = np.linspace(0, 1, SAVES)
+    decay = np.ones(SAVES) if scale is None else 1 - share / 2
+    rng = np.random.default_rng(0)
+    scatter = 1 + 0.01 * rng.standard_normal((replicas, SAVES)) * (scale is not None)
+    unit = {FAST: STEP_SIZE * SIGMA**2, SLOW: STEP_SIZE**2 * SIGMA**2, None: 1 / STEPS}[scale]
+
+    def path(shape: np.ndarray, steps: np.ndarray | None) -> Path:
+        observables = {"test_error": 0.08 * shape} if test_error else {"log_ratio": shape}
+        reg = 0.0 * shape if scale is None else 0.7 * shape
+        ts = share * STEPS * unit if steps is None else steps.astype(float)
+        params = {"w": shape[..., None]}
+        return Path(ts, steps, params, 0.0 * shape, reg, 98.0 * shape, observables, scale)
+
+    trained = decay * scatter
+    if diverged_at is not None:
+        trained[:, reached - 1] = 1e300
+    steps = np.round(share * STEPS).astype(int)[:reached]
+    training = Training(
+        STEP_SIZE,
+        path(trained[:, :reached], steps),
+        0.05 * share[:reached] * (scale is not None) + 1e-17,
+        0.01 * share[:reached] * (scale is not None) + 1e-17,
+        3.5,
+        diverged_at,
+    )
+    return Comparison("Noise", SIGMA, regime, 10.0, path(decay, None), 0.5, (training,))
+
+
+def written(folder: FilePath, comparisons, **config) -> FilePath:
+    config = {"problem": "digits", "description": "a test", "strengths": {"dropout": 0.01}} | config
+    runs.create(folder, config)
+    runs.write_results(folder, runs.gather(comparisons))
+    return report.write(folder)
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, the text outside scripts and styles, and the scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.scripts, self.text, self._inside = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts.append(data)
+        elif self._inside != "style":
+            self.text.append(data)
+
+    def count(self, wanted: str) -> int:
+        return sum(tag == wanted for tag, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> FilePath:
+    three = {"dropout": comparison(FAST), "label": comparison(SLOW), "minibatch": comparison(None)}
+    return written(tmp_path_factory.mktemp("runs") / "run", three)
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Reader:
+    return Reader(run.read_text())
+
+
+def test_page_needs_nothing_else(run, page):
+    assert run.name == "report.html"
+    for tag, attributes in page.tags:
+        assert not {"src", "href", "srcset", "data"} & set(attributes), (tag, attributes)
+    style = re.search(r"<style>(.*?)</style>", run.read_text(), re.DOTALL)
+    assert style is not None and "url(" not in style[1] and "@import" not in style[1]
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+    assert run.read_text().count("* plotly.js v") == 1
+    assert page.count("script") == 3
+
+
+def test_page_says_what_each_noise_does(page):
+    text = " ".join(page.text)
+    assert "Dropout at rate 0.01 is non-degenerate" in text
+    assert "fast scale, 1/(ασ²) ≈ 2,000 steps" in text
+    assert "In 10,000 steps the regularizer fell from 0.700 to" in text
+    assert "the limit says 0.350." in text
+    assert "Label noise is degenerate" in text
+    assert "Minibatches alone do nothing: after 10,000 steps the parameters had moved by" in text
+
+
+def test_table_has_a_row_for_every_quantity(run, page):
+    rows = table_rows(runs.read(run.parent)[1])
+    labels = [label for label, _ in table(rows)]
+    for quantity in ("regularizer Reg", "trace of the Hessian", "test error"):
+        for where in ("start", "limit", "trained"):
+            assert f"{quantity}, {where}" in labels
+    for label in ("verdict", "drifts in steps", "training steps", "seconds for the limit", "ratio"):
+        assert label in labels
+    assert page.count("tr") == len(labels) + 1
+    cells = dict(table(rows))
+    assert cells["trace of the Hessian, limit"] == ["49", "49", "98"]
+    assert cells["regularizer Reg, trained"][2] == "0 ± 0"
+    assert cells["ratio"] == ["7.0"] * 3
+
+
+def test_every_panel_is_a_valid_figure_with_words_for_it(page):
+    specifications = json.loads(page.scripts[0])
+    for specification in specifications:
+        go.Figure(specification)  # raises where Plotly would not understand
+    plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
+    assert [plot["id"] for plot in plots] == [f"panel-{i}" for i in range(len(specifications))]
+    assert len(plots) == 4 * 3
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 30 for plot in plots)
+    for specification in specifications:
+        roles = [trace["meta"] for trace in specification["data"]]
+        assert roles in (["band", "training", "limit"], ["training", "scatter"])
+
+
+def test_figures_are_png_and_named_after_their_noise(run):
+    figures = {path.name: path.read_bytes() for path in (run.parent / "figures").iterdir()}
+    assert set(figures) == {"overview.png", "dropout.png", "label.png", "minibatch.png"}
+    for name, content in figures.items():
+        assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000, name
+
+
+def test_a_constant_is_shown_as_one(run):
+    shown = panels(runs.read(run.parent)[1])
+    still = [panel for each in shown.values() for panel in each if panel.noise == "minibatch"]
+    assert len(still) == 4 and all(panel.constant is not None for panel in still)
+    assert all(panel.constant is None for panel in shown["hessian_trace"][:2])
+    (low, high) = windows(shown["regularizer"])[2]
+    assert low <= -1 and high >= 1  # not zoomed on rounding
+    assert len(set(windows(shown["hessian_trace"]))) == 1
+    assert len(set(windows(shown["regularizer"]))) > 1
+
+
+def test_hostile_names_appear_escaped_only(tmp_path):
+    # A noise is the name of a group, so it cannot hold a slash; everything else can.
+    name = "<img src=x onerror=alert(1)>\"'&$x^{"
+    config = {
+        "problem": HOSTILE, "description": f'"\'{HOSTILE}', "strengths": {HOSTILE: HOSTILE},
+        HOSTILE: [HOSTILE], "note": "</script><!--",
+    }  # fmt: skip
+    page = written(tmp_path / "run", {name: comparison(FAST), "label": comparison(SLOW)}, **config)
+    text = page.read_text()
+    assert HOSTILE not in text and "<img" not in text.split('<script type="application/json"')[0]
+    reader = Reader(text)
+    assert reader.count("script") == 3 and reader.count("img") == 0
+    assert not any(key.startswith("on") for _, attributes in reader.tags for key in attributes)
+    assert HOSTILE in "".join(reader.text) and name in "".join(reader.text)
+    labels = [a["aria-label"] for _, a in reader.tags if a.get("class") == "plot"]
+    assert name in labels[0]
+    json.loads(reader.scripts[0])
+    assert "<" not in reader.scripts[0]
+    assert unescape(text).count("</html>") == 1
+    assert all(re.fullmatch(r"[\w.+-]+", f.name) for f in (page.parent / "figures").iterdir())
+
+
+def test_one_noise_without_a_test_error(tmp_path):
+    page = written(tmp_path / "run", {"weight": comparison(FAST, test_error=False)})
+    text = " ".join(Reader(page.read_text()).text)
+    assert "Log ratio" in text and "test error" not in text.lower()
+    assert (tmp_path / "run" / "figures" / "weight.png").stat().st_size > 10_000
+
+
+def test_only_a_trivial_noise(tmp_path):
+    page = written(tmp_path / "run", {"minibatch:32": comparison(None)})
+    text = " ".join(Reader(page.read_text()).text)
+    assert "Minibatches of 32 alone do nothing" in text and "never" in text
+
+
+@pytest.mark.parametrize(("scale", "reached"), [(FAST, 4), (SLOW, 1), (None, 4), (None, 1)])
+def test_a_training_that_diverged(tmp_path, scale, reached):
+    each = {
+        "label": comparison(scale, reached=reached, diverged_at=7_000),
+        "weight": comparison(FAST),
+    }
+    page = written(tmp_path / "run", each)
+    reader = Reader(page.read_text())
+    assert "The training diverged at step 7,000" in " ".join(reader.text)
+    shown = panels(runs.read(page.parent)[1])
+    for low, high in windows(shown["hessian_trace"]):
+        assert -200 < low < high < 300
+    json.loads(reader.scripts[0])
+
+
+def test_one_run_has_no_band(tmp_path):
+    results = runs.gather({"label": comparison(SLOW)})
+    single = results["label"]["training_0"].to_dataset().isel(replica=[0])
+    results["label"]["training_0"].dataset = single
+    written_figures = write_figures({}, results, tmp_path)
+    assert all(path.stat().st_size > 10_000 for path in written_figures)
+    assert panels(results)["hessian_trace"][0].training.error is None
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="holds no readable run"):
+        report.write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dropout", "dropout at rate 0.01"),
+        ("label", "label noise"),
+        ("minibatch", "minibatches"),
+        ("minibatch:32+label:0.1", "minibatches of 32 and label noise with sigma 0.1"),
+        ("something:3", "something:3"),
+    ],
+)
+def test_noises_in_words(name, words):
+    assert noise_in_words(name, {"dropout": 0.01, "minibatch": 8.0}) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (64.9647, "65.0"), (50_000, "50,000"), (2e-16, "2.00\u00a0×\u00a010⁻¹⁶"), (-0.5, "-0.500")],  # noqa: RUF001
+)
+def test_numbers_in_words(value, text):
+    assert number(value) == text
