@@ -14,6 +14,7 @@ from rich.table import Table
 
 from zeroloss import problems, report, runs
 from zeroloss.dynamics import Comparison, classify, compare
+from zeroloss.dynamics.drift import check_stability
 from zeroloss.errors import ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
@@ -66,29 +67,20 @@ def classify_command(
         names = noise or _every_noise(chosen)
         noises = {name: parse_noise(chosen, name, strengths) for name in names}
         table = Table(title=chosen.description, title_justify="left")
-        for column in ("noise", "verdict", "drifts in steps", "kind", "towards", "margin"):
-            table.add_column(column, overflow="fold")
-        caveats = {}
+        for column in ("noise", "verdict", "drifts in steps", "towards", "margin"):
+            table.add_column(column, no_wrap=column in ("noise", "verdict"))
+        caveats, dimensions = {}, ""
         point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
         for name, one in noises.items():
             regime = classify(chosen.problem.with_noise(one), point, key=jax.random.key(seed))
-            kind = "" if regime.name == "trivial" else "SDE" if regime.stochastic else "ODE"
-            towards = "" if regime.name == "trivial" else regime.towards
-            table.add_row(
-                name,
-                regime.name,
-                regime.time_scale or "never",
-                kind,
-                towards,
-                f"{regime.margin:.1e}",
-            )
+            towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
+            verdict = regime.name + (", stochastic" if regime.stochastic else "")
+            table.add_row(name, verdict, regime.time_scale or "never", towards, f"{regime.margin:.0e}")
+            dimensions = f"{regime.dimension:,} in {regime.dimension + regime.codimension:,} parameters"
             if regime.caveat:
                 caveats[name] = regime.caveat
         _out.print(table)
-        _out.print(
-            f"The zero-loss set has dimension {regime.dimension} in {regime.dimension + regime.codimension} "  # pyright: ignore
-            "parameters."
-        )
+        _out.print(f"The zero-loss set has dimension {dimensions}.")
         for name, caveat in caveats.items():
             _out.print(f"{name}: {caveat}.")
 
@@ -126,8 +118,13 @@ def compare_command(
             horizon=horizon, steps=steps, replicas=replicas, seed=seed,
         )  # fmt: skip
         if out is not None:
+            runs.check_free(out, overwrite=overwrite)
+        any_system = chosen.problem.with_noise(next(iter(noises.values())))
+        point = project(any_system, chosen.start)
+        largest = largest_eigenvalue(any_system, point)
+        check_stability(step_size / largest, largest)
+        if out is not None:
             runs.create(out, config, overwrite=overwrite)
-        point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
         comparisons: dict[str, Comparison] = {}
         for index, (name, one) in enumerate(noises.items()):
             system = chosen.problem.with_noise(one)
@@ -136,7 +133,7 @@ def compare_command(
             comparisons[name] = compare(
                 system,
                 point,
-                [step_size / largest_eigenvalue(system, point)],
+                [step_size / largest],
                 key=jax.random.fold_in(jax.random.key(seed), index),
                 t1=horizon,
                 steps=steps,
@@ -155,33 +152,13 @@ def compare_command(
 
 
 def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:
-    rows = {name: comparison.rows()[0] for name, comparison in comparisons.items()}
-    table = Table(title=problem.description, title_justify="left", show_lines=True)
+    rows = [{**comparison.rows()[0], "noise": name} for name, comparison in comparisons.items()]
+    table = Table(title=problem.description, title_justify="left")
     table.add_column("")
-    for name in rows:
-        table.add_column(name, overflow="fold")
-
-    def add(label: str, cells: list[str]) -> None:
+    for row in rows:
+        table.add_column(row["noise"], overflow="fold")
+    for label, cells in report.table(rows):
         table.add_row(label, *cells)
-
-    each = list(rows.values())
-    add("verdict", [row["regime"] for row in each])
-    add("drifts in steps", [row["time_scale"] or "never" for row in each])
-    add("training steps", [f"{row['steps']:,}" for row in each])
-    for quantity, label in report.quantities(each[0]).items():
-        for where in ("start", "limit"):
-            add(f"{label}, {where}", [f"{row[f'{quantity}_{where}']:.5g}" for row in each])
-        add(
-            f"{label}, trained",
-            [f"{row[f'{quantity}_training']:.5g} ± {row[f'{quantity}_error']:.1g}" for row in each],
-        )
-    add(
-        "distance limit-training / travelled",
-        [f"{row['distance']:.2g} (ensemble error {row['distance_error']:.1g})" for row in each],
-    )
-    add("seconds for the limit", [f"{row['seconds_limit']:.1f}" for row in each])
-    add("seconds for the training", [f"{row['seconds_training']:.1f}" for row in each])
-    add("ratio", [f"{row['ratio']:.1f}" for row in each])
     return table
 
 

@@ -116,7 +116,7 @@ def test_replicas():
     assert many.params.shape == (5, 6, 2) and many.final.shape == (5, 2)
     np.testing.assert_allclose(one.params[0], alone.params, rtol=1e-12)
     assert len(np.unique(many.params[:, -1, 0])) == 5
-    mean, error = many.mean("regularizer")
+    _, error = many.mean("regularizer")
     np.testing.assert_allclose(error, many.regularizer.std(axis=0, ddof=1) / 5**0.5)
     assert one.mean("loss")[1] is None
     assert many.to_xarray()["loss"].dims == ("replica", "time")

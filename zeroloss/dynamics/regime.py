@@ -227,7 +227,7 @@ def power_of_step_size(time_scale: TimeScale) -> int:
 
 def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float) -> np.ndarray:
     """The slow time t that `steps` steps of training take."""
-    return np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2
+    return np.asarray(np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2)
 
 
 def steps_for(t: float, time_scale: TimeScale, step_size: float, sigma: float) -> int:

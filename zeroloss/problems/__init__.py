@@ -1,5 +1,6 @@
 """Named problems on real or published data, ready to run."""
 
+import inspect
 from collections.abc import Callable
 
 from zeroloss.errors import InputError
@@ -24,4 +25,7 @@ def load(name: str, **options: object) -> Problem:
     """The problem called `name`, built with `options`; `InputError` lists the known names."""
     if name not in PROBLEMS:
         raise InputError(f"unknown problem {name!r}. Known: {', '.join(PROBLEMS)}.")
+    unknown = set(options) - set(inspect.signature(PROBLEMS[name]).parameters)
+    if unknown:
+        raise InputError(f"problem {name!r} has no option {', '.join(map(repr, sorted(unknown)))}.")
     return PROBLEMS[name](**options)

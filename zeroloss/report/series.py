@@ -97,7 +97,7 @@ def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
     table = results.to_dataset()
     rows = []
     for index in range(table.sizes["noise"]):
-        row = {str(name): values.values[index].item() for name, values in table.variables.items()}
+        row = {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
         rows.append({name: None if _missing(value) else value for name, value in row.items()})
     return rows
 
@@ -244,3 +244,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own; words are that already."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -18,30 +18,39 @@ CONFIG, RESULTS, REPORT, FIGURES = "config.json", "results.zarr", "report.html",
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
 
 
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise `RunError` unless a run may be written to `folder`.
+
+    It may when the folder is new or empty, or holds a run and `overwrite` is True. A folder that holds
+    anything else is never touched.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; a run needs a folder.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG).is_file():
+        raise RunError(
+            f"{folder} is not empty and holds no run ({CONFIG} is missing); nothing was touched. "
+            "Choose another folder."
+        )
+    if not overwrite:
+        raise RunError(
+            f"{folder} already holds a run; nothing was touched. Choose another folder, or pass "
+            "--overwrite to replace it."
+        )
+
+
 def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Start a run in `folder` by writing its `config.json`, with the versions of what computes it.
 
-    Raises `RunError` when the folder holds a run already and `overwrite` is False, or when it holds
-    anything else. Overwriting removes only what a run consists of.
+    Overwriting removes only what a run consists of. Raises `RunError` like `check_free`, and when the
+    folder cannot be written.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a run needs a folder.")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / CONFIG).is_file():
-            raise RunError(
-                f"{folder} is not empty and holds no run ({CONFIG} is missing); nothing was touched. "
-                "Choose another folder."
-            )
-        if not overwrite:
-            raise RunError(
-                f"{folder} already holds a run; nothing was touched. Choose another folder, or pass "
-                "--overwrite to replace it."
-            )
-        for name in (RESULTS, FIGURES):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (CONFIG, REPORT):
-            (folder / name).unlink(missing_ok=True)
+    check_free(folder, overwrite=overwrite)
+    for name in (RESULTS, FIGURES):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CONFIG, REPORT):
+        (folder / name).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         versions = {name: version(name) for name in _VERSIONED}
@@ -65,7 +74,7 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
         if column != "noise"
     }
     table["verdict"] = ("noise", _column([str(each.regime) for each in comparisons.values()]))
-    root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=str))})
+    root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=object))})
     return xr.DataTree(
         root, children={name: comparison.to_xarray() for name, comparison in comparisons.items()}
     )
@@ -73,7 +82,7 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
 
 def write_results(folder: Path, results: xr.DataTree) -> None:
     """Write `results.zarr`; the new one is complete before the old one goes."""
-    target, fresh = Path(folder) / RESULTS, Path(folder) / (RESULTS + ".part")
+    target, fresh = folder / RESULTS, folder / (RESULTS + ".part")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         results.to_zarr(fresh, mode="w", consolidated=False)
@@ -85,7 +94,6 @@ def write_results(folder: Path, results: xr.DataTree) -> None:
 
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     """The config and results of the run in `folder`."""
-    folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
         results = xr.open_datatree(folder / RESULTS, engine="zarr", consolidated=False)
@@ -97,5 +105,5 @@ def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
 def _column(values: list[Any]) -> np.ndarray:
     # Missing numbers are NaN and missing words empty, as xarray and zarr have them.
     if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else value for value in values], dtype=str)
+        return np.array(["" if value is None else value for value in values], dtype=object)
     return np.array([np.nan if value is None else value for value in values])

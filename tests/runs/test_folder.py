@@ -1,0 +1,72 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+
+import zeroloss as zl
+from zeroloss import runs
+from zeroloss.errors import RunError
+
+
+@pytest.fixture(scope="module")
+def comparisons():
+    problem = zl.problems.load("hyperbola")
+    options = {"key": jax.random.key(0), "steps": 200, "replicas": 3, "saves": 5}
+    return {
+        "label:0.3": zl.compare(
+            problem.problem.with_noise(zl.LabelNoise(0.3)), problem.start, [0.1], **options
+        ),
+        "minibatch": zl.compare(problem.problem.with_noise(zl.MiniBatch(1)), problem.start, [0.1], **options),
+    }
+
+
+def test_results_open_with_xarray_alone(tmp_path, comparisons):
+    runs.create(tmp_path / "run", {"command": "test"})
+    runs.write_results(tmp_path / "run", runs.gather(comparisons))
+    table = xr.open_zarr(tmp_path / "run" / "results.zarr", consolidated=False)
+    assert list(table["noise"].values) == ["label:0.3", "minibatch"]
+    assert list(table["regime"].values) == ["degenerate", "trivial"]
+    tree = xr.open_datatree(tmp_path / "run" / "results.zarr", engine="zarr", consolidated=False)
+    np.testing.assert_array_equal(
+        tree["label:0.3/training_0"]["hessian_trace"],
+        comparisons["label:0.3"].trainings[0].path.hessian_trace,
+    )
+
+
+def test_config_holds_versions(tmp_path):
+    runs.create(tmp_path / "run", {"command": "test", "seed": 3})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["seed"] == 3 and {"zeroloss", "jax", "numpy"} <= set(config["versions"])
+
+
+def test_a_run_is_not_overwritten_unless_told(tmp_path, comparisons):
+    folder = tmp_path / "run"
+    runs.create(folder, {"seed": 1})
+    runs.write_results(folder, runs.gather(comparisons))
+    with pytest.raises(RunError, match="already holds a run; nothing was touched"):
+        runs.create(folder, {"seed": 2})
+    assert runs.read(folder)[0]["seed"] == 1
+    (folder / "notes.txt").write_text("mine")
+    runs.create(folder, {"seed": 2}, overwrite=True)
+    assert json.loads((folder / "config.json").read_text())["seed"] == 2
+    assert not (folder / "results.zarr").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_other_folders_are_never_touched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="holds no run"):
+        runs.create(tmp_path, {}, overwrite=True)
+    with pytest.raises(RunError, match="is a file"):
+        runs.create(tmp_path / "thesis.tex", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_unreadable_runs(tmp_path):
+    with pytest.raises(RunError, match="no readable run"):
+        runs.read(tmp_path / "missing")
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(RunError, match="no readable run"):
+        runs.read(tmp_path)

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from zeroloss.cli import app
+
+runner = CliRunner()
+SHORT = ["--steps", "300", "--replicas", "2"]
+
+
+def run(*arguments, code=0):
+    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_compare_writes_a_whole_run(tmp_path):
+    out = tmp_path / "run"
+    printed = run(
+        "compare", "hyperbola", "--noise", "label:0.5", "--noise", "minibatch", "--out", out, *SHORT
+    )
+    for words in ("verdict", "degenerate", "trivial", "training steps", "distance", "ratio"):
+        assert words in printed
+    config = json.loads((out / "config.json").read_text())
+    assert config["noise"] == ["label:0.5", "minibatch"] and config["seed"] == 0
+    assert list(xr.open_zarr(out / "results.zarr", consolidated=False)["noise"].values) == config["noise"]
+    assert (out / "report.html").stat().st_size > 1e6
+    assert list((out / "figures").glob("*.png"))
+    again = run("compare", "hyperbola", "--noise", "label", "--out", out, *SHORT, code=1)
+    assert "already holds a run" in again
+    run("compare", "hyperbola", "--noise", "minibatch", "--out", out, "--overwrite", *SHORT)
+    assert json.loads((out / "config.json").read_text())["noise"] == ["minibatch"]
+
+
+def test_same_seed_same_results(tmp_path):
+    for name in ("one", "two"):
+        run("compare", "hyperbola", "--noise", "label:0.5", "--out", tmp_path / name, "--seed", 5, *SHORT)
+    one, two = (
+        xr.open_datatree(tmp_path / name / "results.zarr", engine="zarr", consolidated=False)
+        for name in ("one", "two")
+    )
+    xr.testing.assert_identical(one["label:0.5/training_0"].dataset, two["label:0.5/training_0"].dataset)
+
+
+def test_classify_prints_every_noise():
+    printed = run("classify", "hyperbola")
+    lines = {line.split("│")[1].strip(): line for line in printed.splitlines() if "│" in line}
+    assert "non-degenerate" in lines["weight"] and "1/(alpha sigma^2)" in lines["weight"]
+    assert "1/(alpha^2 sigma^2)" in lines["label"] and "tr H" in lines["label"]
+    assert "trivial" in lines["minibatch"]
+    assert {"minibatch+label", "minibatch+weight"} <= set(lines)
+    assert "dimension 1 in 2 parameters" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["classify", "mnist"], "unknown problem 'mnist'. Known: digits, hyperbola."),
+        (["classify", "hyperbola", "--noise", "coffee"], "Known: label, weight, minibatch"),
+        (["classify", "hyperbola", "--noise", "label:much"], "must be a number, got 'much'"),
+        (["classify", "hyperbola", "--sigma", "-1"], "sigma must be positive"),
+        (["classify", "digits", "--rate", "1.0"], "must lie in [0, 1)"),
+        (["classify", "digits", "--examples", "5000"], "between 1 and 1796"),
+        (["classify", "digits", "--width", "0"], "positive integers"),
+        (["compare", "hyperbola", "--step-size", "2.5"], "beyond the stability limit"),
+        (["compare", "hyperbola", "--replicas", "1"], "at least 2"),
+        (["compare", "hyperbola", "--noise", "label", "--horizon", "-3"], "t1 must be positive"),
+        (["classify", "hyperbola", "--width", "3"], "problem 'hyperbola' has no option 'widths'"),
+    ],
+)
+def test_errors_are_one_clear_message(arguments, message):
+    printed = run(*arguments, code=1)
+    assert message in " ".join(printed.split())
+    assert "Traceback" not in printed
+
+
+def test_nothing_is_written_when_the_request_is_wrong(tmp_path):
+    out = tmp_path / "run"
+    run("compare", "hyperbola", "--step-size", "2.5", "--out", out, code=1)
+    assert not out.exists()
