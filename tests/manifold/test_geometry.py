@@ -44,12 +44,13 @@ def test_projections_and_spectrum(located, way):
 @pytest.mark.parametrize("step_size", [0.0, 0.1])
 def test_lyapunov_equation(located, way, step_size):
     manifolds, w, (hessian, normal, _, _), _ = located
-    factor = np.asarray(jax.random.normal(jax.random.key(0), (w.shape[0], 5)))
+    factor = jax.random.normal(jax.random.key(0), (w.shape[0], 5))
     geometry = manifolds[way].at(w)
-    coordinates = geometry.basis.T @ factor
-    solution = geometry.basis @ geometry.lyapunov(coordinates @ coordinates.T, step_size) @ geometry.basis.T
+    coordinates = geometry.coordinates(factor)
+    inside = geometry.lyapunov(coordinates @ coordinates.T, step_size)
+    solution = geometry.embed(geometry.embed(inside).T)
     left = hessian @ solution + solution @ hessian - step_size * hessian @ solution @ hessian
-    np.testing.assert_allclose(left, normal @ factor @ factor.T @ normal, atol=1e-8)
+    np.testing.assert_allclose(left, normal @ np.asarray(factor @ factor.T) @ normal, atol=1e-8)
 
 
 @pytest.mark.parametrize("way", ["gram", "dense"])

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, StabilityError
-from zeroloss.manifold import Geometry, locate
+from zeroloss.manifold import AbstractGeometry, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -67,21 +67,21 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drif
     return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
 
 
-def first_drift(expansion: AbstractExpansion, w: Vector, geometry: Geometry) -> Vector:
+def first_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
     """D_1 = -P_T grad Reg (theory.md, section 2)."""
     return -geometry.tangent(jax.grad(expansion.regularizer)(w))
 
 
 def second_drift(
-    expansion: AbstractExpansion, w: Vector, geometry: Geometry, step_size: Scalar | float = 0.0
+    expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry, step_size: Scalar | float = 0.0
 ) -> Vector:
     """b, or D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
 
     -1/2 H^+ T[P_T Sigma P_T]  -  P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
     """
-    third = expansion.manifold.third
+    manifold, third = expansion.manifold, expansion.manifold.third
     covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
-    stationary = -0.5 * geometry.tangent(third(w, geometry.basis @ covariance, geometry.basis))
+    stationary = -0.5 * geometry.tangent(manifold.third_of_normal(w, geometry, covariance))
     factor = expansion.factor(w)
     if factor is None:
         return stationary
@@ -92,7 +92,7 @@ def second_drift(
 
 
 def tangential_noise(
-    expansion: AbstractExpansion, w: Vector, geometry: Geometry
+    expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry
 ) -> Float[Array, "parameters noise"] | None:
     """P_T G, or None where it vanishes identically."""
     factor = expansion.factor(w)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.manifold import AbstractManifold, Geometry, GramManifold
+from zeroloss.manifold import AbstractGeometry, AbstractManifold, GramGeometry, GramManifold
 from zeroloss.pytrees import Vector
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -32,8 +32,8 @@ class AbstractExpansion(eqx.Module):
         """What Reg could be without cancellation: the scale that Reg is judged by."""
 
     @abc.abstractmethod
-    def normal_covariance(self, w: Vector, geometry: Geometry) -> Float[Array, "q q"]:
-        """Q^T Sigma Q, in the coordinates of `geometry.basis`."""
+    def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
+        """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
 
     @abc.abstractmethod
     def factor(self, w: Vector) -> Float[Array, "parameters noise"] | None:
@@ -56,8 +56,8 @@ class GeneralExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return 0.5 * jnp.sum(jnp.abs(self._second_derivatives(w)))
 
-    def normal_covariance(self, w: Vector, geometry: Geometry) -> Float[Array, "q q"]:
-        coordinates = geometry.basis.T @ self.factor(w)
+    def normal_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q q"]:
+        coordinates = geometry.coordinates(self.factor(w))
         return coordinates @ coordinates.T
 
     def factor(self, w: Vector) -> Float[Array, "parameters noise"]:
@@ -110,10 +110,9 @@ class LeastSquaresExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return self.regularizer(w)
 
-    def normal_covariance(self, w: Vector, geometry: Geometry) -> Float[Array, "q q"]:
-        # J Q = U (N Lambda)^(1/2), recovered from the basis itself.
-        left = self.manifold.jacobian(w) @ geometry.basis
-        return left.T @ self._residual_covariance(w) @ left / self.system.problem.number**2
+    def normal_covariance(self, w: Vector, geometry: GramGeometry) -> Float[Array, "q q"]:
+        left = geometry.jacobian_coordinates
+        return left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
 
     def factor(self, w: Vector) -> None:
         return None

@@ -1,8 +1,8 @@
 """The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
 
 from zeroloss.manifold.dense import DenseManifold
-from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
-from zeroloss.manifold.gram import GramManifold
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
+from zeroloss.manifold.gram import GramGeometry, GramManifold
 from zeroloss.manifold.locate import (
     Located,
     largest_eigenvalue,
@@ -13,9 +13,10 @@ from zeroloss.manifold.locate import (
 )
 
 __all__ = [
+    "AbstractGeometry",
     "AbstractManifold",
     "DenseManifold",
-    "Geometry",
+    "GramGeometry",
     "GramManifold",
     "Located",
     "largest_eigenvalue",

@@ -8,9 +8,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
+
+
+class DenseGeometry(AbstractGeometry):
+    """Q itself, d x d with zero columns for the tangent directions."""
+
+    basis: Float[Array, "parameters q"]
+    eigenvalues: Float[Array, " q"]
+    is_normal: Bool[Array, " q"]
+
+    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+        return self.basis.T @ vector
+
+    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+        return self.basis @ coordinates
+
+    @property
+    def dimension(self) -> Array:
+        return self.basis.shape[0] - self.codimension
 
 
 class DenseManifold(AbstractManifold):
@@ -21,12 +39,14 @@ class DenseManifold(AbstractManifold):
     rank: int | None = eqx.field(static=True, default=None)
     rank_tolerance: ClassVar[float] = 1e-8
 
-    def at(self, w: Vector) -> Geometry:
+    def at(self, w: Vector) -> DenseGeometry:
         eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(self.loss)(w))
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, vectors = eigenvalues[order], vectors[:, order]
         is_normal = self._is_normal(jnp.abs(eigenvalues))
-        return Geometry(jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal)
+        return DenseGeometry(
+            jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
+        )
 
     def correction(self, w: Vector) -> Vector:
         return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))
@@ -44,6 +64,9 @@ class DenseManifold(AbstractManifold):
             return jnp.sum(left.T * jax.vmap(product)(right.T))
 
         return jax.grad(frozen_trace)(w)
+
+    def third_of_normal(self, w: Vector, geometry: DenseGeometry, covariance: Float[Array, "q q"]) -> Vector:
+        return self.third(w, geometry.basis @ covariance, geometry.basis)
 
     def trace(self, w: Vector) -> Scalar:
         return jnp.trace(jax.hessian(self.loss)(w))

@@ -6,6 +6,7 @@ Everything here works on flat float64 vectors, in the order of `jax.flatten_util
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,20 +22,27 @@ RETRACTION_TOLERANCE = 1e-7
 RETRACTION_ITERATIONS = 12
 
 
-class Geometry(eqx.Module):
-    """Normal and tangent space of the zero-loss set at a point, from an eigenbasis of the Hessian H.
+class AbstractGeometry(eqx.Module):
+    """Normal and tangent space of the zero-loss set at a point.
 
-    `basis` holds q >= codimension columns: orthonormal eigenvectors of H that span range(H), and zero
-    columns where `is_normal` is False. Memory d x q; projections cost one product with `basis`.
+    The normal space, range(H), has an orthonormal basis Q of eigenvectors of the Hessian H. It has q
+    columns, as many as the codimension or more: those where `is_normal` is False are zero.
     """
 
-    basis: Float[Array, "parameters q"]
-    eigenvalues: Float[Array, " q"]
-    is_normal: Bool[Array, " q"]
+    eigenvalues: eqx.AbstractVar[Float[Array, " q"]]
+    is_normal: eqx.AbstractVar[Bool[Array, " q"]]
+
+    @abc.abstractmethod
+    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+        """Q^T v."""
+
+    @abc.abstractmethod
+    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+        """Q c."""
 
     def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_N v, the part in range(H)."""
-        return self.basis @ (self.basis.T @ vector)
+        return self.embed(self.coordinates(vector))
 
     def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
@@ -44,11 +52,13 @@ class Geometry(eqx.Module):
     def pseudo_inverse(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """H^+ v."""
         inverse = jnp.where(self.is_normal, 1 / jnp.where(self.is_normal, self.eigenvalues, 1.0), 0.0)
-        coordinates = self.basis.T @ vector
-        return self.basis @ (inverse.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
+        coordinates = self.coordinates(vector)
+        return self.embed(inverse.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
 
-    def lyapunov(self, covariance: Float[Array, "q q"], step_size: Scalar | float = 0.0):
-        """Solve H C + C H - step_size * H C H = S on the normal space, in the coordinates of `basis`.
+    def lyapunov(
+        self, covariance: Float[Array, "q q"], step_size: Scalar | float = 0.0
+    ) -> Float[Array, "q q"]:
+        """Solve H C + C H - step_size * H C H = S on the normal space, in the coordinates of Q.
 
         With step_size 0 the Lyapunov equation of theory.md, section 2; otherwise the Stein equation
         of section 5, of the iteration itself.
@@ -64,9 +74,9 @@ class Geometry(eqx.Module):
         return jnp.sum(self.is_normal)
 
     @property
+    @abc.abstractmethod
     def dimension(self) -> Array:
-        """The dimension of the set."""
-        return self.basis.shape[0] - self.codimension
+        """The dimension of the set: parameters less codimension."""
 
 
 class AbstractManifold(eqx.Module):
@@ -82,7 +92,7 @@ class AbstractManifold(eqx.Module):
     rank_tolerance: eqx.AbstractClassVar[float]
 
     @abc.abstractmethod
-    def at(self, w: Vector) -> Geometry:
+    def at(self, w: Vector) -> AbstractGeometry:
         """The geometry at a point of the set (beside the set: of the level set through it)."""
 
     @abc.abstractmethod
@@ -100,6 +110,10 @@ class AbstractManifold(eqx.Module):
 
         Implementations may leave out a part normal to the set; what they give is exact after P_T.
         """
+
+    @abc.abstractmethod
+    def third_of_normal(self, w: Vector, geometry: Any, covariance: Float[Array, "q q"]) -> Vector:
+        """T[Q C Q^T] with C symmetric, in the coordinates of Q; like `third`."""
 
     @abc.abstractmethod
     def trace(self, w: Vector) -> Scalar:

@@ -13,11 +13,39 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
 _TINY = 1e-300
+
+
+class GramGeometry(AbstractGeometry):
+    """Q = J^T A with A = U (N Lambda)^(-1/2), m x m; Q itself, d x m, is never formed.
+
+    Projections cost two products with J and one with A.
+    """
+
+    jacobian: Float[Array, "residuals parameters"]
+    scaled_rotation: Float[Array, "residuals q"]
+    squares: Float[Array, " q"]
+    eigenvalues: Float[Array, " q"]
+    is_normal: Bool[Array, " q"]
+
+    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+        return self.scaled_rotation.T @ (self.jacobian @ vector)
+
+    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+        return self.jacobian.T @ (self.scaled_rotation @ coordinates)
+
+    @property
+    def dimension(self) -> Array:
+        return self.jacobian.shape[1] - self.codimension
+
+    @property
+    def jacobian_coordinates(self) -> Float[Array, "q residuals"]:
+        """Q^T J^T = (N Lambda)^(1/2) U^T."""
+        return self.squares[:, None] * self.scaled_rotation.T
 
 
 class GramManifold(AbstractManifold):
@@ -28,14 +56,23 @@ class GramManifold(AbstractManifold):
     rank: int | None = eqx.field(static=True, default=None)
     rank_tolerance: ClassVar[float] = 1e-12
 
-    def at(self, w: Vector) -> Geometry:
-        return self._factorize(w)[0]
+    def at(self, w: Vector) -> GramGeometry:
+        jacobian = self.jacobian(w)
+        squares, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
+        squares, rotation = squares[::-1], rotation[:, ::-1]
+        is_normal = self._is_normal(squares)
+        scale = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
+        return GramGeometry(
+            jacobian,
+            jnp.where(is_normal, rotation / scale, 0.0),
+            jnp.where(is_normal, squares, 0.0),
+            jnp.where(is_normal, squares / self.problem.number, 0.0),
+            is_normal,
+        )
 
     def correction(self, w: Vector) -> Vector:
-        _, rotation, squares, jacobian, is_normal = self._factorize(w)
-        residual = self._residuals(w).reshape(-1)
-        solved = jnp.where(is_normal, (rotation.T @ residual) / jnp.where(is_normal, squares, 1.0), 0.0)
-        return -jacobian.T @ (rotation @ solved)
+        geometry = self.at(w)  # -J^T K^+ r, with K^+ = A A^T
+        return -geometry.embed(geometry.scaled_rotation.T @ self._residuals(w).reshape(-1))
 
     def third(
         self,
@@ -43,13 +80,14 @@ class GramManifold(AbstractManifold):
         left: Float[Array, "parameters columns"],
         right: Float[Array, "parameters columns"],
     ) -> Vector:
-        # d_w tr(J(w) M J(w)^T) / N with M frozen = d_w <J(w), J M + J M^T> / N. Row i of J(w) A_i^T is a
-        # directional derivative of residual i: no m gradients, only m tangents. The part of T[M]
-        # from the residuals' own Hessians is normal, J^T(...), and left out.
+        # d_w tr(J(w) M J(w)^T) / N with M frozen = d_w <J(w), J M + J M^T> / N. The part of T[M] from
+        # the residuals' own Hessians is normal, J^T(...), and left out.
         jacobian = self.jacobian(w)
-        directions = (jacobian @ left) @ right.T + (jacobian @ right) @ left.T
-        directions = directions.reshape(*self.problem.targets.shape, -1)
-        return jax.grad(self._directional_sum)(w, directions) / self.problem.number
+        return self._slope_along(w, (jacobian @ left) @ right.T + (jacobian @ right) @ left.T)
+
+    def third_of_normal(self, w: Vector, geometry: GramGeometry, covariance: Float[Array, "q q"]) -> Vector:
+        mixing = geometry.jacobian_coordinates.T @ covariance @ geometry.scaled_rotation.T
+        return self._slope_along(w, 2 * mixing @ geometry.jacobian)
 
     def trace(self, w: Vector) -> Scalar:
         return jnp.sum(self.jacobian(w) ** 2) / self.problem.number
@@ -74,28 +112,24 @@ class GramManifold(AbstractManifold):
     def _outputs_of_one(self, w: Vector, inputs: Any) -> Array:
         return self.problem.model(self.unravel(w), jax.tree.map(lambda leaf: leaf[None], inputs))[0]
 
-    def _directional_sum(self, w: Vector, directions: Array) -> Scalar:
-        """Sum over residuals of the derivative of each in a direction of its own."""
+    def _slope_along(self, w: Vector, directions: Float[Array, "residuals parameters"]) -> Vector:
+        """d_w <J(w), directions> / N with the directions frozen.
 
-        def one(inputs: Any, direction: Array) -> Scalar:
+        Each residual is differentiated along a direction of its own: no m gradients, only m tangents.
+        """
+        shaped = directions.reshape(*self.problem.targets.shape, -1)
+
+        def one(w: Vector, inputs: Any, direction: Array) -> Scalar:
             def along(single: Vector) -> Array:
                 return jax.jvp(lambda w: self._outputs_of_one(w, inputs), (w,), (single,))[1]
 
-            if direction.ndim == 1:
-                return along(direction)
-            return jnp.trace(jax.vmap(along)(direction))
+            return along(direction) if direction.ndim == 1 else jnp.trace(jax.vmap(along)(direction))
 
-        return jnp.sum(jax.vmap(one)(self.problem.inputs, directions))
+        def total(w: Vector) -> Scalar:
+            each = jax.vmap(one, in_axes=(None, 0, 0))(w, self.problem.inputs, shaped)
+            return jnp.sum(each) / self.problem.number
 
-    def _factorize(self, w: Vector) -> tuple[Geometry, Array, Array, Array, Bool[Array, " residuals"]]:
-        jacobian = self.jacobian(w)
-        squares, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
-        squares, rotation = squares[::-1], rotation[:, ::-1]
-        is_normal = self._is_normal(squares)
-        singular_values = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
-        basis = jnp.where(is_normal, (jacobian.T @ rotation) / singular_values, 0.0)
-        eigenvalues = jnp.where(is_normal, squares / self.problem.number, 0.0)
-        return Geometry(basis, eigenvalues, is_normal), rotation, squares, jacobian, is_normal
+        return jax.grad(total)(w)
 
     def _is_normal(self, squares: Float[Array, " residuals"]) -> Bool[Array, " residuals"]:
         if self.rank is None:

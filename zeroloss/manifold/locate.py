@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import NotOnSetError, NotReachedError, RankError
 from zeroloss.manifold.dense import DenseManifold
-from zeroloss.manifold.geometry import AbstractManifold, Geometry, length
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.pytrees import Vector, flatten, is_traced, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
@@ -171,11 +171,11 @@ def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Sc
 
 
 @eqx.filter_jit
-def _inspect(manifold: AbstractManifold, w: Vector) -> tuple[Geometry, Scalar, Scalar]:
+def _inspect(manifold: AbstractManifold, w: Vector) -> tuple[AbstractGeometry, Scalar, Scalar]:
     return manifold.at(w), manifold.relative_residual(w), manifold.loss(w)
 
 
-def _check_rank(manifold: AbstractManifold, w: Vector, geometry: Geometry) -> AbstractManifold:
+def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometry) -> AbstractManifold:
     """`manifold` with the rank at w fixed, once some neighbours agree that it is constant."""
     rank, size = int(geometry.codimension), w.shape[0]
     fixed = manifold.with_rank(rank)
@@ -214,7 +214,7 @@ def _ranks(manifold: AbstractManifold, points: Float[Array, "count parameters"])
     return jax.lax.map(lambda w: manifold.at(w).codimension, points)
 
 
-def _spectrum(geometry: Geometry) -> str:
+def _spectrum(geometry: AbstractGeometry) -> str:
     values = np.asarray(geometry.eigenvalues)
     if len(values) <= 8:
         return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
