@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import jax
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from zeroloss.dynamics.drift import check_stability
 from zeroloss.errors import ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
+from zeroloss.report.notation import greek
 
 app = typer.Typer(
     help="What the noise in a training recipe does once the loss is zero.",
@@ -66,16 +68,16 @@ def classify_command(
         strengths = _strengths(rate, sigma, batch)
         names = noise or _every_noise(chosen)
         noises = {name: parse_noise(chosen, name, strengths) for name in names}
-        table = Table(title=chosen.description, title_justify="left")
+        table = Table(title=chosen.description, title_justify="left", box=SIMPLE)
         for column in ("noise", "verdict", "drifts in steps", "towards", "margin"):
-            table.add_column(column, no_wrap=column in ("noise", "verdict"))
+            table.add_column(column, no_wrap=True)
         caveats, dimensions = {}, ""
         point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
         for name, one in noises.items():
             regime = classify(chosen.problem.with_noise(one), point, key=jax.random.key(seed))
             towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
             verdict = regime.name + (", stochastic" if regime.stochastic else "")
-            table.add_row(name, verdict, regime.time_scale or "never", towards, f"{regime.margin:.0e}")
+            table.add_row(name, verdict, greek(regime.time_scale or "never"), towards, f"{regime.margin:.0e}")
             dimensions = f"{regime.dimension:,} in {regime.dimension + regime.codimension:,} parameters"
             if regime.caveat:
                 caveats[name] = regime.caveat
@@ -153,7 +155,7 @@ def compare_command(
 
 def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:
     rows = [{**comparison.rows()[0], "noise": name} for name, comparison in comparisons.items()]
-    table = Table(title=problem.description, title_justify="left")
+    table = Table(title=problem.description, title_justify="left", box=SIMPLE)
     table.add_column("")
     for row in rows:
         table.add_column(row["noise"], overflow="fold")

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test fast lint clean
+
+demo: .venv/installed
+	$(BIN)/zeroloss compare digits --noise dropout --noise label --noise minibatch \
+		--out runs/demo --overwrite
+	@echo "Open runs/demo/report.html in a browser."
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q -n auto
+
+fast: .venv/installed
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
