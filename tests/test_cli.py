@@ -80,3 +80,29 @@ def test_nothing_is_written_when_the_request_is_wrong(tmp_path):
     out = tmp_path / "run"
     run("compare", "hyperbola", "--step-size", "2.5", "--out", out, code=1)
     assert not out.exists()
+
+
+def test_overwriting_waits_for_something_better(tmp_path):
+    out = tmp_path / "run"
+    run("compare", "hyperbola", "--noise", "minibatch", "--out", out, *SHORT)
+    before = (out / "report.html").read_text()
+    for wrong in (["--step-size", "-1"], ["--replicas", "1"], ["--steps", "0"], ["--noise", "coffee"]):
+        run("compare", "hyperbola", "--noise", "label", "--out", out, "--overwrite", *SHORT, *wrong, code=1)
+    assert (out / "report.html").read_text() == before and (out / "results.zarr").is_dir()
+
+
+def test_a_bad_second_noise_is_found_before_the_first_is_trained():
+    printed = run(
+        "compare",
+        "digits",
+        "--width",
+        5,
+        "--examples",
+        10,
+        "--noise",
+        "label",
+        "--noise",
+        "minibatch:50",
+        code=1,
+    )
+    assert "cannot be drawn" in printed and "training runs" not in printed

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from zeroloss import problems, report, runs
 from zeroloss.dynamics import Comparison, classify, compare
-from zeroloss.dynamics.drift import check_stability
 from zeroloss.errors import ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
@@ -121,15 +120,13 @@ def compare_command(
         )  # fmt: skip
         if out is not None:
             runs.check_free(out, overwrite=overwrite)
-        any_system = chosen.problem.with_noise(next(iter(noises.values())))
-        point = project(any_system, chosen.start)
-        largest = largest_eigenvalue(any_system, point)
-        check_stability(step_size / largest, largest)
-        if out is not None:
-            runs.create(out, config, overwrite=overwrite)
+        systems = {name: chosen.problem.with_noise(one) for name, one in noises.items()}
+        point = project(next(iter(systems.values())), chosen.start)
+        for system in systems.values():
+            system.check(point)
+        largest = largest_eigenvalue(next(iter(systems.values())), point)
         comparisons: dict[str, Comparison] = {}
-        for index, (name, one) in enumerate(noises.items()):
-            system = chosen.problem.with_noise(one)
+        for index, (name, system) in enumerate(systems.items()):
             _messages.print(f"[bold]{name}[/bold]: limit, then {replicas} training runs ...")
             began = time.perf_counter()
             comparisons[name] = compare(
@@ -145,6 +142,8 @@ def compare_command(
             )
             _messages.print(f"  {comparisons[name].regime}; {time.perf_counter() - began:.0f} s")
             if out is not None:
+                if index == 0:  # only now is there something to put in the place of an earlier run
+                    runs.create(out, config, overwrite=overwrite)
                 runs.write_results(out, runs.gather(comparisons))
         _out.print(_comparison_table(chosen, comparisons))
         _print_divergence(comparisons)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.errors import InputError, PrecisionError
+from zeroloss.errors import InputError, PrecisionError, UnsupportedError
 
 Vector = Float[Array, " parameters"]
 
@@ -35,6 +35,15 @@ def flatten(params: PyTree) -> tuple[Vector, Callable[[Vector], PyTree]]:
 def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is a JAX tracer, so that its value cannot be looked at."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def refuse_tracing(tree: PyTree, verb: str) -> None:
+    """Raise `UnsupportedError` under `jax.jit` or `jax.vmap`, for verbs that decide and loop on values."""
+    if is_traced(tree):
+        raise UnsupportedError(
+            f"{verb} cannot run inside jax.jit or jax.vmap: it decides on values. It compiles its own inner "
+            "loops; call it outside, or use zeroloss.drift and zeroloss.regularizer, which can run inside."
+        )
 
 
 def check_finite(tree: PyTree, what: str) -> None:
@@ -64,6 +73,8 @@ def check_parameters(params: PyTree) -> None:
 
 
 def _check_leaf(leaf: Any, where: str) -> None:
+    if isinstance(leaf, Tracer):
+        return
     values = np.asarray(leaf)
     if not (np.issubdtype(values.dtype, np.number) or values.dtype == bool):
         values = np.asarray(jnp.asarray(leaf, jnp.float32))

@@ -48,7 +48,7 @@ class AbstractSystem(eqx.Module):
     def describe(self) -> str:
         """The noise in a few words, for tables and messages."""
 
-    def clean_loss(self, params: PyTree) -> Scalar:
+    def clean_loss(self, params: PyTree) -> Array:
         """L(w)."""
         return self.clean_problem().loss(params)
 
@@ -63,6 +63,9 @@ class AbstractSystem(eqx.Module):
         if is_traced((self, params)):
             return
         check_parameters(params)
+        shape = getattr(jax.eval_shape(self.clean_loss, params), "shape", None)
+        if shape != ():
+            raise LossError(f"the loss must be a scalar, but it has shape {shape}.")
         clean, at_zero = _clean_and_at_zero_noise(self, params)
         clean, at_zero = float(clean), float(at_zero)
         if not np.isfinite(clean):
@@ -120,7 +123,7 @@ class _WithoutNoise(eqx.Module):
     loss: Callable[[PyTree, PyTree], Scalar]
     law: AbstractLaw
 
-    def __call__(self, params: PyTree) -> Scalar:
+    def __call__(self, params: PyTree) -> Array:
         return self.loss(params, self.law.zeros(jnp.result_type(*jax.tree.leaves(params))))
 
 
@@ -149,7 +152,7 @@ class Loss(eqx.Module):
 
     function: Callable[[PyTree], Scalar]
 
-    def loss(self, params: PyTree) -> Scalar:
+    def loss(self, params: PyTree) -> Array:
         """L(w)."""
         return self.function(params)
 
@@ -199,7 +202,7 @@ class LeastSquares(eqx.Module):
         """Number of examples N."""
         return self.targets.shape[0]
 
-    def loss(self, params: PyTree) -> Scalar:
+    def loss(self, params: PyTree) -> Array:
         """L(w)."""
         return _half_mean_square(self.model(params, self.inputs) - self.targets)
 

@@ -14,9 +14,10 @@ from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.drift import check_stability
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.path import Observables, Path
-from zeroloss.dynamics.regime import Regime, classify, slow_time, steps_for
+from zeroloss.dynamics.regime import Regime, TimeScale, classify, slow_time, steps_for
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.manifold import largest_eigenvalue, project
+from zeroloss.pytrees import refuse_tracing
 from zeroloss.system import AbstractSystem
 
 _TRIVIAL_STEPS = 20_000
@@ -143,7 +144,8 @@ def compare(
     - `system`, `params`: a system and any start from which zero loss can be reached.
     - `step_sizes`: one ensemble for each.
     - `key`: for the training runs.
-    - `t1`: the slow time to go to. By default, what `steps` steps at the smallest step size take.
+    - `t1`: the slow time to go to, rounded to whole steps at the largest step size. By default, what
+      `steps` steps at the smallest step size take.
     - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
     - `saves`: how many times to save at.
     - `observables`: functions of the parameters to measure, by name.
@@ -158,66 +160,72 @@ def compare(
         raise InputError(f"step_sizes must be one or more positive numbers, got {step_sizes}.")
     if replicas < 2:
         raise InputError(f"replicas must be at least 2 for error estimates, got {replicas}.")
+    if not steps >= 1:
+        raise InputError(f"steps must be a positive integer, got {steps}.")
+    refuse_tracing((system, params), "compare")
     point = project(system, params)
     largest = largest_eigenvalue(system, point)
     for step_size in step_sizes:
         check_stability(step_size, largest)
     sigma = system.noise_law(point).sigma
     regime = classify(system, point)
-    if t1 is None:
-        t1 = _default_horizon(regime, min(step_sizes), sigma, steps)
+    if regime.time_scale is None:
+        shared = _save_steps(min(steps, _TRIVIAL_STEPS), saves)
+        ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
+    else:
+        ts, save_steps = _times(regime.time_scale, step_sizes, sigma, steps, t1, saves)
     began = time.perf_counter()
-    followed = limit(
-        system, point, t1, saves=saves, regime=regime, observables=observables, progress=progress
-    )
+    followed = limit(system, point, ts=ts, regime=regime, observables=observables, progress=progress)
     limit_seconds = time.perf_counter() - began
     trainings = tuple(
-        _train(
-            system,
-            followed,
-            regime,
-            step_size,
-            sigma,
-            steps,
-            one_key,
-            replicas,
-            observables,
-            progress,
+        _train(system, followed, step_size, at, one_key, replicas, observables, progress)
+        for step_size, at, one_key in zip(
+            step_sizes, save_steps, jax.random.split(key, len(step_sizes)), strict=True
         )
-        for step_size, one_key in zip(step_sizes, jax.random.split(key, len(step_sizes)), strict=True)
     )
     return Comparison(system.describe(), sigma, regime, largest, followed, limit_seconds, trainings)
 
 
-def _default_horizon(regime: Regime, step_size: float, sigma: float, steps: int) -> float:
-    if regime.time_scale is None:
-        return 1.0
-    return float(slow_time(steps, regime.time_scale, step_size, sigma))
+def _times(
+    time_scale: TimeScale, step_sizes: list[float], sigma: float, steps: int, t1: float | None, saves: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Slow times to save at, and the training steps they are at each step size.
+
+    The times are whole numbers of steps at the largest step size, which takes the fewest.
+    """
+    if t1 is None:
+        t1 = float(slow_time(steps, time_scale, min(step_sizes), sigma))
+    if not (t1 > 0 and np.isfinite(t1)):
+        raise InputError(f"t1 must be positive and finite, got {t1}.")
+    coarsest = max(step_sizes)
+    fewest = _save_steps(steps_for(t1, time_scale, coarsest, sigma), saves)
+    ts = slow_time(fewest, time_scale, coarsest, sigma)
+    return ts, [
+        np.array([steps_for(float(t), time_scale, step_size, sigma) for t in ts]) for step_size in step_sizes
+    ]
+
+
+def _save_steps(steps: int, saves: int) -> np.ndarray:
+    if saves < 2:
+        raise InputError(f"saves must be at least 2, got {saves}.")
+    if steps < saves - 1:
+        raise InputError(
+            f"the horizon takes only {steps} training steps at the largest step size, fewer than the {saves} "
+            "times saved. Take a longer horizon, a smaller step size or less noise."
+        )
+    return np.linspace(0, steps, saves).round().astype(int)
 
 
 def _train(
     system: AbstractSystem,
     followed: Path,
-    regime: Regime,
     step_size: float,
-    sigma: float,
-    steps: int,
+    save_steps: np.ndarray,
     key: Key[Array, ""],
     replicas: int,
     observables: Observables | None,
     progress: bool,
 ) -> Training:
-    if regime.time_scale is None:
-        share = followed.ts / followed.ts[-1]
-        save_steps = np.round(share * min(steps, _TRIVIAL_STEPS)).astype(int)
-    else:
-        save_steps = np.array([steps_for(t, regime.time_scale, step_size, sigma) for t in followed.ts])
-    if (np.diff(save_steps) <= 0).any():
-        raise InputError(
-            f"at step size {step_size:.4g} the slow time {followed.ts[-1]:.4g} takes only {save_steps[-1]} "
-            f"training steps, fewer than the {len(save_steps)} times saved. Take a longer horizon, a "
-            "smaller step size or less noise."
-        )
     start = jax.tree.map(lambda leaf: leaf[0], followed.params)
     began, diverged_at = time.perf_counter(), None
     try:

@@ -16,7 +16,7 @@ from zeroloss.dynamics.path import Observables, Path, Recorder
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.manifold import largest_eigenvalue, manifold_of
 from zeroloss.progress import progress_bar
-from zeroloss.pytrees import flatten
+from zeroloss.pytrees import flatten, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
 
 _FIRST_CHUNK = 64
@@ -47,7 +47,8 @@ def descend(
     - `key`: seeds noise and batches. A run is a function of key, start and step size alone; it does not
       depend on what is saved.
     - `replicas`: None for one run without a replica axis, R for R independent runs side by side.
-    - `saves`, `save_steps`: how many evenly spaced steps to save at, or which (0 is the start).
+    - `saves`, `save_steps`: how many evenly spaced steps to save at, or which (0 is the start); the last
+      step is always saved.
     - `observables`: functions of the parameters to measure at the steps saved, by name.
     - `progress`: whether to show a progress bar in a terminal.
 
@@ -61,8 +62,9 @@ def descend(
     times = _save_steps(steps, saves, save_steps)
     if not (step_size > 0 and np.isfinite(step_size)):
         raise InputError(f"step_size must be positive and finite, got {step_size}.")
-    if replicas is not None and replicas < 1:
+    if replicas is not None and not _is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    refuse_tracing((system, params, step_size), "descend")
     system.check(params)
     check_stability(step_size, largest_eigenvalue(system, params))
     params = jax.tree.map(jnp.asarray, params)
@@ -153,7 +155,7 @@ def _flat(states: PyTree, batched: bool) -> Array:
 
 
 def _save_steps(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    if steps < 1 or int(steps) != steps:
+    if not _is_positive_integer(steps):
         raise InputError(f"steps must be a positive integer, got {steps}.")
     if save_steps is None:
         if saves < 2:
@@ -164,4 +166,8 @@ def _save_steps(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray |
         raise InputError("save_steps must be a non-empty one-dimensional sequence of integers.")
     if times[0] < 0 or times[-1] > steps or (np.diff(times) <= 0).any():
         raise InputError(f"save_steps must be increasing and within 0 and steps = {steps}, got {times}.")
-    return times
+    return times if times[-1] == steps else np.append(times, steps)
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and bool(value >= 1)

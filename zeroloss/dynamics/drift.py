@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.errors import InputError, StabilityError
+from zeroloss.errors import InputError, LossError, StabilityError
 from zeroloss.manifold import AbstractGeometry, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
@@ -14,6 +14,9 @@ from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
 class Drift(eqx.Module):
     """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
+
+    Moments of the noise beyond the second are taken to be of higher order. For Bernoulli masks, which are
+    rare rather than small, that needs a loss that is quadratic in each mask.
 
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
     - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
@@ -37,10 +40,12 @@ def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
     (per example, for noise per example).
     """
     manifold, w = locate(system, point)
-    return expand(system, manifold).regularizer(w)
+    value = _regularizer(expand(system, manifold), w)
+    _check_finite_derivatives(value)
+    return value
 
 
-def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drift:
+def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0) -> Drift:
     """The drift along the zero-loss set at `point`, on both scales.
 
     **Arguments:**
@@ -55,15 +60,16 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float = 0.0) -> Drif
     **Raises:** `NotOnSetError`, `RankError`; `StabilityError` when step_size * lambda_max >= 2;
     `InputError` for a step size with minibatches, whose random Hessian is not accounted for.
 
-    Works under `jax.jit` and `jax.vmap`, where nothing can be checked.
+    Works under `jax.jit` and `jax.vmap`, where only the step size can be checked.
     """
     manifold, w = locate(system, point)
     expansion = expand(system, manifold)
     if not is_traced(step_size):
-        check_step_size_of_drift(system, step_size)
+        check_step_size_of_drift(system, float(step_size))
         if step_size > 0 and not is_traced(w):
-            check_stability(step_size, float(_largest_eigenvalue(expansion, w)))
+            check_stability(float(step_size), float(_largest_eigenvalue(expansion, w)))
     first, second, diffusion = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
+    _check_finite_derivatives((first, second, diffusion))
     return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
 
 
@@ -123,11 +129,28 @@ def check_stability(step_size: float, largest_eigenvalue: float) -> None:
 @eqx.filter_jit
 def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
     geometry = expansion.manifold.at(w)
+    unstable = step_size * jnp.max(geometry.eigenvalues) >= 2
+    w = eqx.error_if(w, unstable, "step_size is beyond the stability limit 2 / lambda_max")
     return (
         first_drift(expansion, w, geometry),
         second_drift(expansion, w, geometry, step_size),
         tangential_noise(expansion, w, geometry),
     )
+
+
+@eqx.filter_jit
+def _regularizer(expansion: AbstractExpansion, w: Vector) -> Scalar:
+    return expansion.regularizer(w)
+
+
+def _check_finite_derivatives(values: PyTree) -> None:
+    if not is_traced(values) and not all(
+        bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(values)
+    ):
+        raise LossError(
+            "a derivative of the noisy loss at the point is not finite; it must be three times "
+            "differentiable in params and twice in the noise there."
+        )
 
 
 @eqx.filter_jit

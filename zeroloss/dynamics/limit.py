@@ -18,11 +18,12 @@ from zeroloss.errors import InputError, IntegrationError, UnsupportedError
 from zeroloss.manifold import locate
 from zeroloss.manifold.locate import ON_SET
 from zeroloss.progress import progress_bar
-from zeroloss.pytrees import Vector
+from zeroloss.pytrees import Vector, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
 
 _MAX_STEPS = 10_000  # of the integrator, between two times saved
 _POINTS = 6
+_LARGEST_RTOL = 1e-2
 
 
 def limit(
@@ -65,6 +66,9 @@ def limit(
     Costs 13 drifts and a few corrections per integrator step, d memory per time saved.
     """
     times = _times(t1, ts, saves)
+    if not 0 < rtol <= _LARGEST_RTOL:
+        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
+    refuse_tracing((system, point), "limit")
     manifold, start = locate(system, point)
     expansion = expand(system, manifold)
     if regime is None:

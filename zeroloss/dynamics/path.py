@@ -17,6 +17,9 @@ from zeroloss.pytrees import Vector
 Observables = Mapping[str, Callable[[PyTree], Array]]
 
 
+_TAKEN = ("loss", "regularizer", "hessian_trace", "time", "steps", "slow_time", "distance", "distance_error")
+
+
 class Path(eqx.Module):
     """Parameters and what is measured on them at the times saved.
 
@@ -68,7 +71,7 @@ class Path(eqx.Module):
         data: dict[str, Any] = {name: (lead, np.asarray(v)) for name, v in self.measured().items()}
         if params:
             for where, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-                name = "params" + jax.tree_util.keystr(where)
+                name = "params" + jax.tree_util.keystr(where).replace("/", ".")  # no "/" in Zarr names
                 own = tuple(f"{name}_axis{i}" for i in range(leaf.ndim - len(lead)))
                 data[name] = ((*lead, *own), np.asarray(leaf))
         unit = "training steps" if self.time_scale is None else f"slow time, {self.time_scale} steps"
@@ -97,9 +100,12 @@ class Recorder:
         self.batched = batched
         self._like = like
         self._saved: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-        reserved = {"loss", "regularizer", "hessian_trace"} & set(self._observables)
-        if reserved:
-            raise InputError(f"observable names {sorted(reserved)} are taken: they are always measured.")
+        for name in self._observables:
+            if name in _TAKEN or "/" in name:
+                raise InputError(
+                    f"an observable cannot be called {name!r}: these names are taken, {', '.join(_TAKEN)}, "
+                    "and none may contain a slash."
+                )
 
     @property
     def started(self) -> bool:

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.dynamics.drift import first_drift, second_drift, tangential_noise
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.errors import InputError, RankError
+from zeroloss.errors import InputError, LossError, RankError
 from zeroloss.manifold import AbstractManifold, length, locate, neighbours
 from zeroloss.manifold.locate import ON_SET
-from zeroloss.pytrees import Vector
+from zeroloss.noise import Joint, TwoPoint
+from zeroloss.pytrees import Vector, refuse_tracing
 from zeroloss.system import AbstractSystem
 
 FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
@@ -26,6 +27,7 @@ ZERO = 1e-6
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
+_KICKS = 8  # single units dropped to see whether masks act linearly
 
 
 class Regime(eqx.Module):
@@ -43,6 +45,8 @@ class Regime(eqx.Module):
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
+    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg is
+      then that of Gaussian masks of the same variance, and training with small rates follows another limit.
     - `dimension`, `codimension`: of the zero-loss set.
     - `points`: how many points of the set decided.
     """
@@ -56,6 +60,7 @@ class Regime(eqx.Module):
     second: float
     diffusion: float
     affine: bool
+    rare: bool
     dimension: int
     codimension: int
     points: int
@@ -69,6 +74,8 @@ class Regime(eqx.Module):
     @property
     def caveat(self) -> str:
         """What to keep in mind about the verdict, or an empty string."""
+        if self.rare:
+            return "masks act through a nonlinearity, where rare full drops are not small noise"
         if self.name == "degenerate" and not self.affine:
             return "the noise is not affine, so this holds only for sigma^2 << alpha"
         if self.name == "trivial" and not self.affine:
@@ -98,6 +105,7 @@ def classify(
     """
     if points < 2:
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
+    refuse_tracing((system, point), "classify")
     manifold, w = locate(system, point)
     return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
 
@@ -108,13 +116,20 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
     measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
-    follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
+    follows_trace, nonlinearity, kick = bool(measures[3]), float(measures[4]), float(measures[5])
+    if not np.isfinite([first, second, diffusion, nonlinearity]).all():
+        raise LossError(
+            "a derivative of the loss near the point is not finite (measures of both drifts, of the "
+            f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
+            "the noisy loss must be three times differentiable in params and twice in the noise there."
+        )
     codimension = manifold.rank if manifold.rank is not None else 0
     common: dict[str, Any] = dict(
         first=first,
         second=second,
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
+        rare=kick > ZERO,
         dimension=w.shape[0] - codimension,
         codimension=codimension,
         points=points,
@@ -173,11 +188,12 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     coefficient = jnp.sum(drifts * traces) / jnp.maximum(jnp.sum(traces**2), 1e-300)
     remainder = jnp.linalg.norm(drifts - coefficient * traces)
     follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
-    return first, second, diffusion, follows, _nonlinearity(expansion, points[0], key)
+    w = points[0]
+    return first, second, diffusion, follows, _nonlinearity(expansion, w, key), _kick(expansion, w, key)
 
 
 def _relative(value: Array, scale: Array) -> Array:
-    return jnp.where(scale > 0, value / jnp.where(scale > 0, scale, 1.0), 0.0)
+    return jnp.where(scale == 0, 0.0 * value, value / jnp.where(scale == 0, 1.0, scale))
 
 
 def _typical(
@@ -189,18 +205,22 @@ def _typical(
         direction = jax.random.normal(key, w.shape, w.dtype)
         w = w + _SPREAD * length(w) * direction / jnp.linalg.norm(direction)
         slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * length(w)
-        return expansion.magnitude(w) + slope, expansion.total_variance(w)
+        # where a step beside the set leaves the domain of the loss, the other points have to do
+        size, variance = expansion.magnitude(w) + slope, expansion.total_variance(w)
+        return jnp.where(jnp.isfinite(size), size, jnp.nan), jnp.where(
+            jnp.isfinite(variance), variance, jnp.nan
+        )
 
     keys = jax.random.split(key, points.shape[0])
     regularizers, variances = jax.lax.map(lambda pair: beside(*pair), (points, keys))
-    return jnp.mean(regularizers), jnp.mean(variances)
+    return jnp.nanmean(regularizers), jnp.nanmean(variances)
 
 
 def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
     system, unravel = expansion.system, expansion.manifold.unravel
     law = system.noise_law(unravel(w))
-    if law.size == 0:
+    if law.size == 0 or law.sigma == 0:
         return jnp.zeros(())
     zero, unravel_noise = ravel_pytree(law.zeros(jnp.float64))
     one, other = (ravel_pytree(law.sample(k, jnp.float64))[0] for k in jax.random.split(key))
@@ -212,12 +232,42 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     def slope(at: Array) -> Vector:
         return jax.jvp(gradient, (at,), (one,))[1]
 
-    sigma = law.sigma if law.sigma > 0 else 1.0
-    at_zero, elsewhere = slope(zero), slope(sigma * other)
+    at_zero, elsewhere = slope(zero), slope(law.sigma * other)
     return _relative(
         jnp.linalg.norm(elsewhere - at_zero),
         jnp.maximum(jnp.linalg.norm(at_zero), jnp.linalg.norm(elsewhere)),
     )
+
+
+def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
+    """How far dropping single units is from its second-order expansion; 0 without Bernoulli masks."""
+    system, params = expansion.system, expansion.manifold.unravel(w)
+    law = system.noise_law(params)
+    parts = law.laws if isinstance(law, Joint) else (law,)
+    worst = jnp.zeros(())
+    for index, part in enumerate(parts):
+        if not isinstance(part, TwoPoint) or part.rate == 0:
+            continue
+        zero, unravel = ravel_pytree(part.zeros(jnp.float64))
+
+        def loss(mask: Array, index: int = index, unravel: Any = unravel) -> Array:
+            masks = [other.zeros(jnp.float64) for other in parts]
+            masks[index] = unravel(mask)
+            return system.noisy_loss(params, tuple(masks) if isinstance(law, Joint) else masks[0])
+
+        def gap(unit: Array, loss: Any = loss, zero: Array = zero) -> Array:
+            drop = -jnp.zeros_like(zero).at[unit].set(1.0)
+
+            def slope(mask: Array) -> Array:
+                return jax.jvp(loss, (mask,), (drop,))[1]
+
+            first, second = jax.jvp(slope, (zero,), (drop,))
+            exact = loss(drop) - loss(zero)
+            return _relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2))
+
+        units = jax.random.randint(key, (_KICKS,), 0, zero.shape[0])
+        worst = jnp.maximum(worst, jnp.max(jax.lax.map(gap, units)))
+    return worst
 
 
 def power_of_step_size(time_scale: TimeScale) -> int:

@@ -7,14 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.errors import NotOnSetError, NotReachedError, RankError
+from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
-from zeroloss.pytrees import Vector, flatten, is_traced, require_float64
+from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
 ON_SET = 1e-8
@@ -30,6 +29,7 @@ _FIRST_DESCENT = 200
 _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
 _LARGEST_HESSIAN = 1000
+_POWER_ITERATIONS = 1000
 
 
 def manifold_of(system: AbstractSystem, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
@@ -86,6 +86,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     Costs one gradient a step and a few Gram matrices (or Hessians) at each of about ten attempts.
     """
     require_float64("project")
+    refuse_tracing((system, params), "project")
     system.check(params)
     w, unravel = flatten(params)
     manifold = manifold_of(system, unravel)
@@ -100,6 +101,11 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
         if exhausted:
             break
         candidate, before, after = _descend(manifold, w, min(chunk, max_steps - taken), caution)
+        if after < -1e-12 * max(1.0, abs(before)):
+            raise LossError(
+                f"the loss falls to {after:.6g} under gradient descent; a loss with a zero-loss set must "
+                "be >= 0. Subtract its minimum first."
+            )
         if not after <= before:
             caution /= 2
             if caution < 1e-6:
@@ -120,8 +126,8 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
 def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     """lambda_max of the Hessian at any params; for least squares of J^T J / N, which is it on the set.
 
-    Costs one Gram matrix for least squares. Otherwise one Hessian up to 1000 parameters, and some
-    hundred Hessian-vector products (LOBPCG) beyond.
+    Costs one Gram matrix for least squares. Otherwise one Hessian up to 1000 parameters, and at most
+    1000 Hessian-vector products (power iteration, to a relative 1e-6) beyond.
     """
     w, unravel = flatten(params)
     manifold = manifold_of(system, unravel)
@@ -132,14 +138,23 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
 
 @eqx.filter_jit
 def _largest_by_products(manifold: AbstractManifold, w: Vector) -> Scalar:
-    def products(block: Float[Array, "parameters columns"]) -> Float[Array, "parameters columns"]:
-        def product(vector: Vector) -> Vector:
-            return jax.jvp(jax.grad(manifold.loss), (w,), (vector,))[1]
+    def product(vector: Vector) -> Vector:
+        return jax.jvp(jax.grad(manifold.loss), (w,), (vector,))[1]
 
-        return jax.vmap(product, in_axes=1, out_axes=1)(block)
+    def unfinished(state: tuple[Vector, Scalar, Scalar, Array]) -> Array:
+        _, before, now, count = state
+        settled = (jnp.abs(now - before) <= 1e-6 * now) & (count > 1)
+        return ~settled & (count < _POWER_ITERATIONS)
 
-    start = jax.random.normal(jax.random.key(0), (w.shape[0], 3), w.dtype)
-    return lobpcg_standard(products, start)[0][0]
+    def improve(state: tuple[Vector, Scalar, Scalar, Array]) -> tuple[Vector, Scalar, Scalar, Array]:
+        vector, _, now, count = state
+        image = product(vector)
+        norm = jnp.linalg.norm(image)
+        return image / jnp.where(norm > 0, norm, 1.0), now, norm, count + 1
+
+    start = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
+    start = (start / jnp.linalg.norm(start), jnp.zeros((), w.dtype), jnp.ones((), w.dtype), jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, improve, start)[2]
 
 
 def neighbours(
@@ -180,6 +195,11 @@ def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometr
     rank, size = int(geometry.codimension), w.shape[0]
     fixed = manifold.with_rank(rank)
     spectrum = _spectrum(geometry)
+    if float(jnp.min(geometry.eigenvalues)) < 0:
+        raise LossError(
+            "the Hessian of the loss has a negative eigenvalue here: the loss is negative nearby, and "
+            f"a loss with a zero-loss set must be >= 0. Spectrum: {spectrum}."
+        )
     if rank == 0:
         raise RankError(
             "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "

@@ -102,10 +102,12 @@ class WeightNoise(AbstractInjection):
         self.per = "step"
 
     def law(self, forward: Forward) -> AbstractLaw:
-        return Gaussian(jax.tree.map(jnp.shape, forward.params), self.sigma)
+        return Gaussian([jnp.shape(leaf) for leaf in jax.tree.leaves(forward.params)], self.sigma)
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        return forward.replace(params=jax.tree.map(jnp.add, forward.params, eta))
+        leaves, structure = jax.tree.flatten(forward.params)
+        shifted = [leaf + noise for leaf, noise in zip(leaves, eta, strict=True)]
+        return forward.replace(params=jax.tree.unflatten(structure, shifted))
 
 
 def _shapes_at(forward: Forward, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

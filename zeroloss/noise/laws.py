@@ -132,9 +132,12 @@ class TwoPoint(AbstractLaw):
         self.rate = dropping_rate(rate)
         self.sigma = math.sqrt(self.rate / (1 - self.rate))
 
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(jnp.zeros_like, xi) if self.rate == 0 else xi
+
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         if self.rate == 0:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf, dtype), self.shape, is_leaf=is_shape)
+            return self.zeros(dtype)
         return self._two_values(key, dtype, -1 / self.sigma, self.sigma)
 
     def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:

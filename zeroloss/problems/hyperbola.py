@@ -18,7 +18,7 @@ def hyperbola() -> Problem:
         noises={
             "label": LabelNoise,
             "weight": WeightNoise,
-            "minibatch": lambda size: MiniBatch(min(size, 1)),
+            "minibatch": lambda size: MiniBatch(size, replace=True),  # there is one example
         },
         description="two parameters with product 1",
     )

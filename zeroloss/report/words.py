@@ -60,11 +60,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         else:
             names = f"{quantity}_training", f"{quantity}_error"
             add(f"{label}, trained", "{:.5g} ± {:.1g}", *names)
-    add(
-        "distance limit-training / travelled",
-        "{:.2g} (ensemble error {:.1g})",
-        "distance",
-        "distance_error",
+    add("distance limit-training", "{:.2g} ± {:.1g}", "distance", "distance_error")
+    lines.append(
+        ("... relative to", ["distance travelled" if row.get("time_scale") else "|w|" for row in rows])
     )
     add("seconds for the limit", "{:.1f}", "seconds_limit")
     add("seconds for the training", "{:.1f}", "seconds_training")
