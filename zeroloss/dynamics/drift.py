@@ -15,8 +15,9 @@ from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 class Drift(eqx.Module):
     """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
 
-    Moments of the noise beyond the second are taken to be of higher order. For Bernoulli masks, which are
-    rare rather than small, that needs a loss that is quadratic in each mask.
+    Moments of the noise beyond the second are taken to be of higher order. Bernoulli masks are rare rather
+    than small: for them `first` is right where the loss is quadratic in each mask (`Regime.rare` says
+    whether it is), and `second` lacks the part that their fourth moment adds to Sigma.
 
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
     - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
