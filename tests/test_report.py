@@ -27,7 +27,7 @@ def comparison(scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error
     """A comparison in which everything decays by half; `reached` saves of training are finite."""
     names = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
     regime = Regime(
-        names[scale], scale, False, 1e5, "towards smaller Reg", 1.0, 1.0, 0.0, True, 2, 1, 6
+        names[scale], scale, False, 1e5, "towards smaller Reg", 1.0, 1.0, 0.0, True, False, 2, 1, 6
     )  # fmt: skip
     share = np.linspace(0, 1, SAVES)
     decay = np.ones(SAVES) if scale is None else 1 - share / 2

@@ -106,9 +106,7 @@ def test_units_do_not_matter(case, loss_scale, weight_scale, noise_scale):
     law = system.noise_law(jnp.array(point))
 
     def rescaled(w, eta):
-        return loss_scale * system.noisy_loss(
-            w / weight_scale, jax.tree.map(lambda leaf: noise_scale * leaf, _as_eta(system, eta))
-        )
+        return loss_scale * system.noisy_loss(w / weight_scale, _as_eta(system, noise_scale * eta))
 
     other = zl.System(rescaled, zl.Gaussian((2,), law.sigma))
     regime = zl.classify(other, weight_scale * jnp.array(point))
@@ -121,7 +119,8 @@ def test_units_do_not_matter(case, loss_scale, weight_scale, noise_scale):
 
 
 def _as_eta(system, eta):
-    return eta if isinstance(system, zl.System) else (eta,)
+    # one noise, weight noise, whose eta lists the leaves of the parameters
+    return eta if isinstance(system, zl.System) else ([eta],)
 
 
 def test_what_the_limit_minimizes():

@@ -91,7 +91,7 @@ class WeightNoise(AbstractInjection):
     """Gaussian noise on every parameter while the gradient is taken: L(w + sigma * xi).
 
     The regularizer is half the trace of the Hessian (theory.md, section 4). `sigma` is in the units
-    of the parameters.
+    of the parameters. eta is a list with an array for each leaf of the parameters.
     """
 
     sigma: float
