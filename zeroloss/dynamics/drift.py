@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, StabilityError
-from zeroloss.manifold import AbstractGeometry, locate
+from zeroloss.manifold import AbstractGeometry, largest_eigenvalue, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -66,9 +66,9 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     manifold, w = locate(system, point)
     expansion = expand(system, manifold)
     if not is_traced(step_size):
-        check_step_size_of_drift(system, float(step_size))
+        _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
-            check_stability(float(step_size), float(_largest_eigenvalue(expansion, w)))
+            check_stability(float(step_size), largest_eigenvalue(system, point))
     first, second, diffusion = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
     _check_finite_derivatives((first, second, diffusion))
     return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
@@ -106,7 +106,7 @@ def tangential_noise(
     return None if factor is None else geometry.tangent(factor)
 
 
-def check_step_size_of_drift(system: AbstractSystem, step_size: float) -> None:
+def _check_step_size(system: AbstractSystem, step_size: float) -> None:
     """Raise `InputError` for a step size that the finite-alpha drift cannot serve."""
     if not 0 <= step_size < float("inf"):
         raise InputError(f"step_size must be >= 0 and finite, got {step_size}.")
@@ -152,8 +152,3 @@ def _check_finite_derivatives(values: PyTree) -> None:
             "a derivative of the noisy loss at the point is not finite; it must be three times "
             "differentiable in params and twice in the noise there."
         )
-
-
-@eqx.filter_jit
-def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
-    return jnp.max(expansion.manifold.at(w).eigenvalues)
