@@ -58,6 +58,10 @@ class AbstractSystem(eqx.Module):
         eta = self.noise_law(params).draw(key, dtype)
         return jax.grad(self.noisy_loss)(params, eta)
 
+    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
+        """What anti-correlated noise adds to the parameters at the step with this key; None without it."""
+        return None
+
     def check(self, params: PyTree) -> None:
         """Raise an error of ours when `params` does not suit the system. Does nothing under tracing."""
         if is_traced((self, params)):
@@ -138,7 +142,14 @@ class LossSystem(AbstractSystem):
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         forward = _apply_all(self.injections, Forward(self.function, params), eta)
-        return forward.model(forward.params)
+        return forward.model(forward.params) + _work(forward.force, params)
+
+    def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
+        eta = _draw(self.injections, self.noise_law(params), params, key)
+        return jax.grad(self.noisy_loss)(params, eta)
+
+    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
+        return _perturbation(self.injections, Forward(self.function, params), key)
 
     def clean_problem(self) -> "Loss":
         return Loss(self.function)
@@ -221,38 +232,61 @@ class LeastSquaresSystem(AbstractSystem):
     injections: tuple[AbstractInjection, ...]
     minibatch: MiniBatch | None
 
-    def noise_law(self, params: PyTree) -> AbstractLaw:
-        return self._law(params, self.problem.inputs, self.problem.targets)
+    def noise_law(self, params: PyTree) -> Joint:
+        return self.law_of(params, self.problem.inputs, self.problem.targets)
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         """L_hat(w, eta) over all examples, without minibatch."""
-        return _half_mean_square(self.residuals(params, self.problem.inputs, self.problem.targets, eta))
+        return self._loss_of(params, self.problem.inputs, self.problem.targets, eta)
 
     def clean_problem(self) -> LeastSquares:
         return self.problem
 
     def residuals(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Array:
         """Noisy residuals of some examples. `eta` is a tuple with one entry per injection."""
-        forward = Forward(self.problem.model, params, inputs, targets)
-        forward = _apply_all(self.injections, forward, eta)
-        return forward.model(forward.params, forward.inputs) - forward.targets
+        return _residuals(self._forward(params, inputs, targets, eta))
+
+    def force(self, params: PyTree, eta: PyTree) -> PyTree | None:
+        """What the noise adds to the gradient beside the residuals; None if it adds nothing."""
+        return self._forward(params, self.problem.inputs, self.problem.targets, eta).force
+
+    def pushing(self, params: PyTree) -> tuple[int, ...]:
+        """Which of the injections put a force on the parameters. Those do nothing else."""
+        found: list[int] = []
+
+        def trace(eta: PyTree) -> None:
+            forward = Forward(self.problem.model, params, self.problem.inputs, self.problem.targets)
+            for index, (injection, part) in enumerate(zip(self.injections, eta, strict=True)):
+                before, forward = forward, injection.apply(forward, part)
+                if forward.force is not before.force:
+                    _check_only_pushes(injection, before, forward)
+                    found.append(index)
+
+        jax.eval_shape(trace, self.noise_law(params).zeros())
+        return tuple(found)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         inputs, targets = self.problem.inputs, self.problem.targets
-        dtype = jnp.result_type(*jax.tree.leaves(params))
         batch_key, noise_key = jax.random.split(key)
+
+        def draw(inputs: PyTree, targets: Array) -> PyTree:
+            return _draw(self.injections, self.law_of(params, inputs, targets), params, noise_key)
+
         if self.minibatch is None:
-            eta = self._law(params, inputs, targets).draw(noise_key, dtype)
+            eta = draw(inputs, targets)
         else:
             batch = self.minibatch.indices(batch_key, self.problem.number)
             if self.minibatch.replace:  # an example drawn twice keeps one noise: draw it for all
-                everyone = self._law(params, inputs, targets).draw(noise_key, dtype)
-                eta = self.per_example(lambda leaf: leaf[batch], everyone)
+                eta = self.per_example(lambda leaf: leaf[batch], draw(inputs, targets))
                 inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
             else:
                 inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
-                eta = self._law(params, inputs, targets).draw(noise_key, dtype)
-        return jax.grad(lambda p: _half_mean_square(self.residuals(p, inputs, targets, eta)))(params)
+                eta = draw(inputs, targets)
+        return jax.grad(lambda p: self._loss_of(p, inputs, targets, eta))(params)
+
+    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
+        forward = Forward(self.problem.model, params, self.problem.inputs, self.problem.targets)
+        return _perturbation(self.injections, forward, jax.random.split(key)[1])
 
     def describe(self) -> str:
         return _describe((*self.injections, *([self.minibatch] if self.minibatch else [])))
@@ -264,7 +298,8 @@ class LeastSquaresSystem(AbstractSystem):
         self._check_model(params)
         super().check(params)
 
-    def _law(self, params: PyTree, inputs: PyTree, targets: Array) -> AbstractLaw:
+    def law_of(self, params: PyTree, inputs: PyTree, targets: Array) -> Joint:
+        """The law of eta for some examples."""
         return _joint_law(self.injections, Forward(self.problem.model, params, inputs, targets))
 
     def per_example(self, function: Callable[[Array], Array], eta: PyTree) -> PyTree:
@@ -273,6 +308,13 @@ class LeastSquaresSystem(AbstractSystem):
             jax.tree.map(function, part) if injection.per == "example" else part
             for injection, part in zip(self.injections, eta, strict=True)
         )
+
+    def _forward(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Forward:
+        return _apply_all(self.injections, Forward(self.problem.model, params, inputs, targets), eta)
+
+    def _loss_of(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Scalar:
+        forward = self._forward(params, inputs, targets, eta)
+        return _half_mean_square(_residuals(forward)) + _work(forward.force, params)
 
     def _check_model(self, params: PyTree) -> None:
         problem = self.problem
@@ -326,6 +368,54 @@ def _apply_all(injections: tuple[AbstractInjection, ...], forward: Forward, eta:
     for injection, noise in zip(injections, eta, strict=True):
         forward = injection.apply(forward, noise)
     return forward
+
+
+def _residuals(forward: Forward) -> Array:
+    return forward.model(forward.params, forward.inputs) - forward.targets
+
+
+def _check_only_pushes(injection: AbstractInjection, before: Forward, after: Forward) -> None:
+    pieces = ("model", "params", "inputs", "targets")
+    changed = [piece for piece in pieces if getattr(before, piece) is not getattr(after, piece)]
+    if changed or injection.per == "example":
+        what = f"also changes its {', '.join(changed)}" if changed else "does so per example"
+        raise InputError(
+            f"{type(injection).__name__} puts a force on the parameters and {what}; a noise with a force "
+            'must have per="step" and nothing else. Split it into two noises and add them.'
+        )
+
+
+def _work(force: PyTree | None, params: PyTree) -> Scalar | float:
+    """<force, params>."""
+    if force is None:
+        return 0.0
+    return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), force, params)))
+
+
+def _draw(
+    injections: tuple[AbstractInjection, ...], law: AbstractLaw, params: PyTree, key: Key[Array, ""]
+) -> PyTree:
+    """The noise that the gradient of one step sees; anti-correlated noise enters elsewhere."""
+    eta = law.draw(key, jnp.result_type(*jax.tree.leaves(params)))
+    return tuple(
+        jax.tree.map(jnp.zeros_like, part) if injection.as_increments else part
+        for injection, part in zip(injections, eta, strict=True)
+    )
+
+
+def _perturbation(
+    injections: tuple[AbstractInjection, ...], forward: Forward, key: Key[Array, ""]
+) -> PyTree | None:
+    """How far the anti-correlated noises shift the parameters; they are drawn as `_draw` would."""
+    if not any(injection.as_increments for injection in injections):
+        return None
+    dtype = jnp.result_type(*jax.tree.leaves(forward.params))
+    eta = _joint_law(injections, forward).draw(key, dtype)
+    shifted = forward
+    for injection, part in zip(injections, eta, strict=True):
+        if injection.as_increments:
+            shifted = injection.apply(shifted, part)
+    return jax.tree.map(jnp.subtract, shifted.params, forward.params)
 
 
 def _describe(noises: tuple[AbstractNoise, ...]) -> str:

@@ -127,7 +127,7 @@ def test_diffusion(name):
     noisy_loss, w, n = flat_noisy_loss(system, point)
     tangent = reference.projectors(noisy_loss, w, n)[2]
     expected = tangent @ reference.first_order_noise(noisy_loss, w, n)
-    diffusion = zl.drift(system, point).diffusion
+    diffusion = zl.drift(system, point).diffusion.as_matrix()
     np.testing.assert_allclose(diffusion, expected, atol=1e-9 * np.linalg.norm(diffusion) + 1e-14)
 
 

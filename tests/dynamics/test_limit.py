@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import known_answers
 import numpy as np
@@ -7,7 +6,7 @@ from problems_for_tests import HYPERBOLA_POINT, flat, hyperbola_loss, network_pr
 from scipy.optimize import linprog
 
 import zeroloss as zl
-from zeroloss.errors import InputError, IntegrationError, UnsupportedError
+from zeroloss.errors import InputError, IntegrationError
 
 TIMES = [0.1, 0.3, 1.0]
 
@@ -143,10 +142,10 @@ def test_observables():
         zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, observables={"loss": lambda w: w[0]})
 
 
-def test_stochastic_limits_are_refused_for_now():
+def test_stochastic_limits_need_a_key():
     system = zl.System(lambda w, eta: hyperbola_loss(w) + eta @ w, zl.Gaussian((2,)))
-    with pytest.raises(UnsupportedError, match="stochastic"):
-        zl.limit(system, HYPERBOLA_POINT, key=jax.random.key(0), replicas=10)
+    with pytest.raises(InputError, match=r"is stochastic .* pass key="):
+        zl.limit(system, HYPERBOLA_POINT, replicas=10)
 
 
 def test_leaving_the_region_of_constant_rank():

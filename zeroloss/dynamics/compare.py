@@ -28,9 +28,10 @@ class Training(eqx.Module):
 
     - `path`: replicas first; `path.ts` counts steps.
     - `distance`: |mean over replicas of w - limit| at each time, relative to the distance the limit
-      travels in all; relative to |w| where it does not travel.
-    - `distance_error`: what the ensemble's own scatter contributes to `distance`: the root of the
-      summed squared standard errors of all parameters, in the same unit.
+      travels in all; relative to |w| where it does not travel. Of a stochastic limit, its mean over
+      replicas and the root mean square of what they travel.
+    - `distance_error`: what the scatter of the ensemble, and of a stochastic limit, contributes to
+      `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
     - `seconds`: wall-clock time, compilation included.
     - `diverged_at`: the step at which a run left the finite numbers, or None.
     """
@@ -115,7 +116,8 @@ class Comparison(eqx.Module):
             "diverged_at": training.diverged_at,
         }
         last = len(training.path.ts) - 1
-        for name, values in self.limit.measured().items():
+        for name in self.limit.measured():
+            values, _ = self.limit.mean(name)
             mean, error = training.path.mean(name)
             row[f"{name}_start"] = float(values[0])
             row[f"{name}_limit"] = float(values[last])
@@ -133,6 +135,7 @@ def compare(
     t1: float | None = None,
     steps: int = 100_000,
     replicas: int = 8,
+    limit_replicas: int = 200,
     saves: int = 26,
     observables: Observables | None = None,
     progress: bool = False,
@@ -147,6 +150,7 @@ def compare(
     - `t1`: the slow time to go to, rounded to whole steps at the largest step size. By default, what
       `steps` steps at the smallest step size take.
     - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
+    - `limit_replicas`: paths of the limit where it is stochastic, likewise.
     - `saves`: how many times to save at.
     - `observables`: functions of the parameters to measure, by name.
     - `progress`: whether to show progress bars in a terminal.
@@ -158,8 +162,11 @@ def compare(
     step_sizes = [float(step_size) for step_size in step_sizes]
     if not step_sizes or min(step_sizes) <= 0:
         raise InputError(f"step_sizes must be one or more positive numbers, got {step_sizes}.")
-    if replicas < 2:
-        raise InputError(f"replicas must be at least 2 for error estimates, got {replicas}.")
+    if min(replicas, limit_replicas) < 2:
+        raise InputError(
+            "replicas and limit_replicas must be at least 2 for error estimates, got "
+            f"{replicas} and {limit_replicas}."
+        )
     if not steps >= 1:
         raise InputError(f"steps must be a positive integer, got {steps}.")
     refuse_tracing((system, params), "compare")
@@ -175,12 +182,16 @@ def compare(
     else:
         ts, save_steps = _times(regime.time_scale, step_sizes, sigma, steps, t1, saves)
     began = time.perf_counter()
-    followed = limit(system, point, ts=ts, regime=regime, observables=observables, progress=progress)
+    limit_key, training_key = jax.random.split(key)
+    ensemble = dict(key=limit_key, replicas=limit_replicas) if regime.stochastic else {}
+    followed = limit(
+        system, point, ts=ts, regime=regime, observables=observables, progress=progress, **ensemble
+    )
     limit_seconds = time.perf_counter() - began
     trainings = tuple(
-        _train(system, followed, step_size, at, one_key, replicas, observables, progress)
+        _train(system, point, followed, step_size, at, one_key, replicas, observables, progress)
         for step_size, at, one_key in zip(
-            step_sizes, save_steps, jax.random.split(key, len(step_sizes)), strict=True
+            step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True
         )
     )
     return Comparison(system.describe(), sigma, regime, largest, followed, limit_seconds, trainings)
@@ -218,6 +229,7 @@ def _save_steps(steps: int, saves: int) -> np.ndarray:
 
 def _train(
     system: AbstractSystem,
+    start: PyTree,
     followed: Path,
     step_size: float,
     save_steps: np.ndarray,
@@ -226,7 +238,6 @@ def _train(
     observables: Observables | None,
     progress: bool,
 ) -> Training:
-    start = jax.tree.map(lambda leaf: leaf[0], followed.params)
     began, diverged_at = time.perf_counter(), None
     try:
         path = descend(
@@ -252,13 +263,20 @@ def _train(
 def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
     """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
     ensemble = _flat(training.params, 2)
-    line = _flat(followed.params, 1)
-    travelled = np.linalg.norm(line[-1] - line[0])
-    unit = travelled if travelled > 0 else np.linalg.norm(line[0])
+    paths = _flat(followed.params, followed.loss.ndim)
+    paths = paths if paths.ndim == 3 else paths[None]
     reached = ensemble.shape[1]
-    distance = np.linalg.norm(ensemble.mean(axis=0) - line[:reached], axis=-1)
-    scatter = np.sqrt(ensemble.var(axis=0, ddof=1).sum(axis=-1) / ensemble.shape[0])
-    return distance / unit, scatter / unit
+    travelled = np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1)))
+    unit = travelled if travelled > 0 else np.linalg.norm(paths[0, 0])
+    distance = np.linalg.norm(ensemble.mean(axis=0) - paths.mean(axis=0)[:reached], axis=-1)
+    variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[:reached]
+    return distance / unit, np.sqrt(variance) / unit
+
+
+def _variance_of_mean(paths: np.ndarray) -> np.ndarray:
+    """Summed over parameters, at each time; 0 for a single path."""
+    replicas = len(paths)
+    return paths.var(axis=0, ddof=1).sum(axis=-1) / replicas if replicas > 1 else np.zeros(paths.shape[1])
 
 
 def _flat(params: PyTree, lead: int) -> np.ndarray:

@@ -38,6 +38,8 @@ def descend(
 ) -> Path:
     """Run w_{k+1} = w_k - step_size * grad L_hat(w_k, eta_k) with fresh noise at every step.
 
+    `zeroloss.AntiCorrelated` noise moves the parameters themselves, by eta_{k+1} - eta_k.
+
     **Arguments:**
 
     - `system`, `params`: a system and any start. Training runs in the dtype of `params`; float32
@@ -119,11 +121,19 @@ def _advance_compiled(run: _Run, states: PyTree, start: Array, count: Array) -> 
 
     def one(params: PyTree, key: Key[Array, ""]) -> PyTree:
         def step(index: Array, params: PyTree) -> PyTree:
-            gradient = run.system.noisy_gradient(params, jax.random.fold_in(key, index))
-            return jax.tree.map(
+            now, following = (jax.random.fold_in(key, step) for step in (index, index + 1))
+            gradient = run.system.noisy_gradient(params, now)
+            moved = jax.tree.map(
                 lambda leaf, slope: leaf - run.step_size.astype(leaf.dtype) * slope,
                 params,
                 gradient,
+            )
+            before = run.system.perturbation(params, now)
+            if before is None:
+                return moved
+            after = run.system.perturbation(params, following)
+            return jax.tree.map(
+                lambda leaf, new, old: leaf + new - jnp.where(index > 0, old, 0.0), moved, after, before
             )
 
         return jax.lax.fori_loop(start, start + count, step, params)

@@ -3,7 +3,9 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, StabilityError
@@ -22,13 +24,15 @@ class Drift(eqx.Module):
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
     - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
       have a normal part, the Ito correction that keeps a diffusion on the set.
-    - `diffusion`: P_T G, flat parameters x noise components, in units of the square root of
-      t = alpha^2 sigma^2 k; None where the noise has no tangential part.
+    - `diffusion`: P_T G, a `lineax.AbstractLinearOperator` from standardized noise, a pytree like the law's,
+      to pytrees like the parameters, in units of the square root of t = alpha^2 sigma^2 k: `.mv`, `.T`,
+      and `.as_matrix()` for small problems. None where no noise can have a tangential part; otherwise
+      it acts on the noises that can (in a sum, a tuple of them).
     """
 
     first: PyTree[Array]
     second: PyTree[Array]
-    diffusion: Float[Array, "parameters noise"] | None
+    diffusion: lx.AbstractLinearOperator | None
 
 
 def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
@@ -69,9 +73,9 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
             check_stability(float(step_size), largest_eigenvalue(system, point))
-    first, second, diffusion = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
-    _check_finite_derivatives((first, second, diffusion))
-    return Drift(manifold.unravel(first), manifold.unravel(second), diffusion)
+    first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
+    _check_finite_derivatives((first, second))
+    return Drift(manifold.unravel(first), manifold.unravel(second), _diffusion(expansion, w))
 
 
 def first_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
@@ -82,28 +86,54 @@ def first_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeome
 def second_drift(
     expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry, step_size: Scalar | float = 0.0
 ) -> Vector:
-    """b, or D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
+    """P_T b, or P_T D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
 
-    -1/2 H^+ T[P_T Sigma P_T]  -  P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
+    -P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
     """
-    manifold, third = expansion.manifold, expansion.manifold.third
+    manifold = expansion.manifold
     covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
-    stationary = -0.5 * geometry.tangent(manifold.third_of_normal(w, geometry, covariance))
-    factor = expansion.factor(w)
-    if factor is None:
-        return stationary
-    tangential = geometry.tangent(factor)
-    mixed = -geometry.tangent(third(w, geometry.pseudo_inverse(factor), tangential))
-    curvature = -0.5 * geometry.pseudo_inverse(third(w, tangential, tangential))
-    return curvature + mixed + stationary
+    push = -0.5 * manifold.third_of_normal(w, geometry, covariance)
+    if expansion.moving_law(w) is not None:
+        left = geometry.embed(jnp.diag(geometry.inverses))  # H^+ Q
+        push = push - manifold.third(w, left, expansion.tangential_covariance(w, geometry))
+    return geometry.tangent(push)
 
 
-def tangential_noise(
-    expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry
-) -> Float[Array, "parameters noise"] | None:
-    """P_T G, or None where it vanishes identically."""
+def curvature_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
+    """The normal part of b: -1/2 H^+ T[P_T Sigma P_T] (theory.md, section 2).
+
+    Ito's correction, which keeps a diffusion on the curved set; a retraction after each step does the
+    same. Costs n second derivatives, n the components of the noise with a tangential part.
+    """
+    if expansion.moving_law(w) is None:
+        return jnp.zeros_like(w)
     factor = expansion.factor(w)
-    return None if factor is None else geometry.tangent(factor)
+
+    def add(total: Vector, direction: Array) -> tuple[Vector, None]:
+        velocity = geometry.tangent(factor.mv(direction))
+        return total + expansion.manifold.acceleration(w, geometry, velocity), None
+
+    return 0.5 * jax.lax.scan(add, jnp.zeros_like(w), jnp.eye(factor.in_size()))[0]
+
+
+def _diffusion(expansion: AbstractExpansion, w: Vector) -> lx.AbstractLinearOperator | None:
+    """P_T G between pytrees, or None where it vanishes identically."""
+    law, unravel = expansion.moving_law(w), expansion.manifold.unravel
+    if law is None:
+        return None
+    geometry, factor = _geometry_and_factor(expansion, w)
+
+    def moved(xi: PyTree[Array]) -> PyTree[Array]:
+        return unravel(geometry.tangent(factor.mv(ravel_pytree(xi)[0])))
+
+    return lx.FunctionLinearOperator(moved, jax.eval_shape(lambda: law.zeros(jnp.float64)))
+
+
+@eqx.filter_jit
+def _geometry_and_factor(
+    expansion: AbstractExpansion, w: Vector
+) -> tuple[AbstractGeometry, lx.AbstractLinearOperator]:
+    return expansion.manifold.at(w), expansion.factor(w)
 
 
 def _check_step_size(system: AbstractSystem, step_size: float) -> None:
@@ -132,11 +162,8 @@ def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
     geometry = expansion.manifold.at(w)
     unstable = step_size * jnp.max(geometry.eigenvalues) >= 2
     w = eqx.error_if(w, unstable, "step_size is beyond the stability limit 2 / lambda_max")
-    return (
-        first_drift(expansion, w, geometry),
-        second_drift(expansion, w, geometry, step_size),
-        tangential_noise(expansion, w, geometry),
-    )
+    second = second_drift(expansion, w, geometry, step_size) + curvature_drift(expansion, w, geometry)
+    return first_drift(expansion, w, geometry), second
 
 
 @eqx.filter_jit

@@ -4,16 +4,19 @@ Both are taken at sigma = 1 of the system's reference noise, so they do not depe
 """
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.manifold import AbstractGeometry, AbstractManifold, GramGeometry, GramManifold
-from zeroloss.pytrees import Vector
+from zeroloss.noise import AbstractLaw, Joint
+from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
 
@@ -36,12 +39,40 @@ class AbstractExpansion(eqx.Module):
         """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
 
     @abc.abstractmethod
-    def factor(self, w: Vector) -> Float[Array, "parameters noise"] | None:
-        """G with Sigma = G G^T where it may have a tangential part; None where it has none."""
+    def moving_law(self, w: Vector) -> AbstractLaw | None:
+        """The law of the noises that may have a tangential part; None where none has."""
+
+    @abc.abstractmethod
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        """G restricted to the noises of `moving_law`, from flat standardized noise to flat parameters."""
 
     @abc.abstractmethod
     def total_variance(self, w: Vector) -> Scalar:
         """Tr Sigma."""
+
+    def tangential_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "parameters q"]:
+        """P_T Sigma Q: what the noise's tangential and normal parts have in common."""
+        factor = self.factor(w)
+        return geometry.tangent(_columns(factor.mv, self.normal_factor(w, geometry).T))
+
+    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+        """Q^T G, for the noises of `moving_law`."""
+        basis = geometry.embed(jnp.eye(geometry.eigenvalues.shape[0]))
+        return _columns(self.factor(w).T.mv, basis).T
+
+    def tangential_variance(self, w: Vector, geometry: AbstractGeometry) -> Scalar:
+        """Tr P_T Sigma P_T."""
+        if self.moving_law(w) is None:
+            return jnp.zeros(())
+        factor = self.factor(w)
+
+        def moved(direction: Array) -> Scalar:
+            return jnp.sum(geometry.tangent(factor.mv(direction)) ** 2)
+
+        return jnp.sum(jax.lax.map(moved, jnp.eye(factor.in_size()), batch_size=_BLOCK))
+
+
+_BLOCK = 64
 
 
 class GeneralExpansion(AbstractExpansion):
@@ -57,23 +88,29 @@ class GeneralExpansion(AbstractExpansion):
         return 0.5 * jnp.sum(jnp.abs(self._second_derivatives(w)))
 
     def normal_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q q"]:
-        coordinates = geometry.coordinates(self.factor(w))
+        coordinates = self.normal_factor(w, geometry)
         return coordinates @ coordinates.T
 
-    def factor(self, w: Vector) -> Float[Array, "parameters noise"]:
-        zero, to_noise = self._noise(w)
+    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+        return geometry.coordinates(self.factor(w).as_matrix())
+
+    def moving_law(self, w: Vector) -> AbstractLaw:
+        return self.system.noise_law(self.manifold.unravel(w))
+
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        zero, to_noise = _standardized(self.moving_law(w))
         gradient = jax.grad(self._loss)
 
         def sensitivity(direction: Array) -> Vector:
             return jax.jvp(lambda xi: gradient(w, to_noise(xi)), (zero,), (direction,))[1]
 
-        return jax.vmap(sensitivity, out_axes=1)(jnp.eye(zero.shape[0]))
+        return lx.MatrixLinearOperator(_columns(sensitivity, jnp.eye(zero.shape[0])))
 
     def total_variance(self, w: Vector) -> Scalar:
-        return jnp.sum(self.factor(w) ** 2)
+        return jnp.sum(self.factor(w).as_matrix() ** 2)
 
     def _second_derivatives(self, w: Vector) -> Float[Array, " noise"]:
-        zero, to_noise = self._noise(w)
+        zero, to_noise = _standardized(self.moving_law(w))
 
         def second(direction: Array) -> Scalar:
             def slope(xi: Array) -> Scalar:
@@ -86,17 +123,15 @@ class GeneralExpansion(AbstractExpansion):
     def _loss(self, w: Vector, eta: PyTree) -> Scalar:
         return self.system.noisy_loss(self.manifold.unravel(w), eta)
 
-    def _noise(self, w: Vector) -> tuple[Array, Any]:
-        law = self.system.noise_law(self.manifold.unravel(w))
-        zero, unravel = ravel_pytree(law.zeros(jnp.float64))
-        return zero, lambda xi: law.unit(unravel(xi))
-
 
 class LeastSquaresExpansion(AbstractExpansion):
     """For least squares (theory.md, section 3): everything from B = d_eta r, example by example.
 
-    On the set G = J^T B / N, so the noise is purely normal: Sigma = J^T S J / N^2 with S = E[c c^T] o B B^T,
-    c the minibatch counts. Costs one gradient per output and example for B, and m x m memory.
+    On the set the noise in the residuals gives G = J^T B / N, purely normal, with the covariance
+    J^T S J / N^2, S = E[c c^T] o B B^T and c the minibatch counts. Noise on the gradient itself (a force)
+    adds to it, and is all that can move tangentially.
+
+    Costs one gradient per output and example for B, and m x m memory.
     """
 
     system: LeastSquaresSystem
@@ -112,41 +147,72 @@ class LeastSquaresExpansion(AbstractExpansion):
 
     def normal_covariance(self, w: Vector, geometry: GramGeometry) -> Float[Array, "q q"]:
         left = geometry.jacobian_coordinates
-        return left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
+        covariance = left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
+        if self.moving_law(w) is not None:
+            coordinates = self.normal_factor(w, geometry)
+            covariance = covariance + coordinates @ coordinates.T
+        return covariance
 
-    def factor(self, w: Vector) -> None:
-        return None
+    def moving_law(self, w: Vector) -> Joint | None:
+        pushing = self.system.pushing(self.manifold.unravel(w))
+        return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
+
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        law, params, moving = self._law(w), self.manifold.unravel(w), self.moving_law(w)
+        assert moving is not None
+        zero, unravel = ravel_pytree(moving.zeros(jnp.float64))
+
+        def force(xi: Array) -> Vector:
+            parts = list(law.zeros(jnp.float64))
+            for index, part in zip(self.system.pushing(params), unravel(xi), strict=True):
+                parts[index] = part
+            return flatten(self.system.force(params, law.unit(tuple(parts))))[0]
+
+        return lx.FunctionLinearOperator(
+            lambda xi: jax.jvp(force, (zero,), (xi,))[1], jax.eval_shape(lambda: zero)
+        )
 
     def total_variance(self, w: Vector) -> Scalar:
         jacobian = self.manifold.jacobian(w)
         covariance = self._residual_covariance(w)
-        return jnp.sum(covariance * (jacobian @ jacobian.T)) / self.system.problem.number**2
+        variance = jnp.sum(covariance * (jacobian @ jacobian.T)) / self.system.problem.number**2
+        if self.moving_law(w) is None:
+            return variance
+        factor = self.factor(w)
+
+        def pushed(direction: Array) -> Scalar:
+            return jnp.sum(factor.mv(direction) ** 2)
+
+        return variance + jnp.sum(jax.lax.map(pushed, jnp.eye(factor.in_size()), batch_size=_BLOCK))
+
+    def _law(self, w: Vector) -> Joint:
+        return self.system.noise_law(self.manifold.unravel(w))
 
     def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
         """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
         system, params = self.system, self.manifold.unravel(w)
         if not system.injections:
             return [], []
-        law = system.noise_law(params)
-        zero = law.zeros(jnp.float64)
 
         def of_one(inputs: Any, targets: Array, eta: PyTree) -> PyTree:
             inputs, targets = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
+            law = system.law_of(params, inputs, targets)
 
             def residual(xi: PyTree) -> Array:
-                noise = system.per_example(lambda leaf: leaf[None], law.unit(xi))
+                noise = law.unit(system.per_example(lambda leaf: leaf[None], xi))
                 return system.residuals(params, inputs, targets, noise)[0].reshape(-1)
 
             return jax.jacrev(residual)(eta)
 
         axes = tuple(0 if part.per == "example" else None for part in system.injections)
         derivatives = jax.vmap(of_one, in_axes=(0, 0, axes))(
-            system.problem.inputs, system.problem.targets, zero
+            system.problem.inputs, system.problem.targets, self._law(w).zeros(jnp.float64)
         )
         own: list[Array] = []
         shared: list[Array] = []
-        for injection, derivative in zip(system.injections, derivatives, strict=True):
-            for leaf in jax.tree.leaves(derivative):
+        pushing = system.pushing(params)
+        for index, (injection, derivative) in enumerate(zip(system.injections, derivatives, strict=True)):
+            for leaf in jax.tree.leaves(derivative) if index not in pushing else ():
                 block = leaf.reshape(*leaf.shape[:2], -1)
                 (own if injection.per == "example" else shared).append(block)
         return own, shared
@@ -177,3 +243,14 @@ def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpans
     if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
         return LeastSquaresExpansion(system, manifold)
     return GeneralExpansion(system, manifold)
+
+
+def _columns(function: Callable[[Array], Array], matrix: Float[Array, "into columns"]) -> Array:
+    """The columns of `matrix`, each put through a linear `function`."""
+    return jax.vmap(function, in_axes=1, out_axes=1)(matrix)
+
+
+def _standardized(law: AbstractLaw) -> tuple[Array, Callable[[Array], PyTree]]:
+    """Zero noise as a vector, and the way from a vector of standardized noise to the noise at sigma = 1."""
+    zero, unravel = ravel_pytree(law.zeros(jnp.float64))
+    return zero, lambda xi: law.unit(unravel(xi))

@@ -1,6 +1,6 @@
 """What the drivers return: parameters and observables along a path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -30,6 +30,9 @@ class Path(eqx.Module):
     - `params`: pytree of saved parameters.
     - `loss`, `regularizer`, `hessian_trace`: the clean loss, Reg and tr H.
     - `observables`: what the caller asked to measure, by name.
+    - `step_bias`: for stochastic limits, by name of what is measured, an estimate of how far its mean at
+      each time is off because of the finite time step: twice the step on the same noise moved it by as much
+      again. None for other paths.
     """
 
     ts: Float[np.ndarray, " time"]
@@ -40,6 +43,7 @@ class Path(eqx.Module):
     hessian_trace: Float[np.ndarray, "*replica time"]
     observables: dict[str, np.ndarray]
     time_scale: str | None = eqx.field(static=True)
+    step_bias: dict[str, np.ndarray] | None = None
 
     @property
     def final(self) -> PyTree[Array]:
@@ -55,6 +59,15 @@ class Path(eqx.Module):
         replicas = values.shape[0]
         error = values.std(axis=0, ddof=1) / np.sqrt(replicas) if replicas > 1 else None
         return values.mean(axis=0), error
+
+    def quantiles(
+        self, name: str, levels: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95)
+    ) -> Float[np.ndarray, "level time"]:
+        """Quantiles over replicas of a measured quantity at each time."""
+        values = self.measured()[name]
+        if values.ndim == 1:
+            raise InputError("quantiles need replicas, and this path has none.")
+        return np.quantile(values, np.asarray(levels), axis=0)
 
     def measured(self) -> dict[str, np.ndarray]:
         """Everything measured, by name: loss, regularizer, hessian_trace and the observables."""
@@ -112,11 +125,19 @@ class Recorder:
         """Whether anything has been saved yet."""
         return bool(self._saved)
 
-    def save(self, w: Array) -> None:
-        """Measure and keep the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
+    def measure(self, w: Array) -> dict[str, np.ndarray]:
+        """What is measured at the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
         measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
-        measured = {k: np.asarray(v) if self.batched else np.asarray(v)[0] for k, v in measured.items()}
-        self._saved.append((np.asarray(w), measured))
+        return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
+
+    def save(self, w: Array) -> None:
+        """Measure and keep `w`."""
+        self._saved.append((np.asarray(w), self.measure(w)))
+
+    @property
+    def last(self) -> dict[str, np.ndarray]:
+        """What was measured at the last time saved."""
+        return self._saved[-1][1]
 
     def path(self, ts: np.ndarray, steps: np.ndarray | None, time_scale: str | None) -> Path:
         """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""

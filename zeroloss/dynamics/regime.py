@@ -9,7 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss.dynamics.drift import first_drift, second_drift, tangential_noise
+from zeroloss.dynamics.drift import first_drift, second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError
 from zeroloss.manifold import AbstractManifold, length, locate, neighbours
@@ -172,9 +172,8 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     def at_point(w: Vector):
         geometry = manifold.at(w)
         first = first_drift(expansion, w, geometry)
-        second = geometry.tangent(second_drift(expansion, w, geometry))
-        noise = tangential_noise(expansion, w, geometry)
-        diffusion = jnp.zeros(()) if noise is None else jnp.sum(noise**2)
+        second = second_drift(expansion, w, geometry)
+        diffusion = expansion.tangential_variance(w, geometry)
         trace_gradient = geometry.tangent(jax.grad(manifold.trace)(w))
         return (
             _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),

@@ -14,7 +14,7 @@ from zeroloss.system import LeastSquares, Loss, Scalar
 
 
 class DenseGeometry(AbstractGeometry):
-    """Q itself, d x d with zero columns for the tangent directions."""
+    """Q itself, d x q; where the rank is not fixed, d x d with zero columns for the tangent directions."""
 
     basis: Float[Array, "parameters q"]
     eigenvalues: Float[Array, " q"]
@@ -44,6 +44,9 @@ class DenseManifold(AbstractManifold):
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, vectors = eigenvalues[order], vectors[:, order]
         is_normal = self._is_normal(jnp.abs(eigenvalues))
+        eigenvalues, vectors, is_normal = (
+            each[..., : self.rank] for each in (eigenvalues, vectors, is_normal)
+        )
         return DenseGeometry(
             jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
@@ -67,6 +70,10 @@ class DenseManifold(AbstractManifold):
 
     def third_of_normal(self, w: Vector, geometry: DenseGeometry, covariance: Float[Array, "q q"]) -> Vector:
         return self.third(w, geometry.basis @ covariance, geometry.basis)
+
+    def acceleration(self, w: Vector, geometry: DenseGeometry, vector: Vector) -> Vector:
+        column = vector[:, None]
+        return -geometry.pseudo_inverse(self.third(w, column, column))
 
     def trace(self, w: Vector) -> Scalar:
         return jnp.trace(jax.hessian(self.loss)(w))

@@ -51,9 +51,13 @@ class AbstractGeometry(eqx.Module):
 
     def pseudo_inverse(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """H^+ v."""
-        inverse = jnp.where(self.is_normal, 1 / jnp.where(self.is_normal, self.eigenvalues, 1.0), 0.0)
         coordinates = self.coordinates(vector)
-        return self.embed(inverse.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
+        return self.embed(self.inverses.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
+
+    @property
+    def inverses(self) -> Float[Array, " q"]:
+        """The eigenvalues of H^+ on the columns of Q."""
+        return jnp.where(self.is_normal, 1 / jnp.where(self.is_normal, self.eigenvalues, 1.0), 0.0)
 
     def lyapunov(
         self, covariance: Float[Array, "q q"], step_size: Scalar | float = 0.0
@@ -114,6 +118,13 @@ class AbstractManifold(eqx.Module):
     @abc.abstractmethod
     def third_of_normal(self, w: Vector, geometry: Any, covariance: Float[Array, "q q"]) -> Vector:
         """T[Q C Q^T] with C symmetric, in the coordinates of Q; like `third`."""
+
+    @abc.abstractmethod
+    def acceleration(self, w: Vector, geometry: Any, vector: Vector) -> Vector:
+        """-H^+ T[v v^T] for tangent v: how a path on the set with velocity v bends into the normal space.
+
+        The second fundamental form of the set, on (v, v).
+        """
 
     @abc.abstractmethod
     def trace(self, w: Vector) -> Scalar:

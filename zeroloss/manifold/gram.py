@@ -61,6 +61,7 @@ class GramManifold(AbstractManifold):
         squares, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
         squares, rotation = squares[::-1], rotation[:, ::-1]
         is_normal = self._is_normal(squares)
+        squares, rotation, is_normal = (each[..., : self.rank] for each in (squares, rotation, is_normal))
         scale = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
         return GramGeometry(
             jacobian,
@@ -88,6 +89,13 @@ class GramManifold(AbstractManifold):
     def third_of_normal(self, w: Vector, geometry: GramGeometry, covariance: Float[Array, "q q"]) -> Vector:
         mixing = geometry.jacobian_coordinates.T @ covariance @ geometry.scaled_rotation.T
         return self._slope_along(w, 2 * mixing @ geometry.jacobian)
+
+    def acceleration(self, w: Vector, geometry: GramGeometry, vector: Vector) -> Vector:
+        def along(function: Callable[[Vector], Array], w: Vector) -> Array:
+            return jax.jvp(function, (w,), (vector,))[1]
+
+        second = along(lambda w: along(self._residuals, w), w).reshape(-1)  # v^T hess r_i v
+        return -geometry.embed(geometry.scaled_rotation.T @ second)
 
     def trace(self, w: Vector) -> Scalar:
         return jnp.sum(self.jacobian(w) ** 2) / self.problem.number

@@ -2,9 +2,11 @@
 
 import abc
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from zeroloss.errors import InputError
@@ -15,18 +17,25 @@ class Forward(eqx.Module):
     """A forward pass about to be made, every piece of it within a noise's reach.
 
     `inputs` and `targets` have a leading axis over examples and are None for a loss without examples;
-    `model(params, inputs)` is the network's output, or `model(params)` the loss.
+    `model(params, inputs)` is the network's output, or `model(params)` the loss. `force` is added to
+    the gradient, like `params` in structure: the loss gains <force, params>. None is no force.
     """
 
     model: Callable[..., PyTree]
     params: PyTree
     inputs: PyTree | None = None
     targets: PyTree | None = None
+    force: PyTree | None = None
 
     def replace(self, **pieces: PyTree) -> "Forward":
         """A copy with some pieces exchanged."""
-        fields = {name: getattr(self, name) for name in ("model", "params", "inputs", "targets")}
-        return Forward(**(fields | pieces))
+        names = ("model", "params", "inputs", "targets", "force")
+        return Forward(**({name: getattr(self, name) for name in names} | pieces))
+
+    def push(self, force: PyTree) -> "Forward":
+        """A copy with `force` added to the force on the parameters."""
+        total = force if self.force is None else jax.tree.map(jnp.add, self.force, force)
+        return self.replace(force=total)
 
 
 class AbstractNoise(eqx.Module):
@@ -43,9 +52,13 @@ class AbstractInjection(AbstractNoise):
 
     `per` says whether each example has its own eta ("example": then every leaf of eta has a leading
     axis over examples) or a whole step shares one ("step").
+
+    `as_increments` is for anti-correlated noise alone: training then moves the parameters by
+    eta_{k+1} - eta_k at step k, where the analysis shifts them by eta_k.
     """
 
     per: eqx.AbstractVar[Literal["example", "step"]]
+    as_increments: ClassVar[bool] = False
 
     @abc.abstractmethod
     def law(self, forward: Forward) -> AbstractLaw:

@@ -13,7 +13,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Key, PyTree
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Key, PyTree
 
 from zeroloss.errors import InputError
 
@@ -72,6 +74,24 @@ def _check_shape(shape: Any) -> Any:
     if not all(is_shape(leaf) and all(axis >= 0 for axis in leaf) for leaf in leaves):
         raise InputError(f"shape must be a tuple of integers or a pytree of such tuples, got {shape!r}.")
     return shape
+
+
+def symmetric_root(covariance: ArrayLike) -> Array:
+    """The symmetric square root of a covariance, checked to be one."""
+    matrix = np.asarray(covariance, float)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise InputError(f"a covariance must be a finite square matrix, got shape {matrix.shape}.")
+    largest = np.abs(matrix).max(initial=0.0)
+    if largest == 0:
+        raise InputError("the covariance must not be zero.")
+    if np.abs(matrix - matrix.T).max() > 1e-10 * largest:
+        raise InputError("the covariance must be symmetric.")
+    values, vectors = np.linalg.eigh(matrix)
+    if values[0] < -1e-10 * largest:
+        raise InputError(
+            f"the covariance must be positive semidefinite; its smallest eigenvalue is {values[0]:.3g}."
+        )
+    return jnp.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
 
 
 def _draw_leaves(
@@ -151,6 +171,125 @@ class TwoPoint(AbstractLaw):
             return jnp.where(drop, jnp.asarray(dropped, dtype), jnp.asarray(kept, dtype))
 
         return _draw_leaves(key, self.shape, draw)
+
+
+class Law(AbstractLaw):
+    """A law of your own: eta = sigma * xi, with xi from `sampler`.
+
+    **Arguments:**
+
+    - `sampler`: `sampler(key, shape) -> array` of independent entries of mean 0 and variance 1, which
+      is checked on 200,000 draws before it is used.
+    - `shape`: the shape of one array, such as `(2,)`, or a pytree of shapes.
+    - `sigma`: the scale.
+    """
+
+    sampler: Callable[[Key[Array, ""], tuple[int, ...]], Array]
+    shape: Any = eqx.field(converter=_check_shape)
+    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return _draw_leaves(key, self.shape, lambda k, leaf: jnp.asarray(self.sampler(k, leaf), dtype))
+
+
+class Correlated(AbstractLaw):
+    """`law` mixed so that the covariance of eta is sigma^2 `covariance`.
+
+    eta = sigma * A xi with A = covariance^(1/2), applied to the noise as one flat vector, in the order
+    of `jax.flatten_util.ravel_pytree` (theory.md, section 1).
+
+    **Arguments:**
+
+    - `law`: a law of n components in all, such as `zeroloss.Gaussian((n,), sigma=0.1)`.
+    - `covariance`: n x n, symmetric and positive semidefinite; singular ones are welcome.
+    - `root`: A itself, n x n, in the place of a covariance.
+    """
+
+    law: AbstractLaw
+    root: Float[Array, "n n"]
+
+    def __init__(self, law: AbstractLaw, covariance: ArrayLike | None = None, *, root: Array | None = None):
+        if (covariance is None) == (root is None):
+            raise InputError("give either a covariance or its root.")
+        self.law = law
+        self.root = symmetric_root(covariance) if root is None else root  # pyright: ignore
+        if self.root.shape != (law.size, law.size):
+            raise InputError(
+                f"the covariance of a noise with {law.size} components must be {law.size} x {law.size}, got "
+                f"shape {self.root.shape}."
+            )
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.law.shape
+
+    @property
+    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.law.sigma
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return self.law.sample(key, dtype)
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        flat, unravel = ravel_pytree(self.law.unit(xi))
+        return unravel(self.root.astype(flat.dtype) @ flat)
+
+
+class Independent(AbstractLaw):
+    """`number` independent copies of `law`, along a new leading axis: one for each example."""
+
+    law: AbstractLaw
+    number: int = eqx.field(static=True)
+
+    def __init__(self, law: AbstractLaw, number: int):
+        self.law = law
+        self.number = number
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return jax.tree.map(lambda leaf: (self.number, *leaf), self.law.shape, is_leaf=is_shape)
+
+    @property
+    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.law.sigma
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return jax.vmap(lambda k: self.law.sample(k, dtype))(jax.random.split(key, self.number))
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        return jax.vmap(self.law.unit)(xi)
+
+
+class OneHot(AbstractLaw):
+    """eta_i = e_c - q_i with the class c drawn from the probabilities q_i: labels drawn afresh.
+
+    Its covariance is diag(q) - q q^T, and sigma is 1. Written as xi = e_c / sqrt(q_c) - sqrt(q) + s sqrt(q)
+    with a random sign s, which has covariance I, and `unit` that takes sqrt(q) out again.
+    """
+
+    probabilities: Float[Array, "examples classes"]
+    sigma: float
+
+    def __init__(self, probabilities: Float[Array, "examples classes"]):
+        self.probabilities = probabilities
+        self.sigma = 1.0
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.probabilities.shape
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        to_class, to_sign = jax.random.split(key)
+        q = self.probabilities.astype(dtype)
+        chosen = jax.random.categorical(to_class, jnp.log(q), axis=-1)
+        root = jnp.sqrt(q)
+        drawn = jax.nn.one_hot(chosen, q.shape[-1], dtype=dtype) / jnp.where(root > 0, root, 1.0)
+        sign = jax.random.rademacher(to_sign, (q.shape[0], 1), dtype)
+        return drawn + (sign - 1) * root
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        root = jnp.sqrt(self.probabilities.astype(xi.dtype))
+        return root * (xi - root * jnp.sum(root * xi, axis=-1, keepdims=True))
 
 
 class Joint(AbstractLaw):

@@ -1,0 +1,199 @@
+"""Deterministic limits: an ordinary differential equation on the zero-loss set (theory.md, section 2)."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from zeroloss.dynamics.drift import first_drift, second_drift
+from zeroloss.dynamics.expansion import AbstractExpansion
+from zeroloss.dynamics.path import Path, Recorder
+from zeroloss.dynamics.regime import FAST, TimeScale
+from zeroloss.errors import IntegrationError
+from zeroloss.manifold.locate import ON_SET
+from zeroloss.progress import progress_bar
+from zeroloss.pytrees import Vector
+from zeroloss.system import Scalar
+
+_MAX_STEPS = 10_000  # of the integrator, between two times saved
+
+
+def flow(
+    expansion: AbstractExpansion,
+    start: Vector,
+    times: np.ndarray,
+    scale: TimeScale,
+    recorder: Recorder,
+    rtol: float,
+    progress: bool,
+) -> Path:
+    """Follow dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, saving at `times`.
+
+    Dormand-Prince 8(7) with step size control, and a retraction after each step, which keeps the order
+    (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
+    """
+    fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
+    state = _begin(expansion, fast, start, tolerance)
+    with progress_bar("limit", float(times[-1]), progress) as show:
+        for time in times:
+            if time > 0:
+                state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)
+            w, residual = _at_time(expansion, state, jnp.asarray(time))
+            problem = _problem(expansion, state, float(time), float(residual))
+            if problem is not None:
+                so_far = recorder.path(times, None, scale) if recorder.started else None
+                raise IntegrationError(problem, so_far)
+            recorder.save(w)
+            show(float(time))
+    return recorder.path(times, None, scale)
+
+
+class _State(eqx.Module):
+    """Where the integrator stands: at t, having come from `t_before` in one step.
+
+    `rank` is that of the Hessian at w: how many eigenvalues are above `rank_tolerance` times `largest`,
+    the largest at the start.
+    """
+
+    t: Scalar
+    t_before: Scalar
+    dt: Scalar
+    w: Vector
+    dense_info: Any
+    solver_state: Any
+    controller_state: Any
+    steps: Array
+    largest: Scalar
+    rank: Array
+
+
+def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
+    expansion, fast = args
+    geometry = expansion.manifold.at(w)
+    return first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
+
+
+_TERM = diffrax.ODETerm(_field)
+_SOLVER = diffrax.Dopri8()
+_ERROR_ORDER = 8.0
+
+
+def _controller(w: Vector, rtol: Scalar) -> diffrax.PIDController:
+    typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
+    return diffrax.PIDController(rtol=rtol, atol=rtol * typical)  # pyright: ignore
+
+
+@eqx.filter_jit
+def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) -> _State:
+    args = (expansion, fast)
+    zero = jnp.zeros(())
+    dt, controller_state = _controller(w, rtol).init(
+        _TERM, zero, zero, w, None, args, _SOLVER.func, _ERROR_ORDER
+    )
+    dt = jnp.asarray(dt)
+    solver_state = _SOLVER.init(_TERM, zero, dt, w, args)
+    _, _, shapes, _, _ = eqx.filter_eval_shape(
+        _SOLVER.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
+    )
+    no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    largest = jnp.max(jnp.abs(expansion.manifold.at(w).eigenvalues))
+    rank = _rank(expansion, w, largest)
+    return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
+
+
+def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
+    sizes = jnp.abs(expansion.manifold.at(w).eigenvalues)
+    return jnp.sum(sizes > expansion.manifold.rank_tolerance * largest)
+
+
+@eqx.filter_jit
+def _advance(
+    expansion: AbstractExpansion,
+    fast: bool,
+    state: _State,
+    time: Scalar,
+    end: Scalar,
+    rtol: Scalar,
+) -> _State:
+    """Step until `time` is reached or passed, but never beyond `end`."""
+    args = (expansion, fast)
+
+    def unfinished(state: _State) -> Array:
+        regular = state.rank == expansion.manifold.rank
+        return (state.t < time) & (state.steps < _MAX_STEPS) & regular
+
+    def step(state: _State) -> _State:
+        t_next = jnp.minimum(state.t + state.dt, end)
+        candidate, error, dense_info, solver_state, _ = _SOLVER.step(
+            _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
+        )
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a step gone astray is rejected
+        keep, new_t0, new_t1, _, controller_state, _ = _controller(state.w, rtol).adapt_step_size(
+            state.t,
+            t_next,
+            state.w,
+            candidate,
+            args,
+            error,
+            _ERROR_ORDER,
+            state.controller_state,
+        )
+
+        def accept() -> _State:
+            w = expansion.manifold.retract(candidate)
+            return _State(
+                t=t_next,
+                t_before=state.t,
+                dt=jnp.asarray(new_t1 - new_t0),
+                w=w,
+                dense_info=dense_info,
+                solver_state=solver_state,
+                controller_state=controller_state,
+                steps=state.steps + 1,
+                largest=state.largest,
+                rank=_rank(expansion, w, state.largest),
+            )
+
+        def reject() -> _State:
+            shorter = (new_t1 - new_t0, controller_state, state.steps + 1)
+            return eqx.tree_at(lambda s: (s.dt, s.controller_state, s.steps), state, shorter)
+
+        return jax.lax.cond(keep, accept, reject)
+
+    return jax.lax.while_loop(unfinished, step, eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0)))
+
+
+@eqx.filter_jit
+def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple[Vector, Scalar]:
+    """The point of the set at `time`, within the last step; and its relative residual."""
+    manifold = expansion.manifold
+    interpolation = _SOLVER.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
+    inside = (time < state.t) & (state.t > state.t_before)
+    w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
+    return w, manifold.relative_residual(w)
+
+
+def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
+    manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
+    if rank != manifold.rank:
+        return (
+            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
+            f"fell below {manifold.rank_tolerance:g} of the largest at the start. The path has left "
+            "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
+            "solution; it can be followed up to an earlier time."
+        )
+    if t < time:
+        return (
+            f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): {_MAX_STEPS} integrator steps "
+            f"were used up and the last was {float(state.dt):.3g} long."
+        )
+    if not residual <= ON_SET:
+        return (
+            f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
+            f"{residual:.3g}."
+        )
+    return None

@@ -1,0 +1,121 @@
+"""Noise on named activations: dropout, with Bernoulli or Gaussian masks (theory.md, section 4)."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from zeroloss.errors import InputError
+from zeroloss.noise.base import AbstractInjection, Forward
+from zeroloss.noise.laws import AbstractLaw, Gaussian, TwoPoint, dropping_rate, positive_sigma
+from zeroloss.noise.sites import inject, site_shapes
+
+Per = Literal["example", "step"]
+
+
+class _AbstractMasks(AbstractInjection):
+    """h -> h * (1 + eta) at named activations."""
+
+    at: eqx.AbstractVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        """The law of eta, of the given shapes."""
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        shapes = _shapes_at(forward, self.at)
+        if self.per == "step":
+            shapes = {name: shape[1:] for name, shape in shapes.items()}
+        return self._masks(shapes)
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        def multiply(noise: Array):
+            return lambda activation: activation * (1 + noise)
+
+        handlers = {name: multiply(eta[name]) for name in self.at}
+        return forward.replace(model=inject(forward.model, handlers))
+
+
+class Dropout(_AbstractMasks):
+    """Dropout at named activations: h -> h * (1 + eta), eta from `zeroloss.TwoPoint(rate)`.
+
+    The regularizer is 1/(2N) sum_i |d f_i / d eta_i|^2, so it is non-degenerate in general
+    (theory.md, section 4; Srivastava et al. 2014; Wei, Kakade and Ma 2020).
+
+    **Arguments:**
+
+    - `rate`: probability of being dropped, in [0, 1); sigma^2 = rate / (1 - rate).
+    - `at`: the site, or sites, named with `zeroloss.site` inside the model. For different rates at
+      different sites, add several: `Dropout(0.1, at="first") + Dropout(0.5, at="second")`.
+    - `per`: `"example"` for a mask per example, as frameworks do; `"step"` for one mask a step.
+
+    A mask of a small rate is rarely but then fully off, so it is a small noise only where the loss is
+    quadratic in it, as before a linear last layer. Before a nonlinearity the formula above holds for
+    `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
+    """
+
+    rate: float
+    at: tuple[str, ...] = eqx.field(static=True)
+    per: Per = eqx.field(static=True)
+
+    def __init__(self, rate: float, at: str | Sequence[str], per: Per = "example"):
+        self.rate = dropping_rate(rate)
+        self.at = _names(at)
+        self.per = check_per(per)
+
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        return TwoPoint(shapes, self.rate)
+
+
+class GaussianDropout(_AbstractMasks):
+    """Dropout with Gaussian masks at named activations: h -> h * (1 + sigma * xi).
+
+    The same regularizer as `Dropout` with sigma^2 = rate / (1 - rate), exact before nonlinearities too
+    (theory.md, section 4; Srivastava et al. 2014). `at` and `per` as for `Dropout`.
+    """
+
+    sigma: float
+    at: tuple[str, ...] = eqx.field(static=True)
+    per: Per = eqx.field(static=True)
+
+    def __init__(self, sigma: float, at: str | Sequence[str], per: Per = "example"):
+        self.sigma = positive_sigma(sigma)
+        self.at = _names(at)
+        self.per = check_per(per)
+
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        return Gaussian(shapes, self.sigma)
+
+
+def check_per(per: str) -> Any:
+    """`per`, checked to be "example" or "step"."""
+    if per not in ("example", "step"):
+        raise InputError(f'per must be "example" or "step", got {per!r}.')
+    return per
+
+
+def _names(at: str | Sequence[str]) -> tuple[str, ...]:
+    names = (at,) if isinstance(at, str) else tuple(at)
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"at must name one or several different sites, got {at!r}.")
+    return names
+
+
+def _shapes_at(forward: Forward, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    if forward.inputs is None:
+        raise InputError("noise at a site needs a model with sites: use it with zeroloss.LeastSquares.")
+    known = site_shapes(forward.model, forward.params, forward.inputs)
+    number = jax.tree.leaves(forward.inputs)[0].shape[0]
+    for name in names:
+        if name not in known:
+            listing = ", ".join(map(repr, known)) or "none; name one with zeroloss.site(h, name)"
+            raise InputError(f"the model has no site {name!r}. Its sites: {listing}.")
+        if known[name][:1] != (number,):
+            raise InputError(
+                f"site {name!r} has shape {known[name]}; its leading axis must run over the "
+                f"{number} examples."
+            )
+    return {name: known[name] for name in names}

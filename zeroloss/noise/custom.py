@@ -1,0 +1,59 @@
+"""A noise of your own: a function and a law."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from zeroloss.errors import InputError
+from zeroloss.noise.activations import check_per
+from zeroloss.noise.base import AbstractInjection, Forward
+from zeroloss.noise.laws import AbstractLaw, Independent
+
+
+class CustomNoise(AbstractInjection):
+    """Any noise in a forward pass: `function(forward, eta)` rewrites it, eta has the law `law`.
+
+    Gain noise, one random brightness per image:
+
+        def brightness(forward, eta):
+            return forward.replace(inputs=forward.inputs * (1 + eta[:, None]))
+
+        noise = zeroloss.CustomNoise(brightness, zeroloss.Gaussian((), sigma=0.1))
+
+    **Arguments:**
+
+    - `function`: `function(forward, eta) -> forward`, the same forward pass when eta = 0. A `forward` has
+      `model`, `params`, `inputs` and `targets`; `forward.replace(...)` exchanges some of them, and
+      `forward.push(force)` adds `force`, a pytree like params, to the gradient.
+    - `law`: the law of eta: with `per="example"` of one example's (eta then has a leading axis over
+      examples), with `per="step"` of the one that a whole step shares.
+
+    A loss without examples has noise per step only.
+    """
+
+    function: Callable[[Forward, PyTree], Forward] = eqx.field(static=True)
+    one: AbstractLaw
+    per: Literal["example", "step"] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        function: Callable[[Forward, PyTree], Forward],
+        law: AbstractLaw,
+        per: Literal["example", "step"] = "example",
+    ):
+        self.function = function
+        self.one = law
+        self.per = check_per(per)
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        if self.per == "step":
+            return self.one
+        if forward.inputs is None:
+            raise InputError('a loss without examples has noise per step only: pass per="step".')
+        return Independent(self.one, jax.tree.leaves(forward.inputs)[0].shape[0])
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        return self.function(forward, eta)
