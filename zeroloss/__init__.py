@@ -6,6 +6,7 @@ from zeroloss.dynamics import (
     Drift,
     Path,
     Regime,
+    Study,
     Training,
     classify,
     compare,
@@ -13,6 +14,7 @@ from zeroloss.dynamics import (
     drift,
     limit,
     regularizer,
+    study,
 )
 from zeroloss.manifold import project
 from zeroloss.noise import (
@@ -62,6 +64,7 @@ __all__ = [
     "Rademacher",
     "Regime",
     "SampledLabels",
+    "Study",
     "System",
     "Training",
     "TwoPoint",
@@ -77,4 +80,5 @@ __all__ = [
     "project",
     "regularizer",
     "site",
+    "study",
 ]

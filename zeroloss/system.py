@@ -45,6 +45,10 @@ class AbstractSystem(eqx.Module):
         """The problem without its noise. All geometry is in terms of it."""
 
     @abc.abstractmethod
+    def scaled(self, factor: float) -> "AbstractSystem":
+        """The same system with every sigma of its noise multiplied by `factor`; minibatches stay."""
+
+    @abc.abstractmethod
     def describe(self) -> str:
         """The noise in a few words, for tables and messages."""
 
@@ -117,6 +121,9 @@ class System(AbstractSystem):
     def clean_problem(self) -> "Loss":
         return Loss(_WithoutNoise(self.loss, self.law) if self.clean is None else self.clean)
 
+    def scaled(self, factor: float) -> "System":
+        return System(self.loss, self.law.scaled(factor), self.clean)
+
     def describe(self) -> str:
         return f"custom noise, {type(self.law).__name__} law"
 
@@ -153,6 +160,9 @@ class LossSystem(AbstractSystem):
 
     def clean_problem(self) -> "Loss":
         return Loss(self.function)
+
+    def scaled(self, factor: float) -> "LossSystem":
+        return LossSystem(self.function, tuple(each.scaled(factor) for each in self.injections))
 
     def describe(self) -> str:
         return _describe(self.injections)
@@ -241,6 +251,10 @@ class LeastSquaresSystem(AbstractSystem):
 
     def clean_problem(self) -> LeastSquares:
         return self.problem
+
+    def scaled(self, factor: float) -> "LeastSquaresSystem":
+        injections = tuple(each.scaled(factor) for each in self.injections)
+        return LeastSquaresSystem(self.problem, injections, self.minibatch)
 
     def residuals(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Array:
         """Noisy residuals of some examples. `eta` is a tuple with one entry per injection."""

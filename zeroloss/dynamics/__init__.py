@@ -6,12 +6,14 @@ from zeroloss.dynamics.drift import Drift, drift, regularizer
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.path import Path
 from zeroloss.dynamics.regime import Regime, classify
+from zeroloss.dynamics.study import Study, study
 
 __all__ = [
     "Comparison",
     "Drift",
     "Path",
     "Regime",
+    "Study",
     "Training",
     "classify",
     "compare",
@@ -19,4 +21,5 @@ __all__ = [
     "drift",
     "limit",
     "regularizer",
+    "study",
 ]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -71,20 +71,26 @@ def descend(
     check_stability(step_size, largest_eigenvalue(system, params))
     params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
-    run = _Run(system, jax.random.split(key, count), jnp.asarray(step_size))
+    run = Run(system, jax.random.split(key, count), jnp.asarray(step_size))
     start = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * jnp.ndim(leaf)), params)
     manifold = manifold_of(system, flatten(params)[1])
     recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
-    return _train(run, start, times, recorder, progress)
+    return train(run, start, times, recorder, progress)
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+    """An ensemble: the system that is trained, a seed for each replica, and the step size."""
+
     system: AbstractSystem
     keys: Key[Array, " replicas"]
     step_size: Scalar
 
 
-def _train(run: _Run, states: PyTree, times: np.ndarray, recorder: Recorder, progress: bool) -> Path:
+def train(run: Run, states: PyTree, times: np.ndarray, recorder: Any, progress: bool) -> Any:
+    """Train `states`, params with a leading replica axis, and have `recorder` save at `times`, in steps.
+
+    Returns `recorder.path(...)`; `recorder` is a `Recorder`, or something with the same methods.
+    """
     done, chunk = 0, _FIRST_CHUNK
     with progress_bar("training", float(max(times[-1], 1)), progress) as show:
         for target in times:
@@ -111,12 +117,12 @@ def _train(run: _Run, states: PyTree, times: np.ndarray, recorder: Recorder, pro
     return recorder.path(times, times, None)
 
 
-def _advance(run: _Run, states: PyTree, start: int, count: int) -> PyTree:
+def _advance(run: Run, states: PyTree, start: int, count: int) -> PyTree:
     return _advance_compiled(run, states, jnp.asarray(start), jnp.asarray(count))
 
 
 @eqx.filter_jit
-def _advance_compiled(run: _Run, states: PyTree, start: Array, count: Array) -> PyTree:
+def _advance_compiled(run: Run, states: PyTree, start: Array, count: Array) -> PyTree:
     """Steps `start` to `start + count` of every replica: one compiled loop, whatever the count."""
 
     def one(params: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -146,7 +152,7 @@ def _all_finite(states: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(states)]))
 
 
-def _first_bad_step(run: _Run, states: PyTree, start: int, count: int) -> int:
+def _first_bad_step(run: Run, states: PyTree, start: int, count: int) -> int:
     """The first step after which something is not finite, found by bisection: runs repeat exactly."""
     good, bad = 0, count
     while bad - good > 1:

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise.base import AbstractInjection, Forward
-from zeroloss.noise.laws import AbstractLaw, Gaussian, TwoPoint, dropping_rate, positive_sigma
+from zeroloss.noise.laws import AbstractLaw, Gaussian, TwoPoint, dropping_rate, positive_sigma, scaled_rate
 from zeroloss.noise.sites import inject, site_shapes
 
 Per = Literal["example", "step"]
@@ -65,6 +65,9 @@ class Dropout(_AbstractMasks):
         self.rate = dropping_rate(rate)
         self.at = _names(at)
         self.per = check_per(per)
+
+    def scaled(self, factor: float) -> "Dropout":
+        return Dropout(scaled_rate(self.rate, factor), self.at, self.per)
 
     def _masks(self, shapes: Any) -> AbstractLaw:
         return TwoPoint(shapes, self.rate)

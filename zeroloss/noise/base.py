@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from zeroloss.errors import InputError
+from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise.laws import AbstractLaw
 
 
@@ -63,6 +63,12 @@ class AbstractInjection(AbstractNoise):
     @abc.abstractmethod
     def law(self, forward: Forward) -> AbstractLaw:
         """The law of eta for the given forward pass; only shapes are looked at."""
+
+    def scaled(self, factor: float) -> "AbstractInjection":
+        """The same noise with sigma multiplied by `factor`; `UnsupportedError` where it has none to scale."""
+        if not hasattr(self, "sigma"):
+            raise UnsupportedError(f"{type(self).__name__} has no scale that could be changed.")
+        return eqx.tree_at(lambda noise: noise.sigma, self, factor * self.sigma)  # pyright: ignore
 
     @abc.abstractmethod
     def apply(self, forward: Forward, eta: PyTree) -> "Forward":

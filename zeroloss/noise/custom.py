@@ -48,6 +48,9 @@ class CustomNoise(AbstractInjection):
         self.one = law
         self.per = check_per(per)
 
+    def scaled(self, factor: float) -> "CustomNoise":
+        return CustomNoise(self.function, self.one.scaled(factor), self.per)
+
     def law(self, forward: Forward) -> AbstractLaw:
         if self.per == "step":
             return self.one

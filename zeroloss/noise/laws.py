@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Key, PyTree
 
-from zeroloss.errors import InputError
+from zeroloss.errors import InputError, UnsupportedError
 
 
 class AbstractLaw(eqx.Module):
@@ -41,6 +41,10 @@ class AbstractLaw(eqx.Module):
     def zeros(self, dtype: DTypeLike = float) -> PyTree[Array]:
         """The noise-free eta."""
         return jax.tree.map(lambda leaf: jnp.zeros(leaf, dtype), self.shape, is_leaf=is_shape)
+
+    def scaled(self, factor: float) -> "AbstractLaw":
+        """The same kind of law with sigma multiplied by `factor`."""
+        return eqx.tree_at(lambda law: law.sigma, self, factor * self.sigma)
 
     @property
     def size(self) -> int:
@@ -67,6 +71,12 @@ def dropping_rate(rate: float) -> float:
     if not 0 <= rate < 1:
         raise InputError(f"rate is the probability of being dropped and must lie in [0, 1), got {rate}.")
     return rate
+
+
+def scaled_rate(rate: float, factor: float) -> float:
+    """The rate of dropping whose sigma is `factor` times that of `rate`: sigma^2 = rate / (1 - rate)."""
+    odds = factor**2 * rate / (1 - rate)
+    return odds / (1 + odds)
 
 
 def _check_shape(shape: Any) -> Any:
@@ -155,6 +165,9 @@ class TwoPoint(AbstractLaw):
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         return jax.tree.map(jnp.zeros_like, xi) if self.rate == 0 else xi
 
+    def scaled(self, factor: float) -> "TwoPoint":
+        return TwoPoint(self.shape, scaled_rate(self.rate, factor))
+
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         if self.rate == 0:
             return self.zeros(dtype)
@@ -230,6 +243,9 @@ class Correlated(AbstractLaw):
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return self.law.sample(key, dtype)
 
+    def scaled(self, factor: float) -> "Correlated":
+        return Correlated(self.law.scaled(factor), root=self.root)
+
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         flat, unravel = ravel_pytree(self.law.unit(xi))
         return unravel(self.root.astype(flat.dtype) @ flat)
@@ -258,6 +274,9 @@ class Independent(AbstractLaw):
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         return jax.vmap(self.law.unit)(xi)
+
+    def scaled(self, factor: float) -> "Independent":
+        return Independent(self.law.scaled(factor), self.number)
 
 
 class OneHot(AbstractLaw):
@@ -291,6 +310,9 @@ class OneHot(AbstractLaw):
         root = jnp.sqrt(self.probabilities.astype(xi.dtype))
         return root * (xi - root * jnp.sum(root * xi, axis=-1, keepdims=True))
 
+    def scaled(self, factor: float) -> AbstractLaw:
+        raise UnsupportedError("labels drawn from probabilities have no scale that could be changed.")
+
 
 class Joint(AbstractLaw):
     """Independent laws side by side, as a tuple; each keeps its own sigma.
@@ -317,6 +339,9 @@ class Joint(AbstractLaw):
             jax.tree.map(lambda leaf, ratio=ratio: ratio * leaf, law.unit(part))
             for law, part, ratio in zip(self.laws, xi, ratios, strict=True)
         )
+
+    def scaled(self, factor: float) -> "Joint":
+        return Joint(tuple(law.scaled(factor) for law in self.laws))
 
     def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return tuple(law.draw(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))

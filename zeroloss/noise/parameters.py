@@ -23,6 +23,7 @@ from zeroloss.noise.laws import (
     TwoPoint,
     dropping_rate,
     positive_sigma,
+    scaled_rate,
     symmetric_root,
 )
 
@@ -121,6 +122,9 @@ class DropConnect(_AbstractOnParameters):
         self.rate = dropping_rate(rate)
         self.where = where
         self.per = "step"
+
+    def scaled(self, factor: float) -> "DropConnect":
+        return DropConnect(scaled_rate(self.rate, factor), self.where)
 
     def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
         return TwoPoint(shapes, self.rate)

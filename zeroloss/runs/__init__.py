@@ -1,5 +1,5 @@
 """Runs on disk."""
 
-from zeroloss.runs.folder import check_free, create, gather, read, write_results
+from zeroloss.runs.folder import check_free, create, gather, gather_studies, read, write_results
 
-__all__ = ["check_free", "create", "gather", "read", "write_results"]
+__all__ = ["check_free", "create", "gather", "gather_studies", "read", "write_results"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from zeroloss.dynamics import Comparison
+from zeroloss.dynamics import Comparison, Study
 from zeroloss.errors import RunError
 
 CONFIG, RESULTS, REPORT, FIGURES = "config.json", "results.zarr", "report.html", "figures"
@@ -77,6 +77,15 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
     root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=object))})
     return xr.DataTree(
         root, children={name: comparison.to_xarray() for name, comparison in comparisons.items()}
+    )
+
+
+def gather_studies(studies: Mapping[str, Study]) -> xr.DataTree:
+    """All studies of a run as one tree, with a group for each noise: `Study.to_xarray()`."""
+    names = np.array(list(studies), dtype=object)
+    return xr.DataTree(
+        xr.Dataset(coords={"noise": ("noise", names)}),
+        children={name: xr.DataTree(each.to_xarray()) for name, each in studies.items()},
     )
 
 

@@ -1,0 +1,170 @@
+"""One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
+
+import time
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss.dynamics.descend import Run, train
+from zeroloss.dynamics.fits import jackknife
+from zeroloss.dynamics.regime import TimeScale, steps_for
+from zeroloss.manifold import AbstractGeometry
+from zeroloss.pytrees import Vector, flatten
+from zeroloss.system import AbstractSystem
+
+FROM, TO = 0.25, 1.0
+"""Steps are counted while training goes from a quarter of the drift to all of it.
+
+The first quarter is left out because the noise around the set takes a while to build up.
+"""
+
+_SAVES = 48
+_BEYOND = 1.3  # how far to train, in units of what theory says the drift takes
+_EXTENSIONS = 3
+_DEGREE = 3
+
+
+class Target(NamedTuple):
+    """The drift that training is to make, from the limit.
+
+    Progress along it is 0 at the start and 1 where the limit is at slow time `t1`: the displacement along the
+    limit's, or, where the limit is stochastic, the mean square of the tangential displacement. `size` is the
+    length of the former or the latter, `share` the part of t1 in which the limit goes from FROM to TO.
+    """
+
+    start: Vector
+    geometry: AbstractGeometry
+    t1: float
+    time_scale: TimeScale
+    stochastic: bool
+    displacement: Float[np.ndarray, " parameters"]
+    size: float
+    size_error: float
+    share: float
+
+
+class Rung(NamedTuple):
+    """What training did at one step size and sigma.
+
+    - `steps`: how many steps it took from a quarter of the drift to all of it; `steps_error` is the standard
+      error of its logarithm. NaN where training did not get there.
+    - `theory`: the same from the limit's slow time.
+    - `distance`: how far the ensemble is from the limit at the same slow time, relative to the drift, with
+      the ensemble's own scatter taken out; `distance_error` its standard error. For a stochastic limit the
+      relative difference of the mean square displacements.
+    """
+
+    step_size: float
+    sigma: float
+    replicas: int
+    steps: float
+    steps_error: float
+    theory: float
+    distance: float
+    distance_error: float
+    seconds: float
+    total_steps: int
+
+
+def climb(
+    system: AbstractSystem,
+    params: PyTree,
+    target: Target,
+    step_size: float,
+    replicas: int,
+    key: Key[Array, ""],
+    progress: bool = False,
+) -> Rung:
+    """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
+    sigma = system.noise_law(params).sigma
+    expected = steps_for(target.t1, target.time_scale, step_size, sigma)
+    began, end, trained = time.perf_counter(), _BEYOND * expected, 0
+    for _ in range(_EXTENSIONS):
+        at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
+        collector = _Collector(target, int(np.searchsorted(at, expected)))
+        run = Run(system, jax.random.split(key, replicas), jnp.asarray(step_size))
+        states = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * leaf.ndim), params)
+        train(run, states, at, collector, progress)
+        trained += int(at[-1])
+        made = np.stack(collector.progress, axis=1)  # [replica, time]
+        logarithm, error = jackknife(made, lambda curve, at=at: np.log(_steps_between(at, curve)))
+        if np.isfinite(error):
+            break
+        end *= 2
+    distance, distance_error = _distance(target, collector)
+    return Rung(
+        step_size=step_size,
+        sigma=sigma,
+        replicas=replicas,
+        steps=float(np.exp(logarithm)),
+        steps_error=error,
+        theory=expected * target.share,
+        distance=distance,
+        distance_error=distance_error,
+        seconds=time.perf_counter() - began,
+        total_steps=trained,
+    )
+
+
+class _Collector:
+    """What a rung saves of an ensemble; it stands in for a `Recorder`."""
+
+    batched = True
+    started = False  # nothing of a rung is worth keeping when it diverges
+
+    def __init__(self, target: Target, arrival: int):
+        self.progress: list[np.ndarray] = []
+        self.arrived: np.ndarray | None = None
+        self._target, self._arrival = target, arrival
+
+    def save(self, w: Float[Array, "replicas parameters"]) -> None:
+        if len(self.progress) == self._arrival:
+            self.arrived = np.asarray(w)
+        self.progress.append(np.asarray(_progress(self._target, w)))
+
+    def path(self, *_: object) -> None:
+        return None
+
+
+@eqx.filter_jit
+def _progress(target: Target, states: Float[Array, "replicas parameters"]) -> Float[Array, " replicas"]:
+    moved = states - target.start
+    if target.stochastic:
+        along = jax.lax.map(target.geometry.tangent, moved)
+        return jnp.sum(along**2, axis=-1) / target.size
+    return moved @ jnp.asarray(target.displacement) / target.size**2
+
+
+def _steps_between(at: np.ndarray, curve: np.ndarray) -> float:
+    """Steps from progress FROM to TO on a smooth curve through the measurements."""
+    scale = at[-1]
+    fine = np.linspace(0, 1, 4001)
+    smooth = np.polynomial.Polynomial.fit(at / scale, curve, _DEGREE)(fine)
+    first = [np.argmax(smooth >= level) for level in (FROM, TO)]
+    if smooth.max() < TO or first[0] == 0:
+        return float("nan")
+    crossings = [
+        fine[i - 1] + (level - smooth[i - 1]) / (smooth[i] - smooth[i - 1]) * (fine[i] - fine[i - 1])
+        for i, level in zip(first, (FROM, TO), strict=True)
+    ]
+    return float((crossings[1] - crossings[0]) * scale)
+
+
+def _distance(target: Target, collector: _Collector) -> tuple[float, float]:
+    """Distance of the ensemble from the limit at t1, without its own scatter, and the standard error."""
+    assert collector.arrived is not None
+    if target.stochastic:
+        made = collector.progress[collector._arrival]
+        error = np.hypot(made.std(ddof=1) / np.sqrt(len(made)), target.size_error / target.size)
+        return abs(float(made.mean()) - 1), float(error)
+    gap = collector.arrived - np.asarray(target.start) - target.displacement
+    replicas = len(gap)
+    scatter = gap.var(axis=0, ddof=1).sum() / replicas
+    squared = float(np.sum(gap.mean(axis=0) ** 2) - scatter)
+    along = gap @ gap.mean(axis=0) / max(np.linalg.norm(gap.mean(axis=0)), 1e-300)
+    error = along.std(ddof=1) / np.sqrt(replicas)
+    return float(np.sqrt(max(squared, 0.0))) / target.size, float(error) / target.size
