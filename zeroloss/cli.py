@@ -1,5 +1,7 @@
 """The command line: parse, call, print."""
 
+import inspect
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zeroloss import problems, report, runs
-from zeroloss.dynamics import Comparison, classify, compare
-from zeroloss.errors import ZerolossError
+from zeroloss.dynamics import Comparison, Study, classify, compare, study
+from zeroloss.errors import InputError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
 from zeroloss.report.notation import greek
@@ -36,8 +38,12 @@ _Noise = Annotated[
 ]
 _Width = Annotated[list[int] | None, typer.Option(help="Width of a hidden layer. Repeat for several layers.")]
 _Examples = Annotated[int | None, typer.Option(help="Number of training examples.")]
-_Rate = Annotated[float, typer.Option(help="Rate of dropout where --noise does not give it.")]
-_Sigma = Annotated[float | None, typer.Option(help="Sigma of label and weight noise, likewise.")]
+_Option = Annotated[
+    list[str] | None,
+    typer.Option(help="Another option of the problem, such as outputs=10. Repeat for several."),
+]
+_Rate = Annotated[float, typer.Option(help="Rate of dropout and DropConnect where --noise does not give it.")]
+_Sigma = Annotated[float | None, typer.Option(help="Sigma of all other noises, likewise.")]
 _Batch = Annotated[int, typer.Option(help="Size of minibatches, likewise.")]
 _Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise.")]
 
@@ -53,6 +59,7 @@ def classify_command(
     noise: _Noise = None,
     width: _Width = None,
     examples: _Examples = None,
+    option: _Option = None,
     rate: _Rate = DEFAULT_STRENGTHS["dropout"],
     sigma: _Sigma = None,
     batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
@@ -63,7 +70,7 @@ def classify_command(
     Without --noise, for every noise that the problem knows, and minibatches with each.
     """
     with _errors():
-        chosen = _load(problem, width, examples, seed)
+        chosen = problems.load(problem, **_options(problem, width, examples, option, seed))
         strengths = _strengths(rate, sigma, batch)
         names = noise or _every_noise(chosen)
         noises = {name: parse_noise(chosen, name, strengths) for name in names}
@@ -95,6 +102,7 @@ def compare_command(
     ] = None,
     width: _Width = None,
     examples: _Examples = None,
+    option: _Option = None,
     step_size: Annotated[
         float, typer.Option(help="Step size times the largest Hessian eigenvalue; stable below 2.")
     ] = 0.5,
@@ -109,13 +117,14 @@ def compare_command(
 ) -> None:
     """Follow the limit of each noise on PROBLEM, run the noisy training, and show both side by side."""
     with _errors():
-        chosen = _load(problem, width, examples, seed)
+        options = _options(problem, width, examples, option, seed)
+        chosen = problems.load(problem, **options)
         names = noise or list(chosen.noises)
         strengths = _strengths(rate, sigma, batch)
         noises = {name: parse_noise(chosen, name, strengths) for name in names}
         config = dict(
             command="compare", problem=problem, description=chosen.description, noise=list(noises),
-            width=width, examples=examples, step_size=step_size, strengths=strengths,
+            options=options, step_size=step_size, strengths=strengths,
             horizon=horizon, steps=steps, replicas=replicas, seed=seed,
         )  # fmt: skip
         if out is not None:
@@ -152,6 +161,65 @@ def compare_command(
             _messages.print(f"Wrote {page}")
 
 
+@app.command("study")
+def study_command(
+    problem: _ProblemName,
+    noise: _Noise = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the study: data, figures and report.html.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Minutes for all noises together.")] = 10.0,
+    drift: Annotated[float, typer.Option(help="How far to drift, relative to |w|.")] = 0.05,
+    width: _Width = None,
+    examples: _Examples = None,
+    option: _Option = None,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    seed: _Seed = 0,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run already in --out.")] = False,
+) -> None:
+    """Measure on which time scale each noise on PROBLEM drifts, and how training approaches its limit.
+
+    Ensembles on a ladder of step sizes, and one of sigmas, chosen to keep to the budget.
+    """
+    with _errors():
+        options = _options(problem, width, examples, option, seed)
+        chosen = problems.load(problem, **options)
+        strengths = _strengths(rate, sigma, batch)
+        noises = {name: parse_noise(chosen, name, strengths) for name in noise or list(chosen.noises)}
+        config = dict(
+            command="study", problem=problem, description=chosen.description, noise=list(noises),
+            options=options, strengths=strengths, budget=budget, drift=drift, seed=seed,
+        )  # fmt: skip
+        if out is not None:
+            runs.check_free(out, overwrite=overwrite)
+        systems = {name: chosen.problem.with_noise(one) for name, one in noises.items()}
+        for system in systems.values():
+            system.check(chosen.start)
+        studies: dict[str, Study] = {}
+        deadline = time.perf_counter() + 60 * budget
+        for index, (name, system) in enumerate(systems.items()):
+            minutes = (deadline - time.perf_counter()) / 60 / (len(systems) - index)
+            _messages.print(f"[bold]{name}[/bold]: {minutes:.1f} minutes ...")
+            studies[name] = study(
+                system,
+                chosen.start,
+                key=jax.random.fold_in(jax.random.key(seed), index),
+                budget=max(minutes, 0.1),
+                drift=drift,
+                progress=True,
+            )
+            _out.print(str(studies[name]), highlight=False, markup=False)
+            if out is not None:
+                if index == 0:
+                    runs.create(out, config, overwrite=overwrite)
+                runs.write_results(out, runs.gather_studies(studies))
+        if out is not None:
+            page = report.write(out)
+            _messages.print(f"Wrote {page}")
+
+
 def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:
     rows = [{**comparison.rows()[0], "noise": name} for name, comparison in comparisons.items()]
     table = Table(title=problem.description, title_justify="left", box=SIMPLE)
@@ -173,15 +241,31 @@ def _print_divergence(comparisons: dict[str, Comparison]) -> None:
                 )
 
 
-def _load(name: str, width: list[int] | None, examples: int | None, seed: int) -> Problem:
+def _options(
+    name: str, width: list[int] | None, examples: int | None, others: list[str] | None, seed: int
+) -> dict[str, Any]:
+    """The options of a problem; the seed goes to those that have one."""
     options: dict[str, Any] = {}
+    for text in others or []:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--option needs name=value, got {text!r}.")
+        options[option.strip()] = _literal(value.strip())
     if width:
-        options["widths"] = tuple(width)
+        options["widths"] = width
     if examples is not None:
         options["examples"] = examples
-    if name == "digits":
-        options["seed"] = seed
-    return problems.load(name, **options)
+    if name in problems.PROBLEMS and "seed" in inspect.signature(problems.PROBLEMS[name]).parameters:
+        options.setdefault("seed", seed)
+    return options
+
+
+def _literal(text: str) -> Any:
+    """A number, true or false, a list of them, or else a word."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except ValueError:
+        return text
 
 
 def _every_noise(problem: Problem) -> list[str]:
@@ -191,8 +275,9 @@ def _every_noise(problem: Problem) -> list[str]:
 
 
 def _strengths(rate: float, sigma: float | None, batch: int) -> dict[str, float]:
-    given = {} if sigma is None else {"label": sigma, "weight": sigma}
-    return DEFAULT_STRENGTHS | {"dropout": rate, "minibatch": float(batch)} | given
+    rates = {"dropout": rate, "dropconnect": rate}
+    given = {} if sigma is None else dict.fromkeys(set(DEFAULT_STRENGTHS) - {*rates, "minibatch"}, sigma)
+    return DEFAULT_STRENGTHS | rates | {"minibatch": float(batch)} | given
 
 
 @contextmanager

@@ -74,6 +74,7 @@ class AbstractSystem(eqx.Module):
         shape = getattr(jax.eval_shape(self.clean_loss, params), "shape", None)
         if shape != ():
             raise LossError(f"the loss must be a scalar, but it has shape {shape}.")
+        self.noise_law(params).check()
         clean, at_zero = _clean_and_at_zero_noise(self, params)
         clean, at_zero = float(clean), float(at_zero)
         if not np.isfinite(clean):

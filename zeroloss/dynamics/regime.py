@@ -16,7 +16,7 @@ from zeroloss.manifold import AbstractManifold, length, locate, neighbours
 from zeroloss.manifold.locate import ON_SET
 from zeroloss.noise import Joint, TwoPoint
 from zeroloss.pytrees import Vector, refuse_tracing
-from zeroloss.system import AbstractSystem
+from zeroloss.system import AbstractSystem, Scalar
 
 FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
 SLOW: Literal["1/(alpha^2 sigma^2)"] = "1/(alpha^2 sigma^2)"
@@ -27,6 +27,9 @@ ZERO = 1e-6
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
+_AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
+_PLACES = 65
+_SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _KICKS = 8  # single units dropped to see whether masks act linearly
 
 
@@ -47,6 +50,8 @@ class Regime(eqx.Module):
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
     - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg is
       then that of Gaussian masks of the same variance, and training with small rates follows another limit.
+    - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
+      between the kinks only, and the path will cross them.
     - `dimension`, `codimension`: of the zero-loss set.
     - `points`: how many points of the set decided.
     """
@@ -61,6 +66,7 @@ class Regime(eqx.Module):
     diffusion: float
     affine: bool
     rare: bool
+    smooth: bool
     dimension: int
     codimension: int
     points: int
@@ -74,6 +80,8 @@ class Regime(eqx.Module):
     @property
     def caveat(self) -> str:
         """What to keep in mind about the verdict, or an empty string."""
+        if not self.smooth:
+            return "the loss has kinks nearby (ReLU units?), across which the theory does not hold"
         if self.rare:
             return "masks act through a nonlinearity, where rare full drops are not small noise"
         if self.name == "degenerate" and not self.affine:
@@ -130,6 +138,7 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
         rare=kick > ZERO,
+        smooth=bool(_looks_smooth(manifold, w, key)),
         dimension=w.shape[0] - codimension,
         codimension=codimension,
         points=points,
@@ -267,6 +276,29 @@ def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
         units = jax.random.randint(key, (_KICKS,), 0, zero.shape[0])
         worst = jnp.maximum(worst, jnp.max(jax.lax.map(gap, units)))
     return worst
+
+
+@eqx.filter_jit
+def _looks_smooth(manifold: AbstractManifold, w: Vector, key: Array) -> Array:
+    """Whether second differences of Hessian-vector products along a segment fall as they do where smooth.
+
+    Halving the spacing quarters them; the jumps at kinks stay as they are.
+    """
+    direction = jax.random.normal(key, w.shape, w.dtype)
+    direction = direction / jnp.linalg.norm(direction)
+
+    def product(at: Scalar) -> Vector:
+        return jax.jvp(jax.grad(manifold.loss), (w + at * direction,), (direction,))[1]
+
+    places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * length(w)
+    products = jax.lax.map(product, places)
+
+    def roughness(values: Float[Array, "places parameters"]) -> Scalar:
+        return jnp.max(jnp.linalg.norm(values[2:] - 2 * values[1:-1] + values[:-2], axis=-1))
+
+    coarse, fine = roughness(products[::2]), roughness(products)
+    scale = jnp.max(jnp.linalg.norm(products, axis=-1))
+    return ~(fine > coarse / _SMOOTH_RATIO) | ~(coarse > 1e-9 * scale)
 
 
 def power_of_step_size(time_scale: TimeScale) -> int:

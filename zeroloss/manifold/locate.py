@@ -60,6 +60,7 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     manifold = manifold_of(system, unravel)
     if is_traced((system, point)):
         return Located(manifold, w)
+    _check_smooth(manifold, w)
     geometry, residual, loss = _inspect(manifold, w)
     if not residual <= ON_SET:
         raise NotOnSetError(
@@ -96,6 +97,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
         exhausted = taken >= max_steps
         if found is not None and (moved <= _SHORT_JUMP or exhausted):
             geometry, _, _ = _inspect(manifold, found)
+            _check_smooth(manifold, found)
             _check_rank(manifold, found, geometry)
             return unravel(found)
         if exhausted:
@@ -227,6 +229,48 @@ def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometr
         f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "  # pyright: ignore
         f"Spectrum: {spectrum}."
     )
+
+
+def _check_smooth(manifold: AbstractManifold, w: Vector) -> None:
+    """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
+    coarse, fine = (float(value) for value in _mismatch(manifold, w))
+    if coarse > _MISMATCH and not fine < coarse / 2:  # of a smooth loss it would fall to a quarter
+        raise LossError(
+            "the loss is not twice differentiable at the point, as at the kink of a ReLU or of an absolute "
+            f"value: its Hessian differs by {coarse:.2g} (relative) from differences of its gradient over "
+            f"{_CLOSE:g} |w|. The theory needs a smooth loss; use a smooth activation (tanh, GELU), or "
+            "another point, away from the kink."
+        )
+
+
+_CLOSE = 1e-7  # relative to |w|
+_MISMATCH = 1e-6
+_DIRECTIONS = 3
+
+
+@eqx.filter_jit
+def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
+    """How far the Hessian is from central differences of the gradient, at _CLOSE |w| and at half of it."""
+    gradient = jax.grad(manifold.loss)
+
+    def along(key: Array) -> tuple[Scalar, Scalar]:
+        direction = jax.random.normal(key, w.shape, w.dtype)
+        direction = direction / jnp.linalg.norm(direction)
+        product = jax.jvp(gradient, (w,), (direction,))[1]
+
+        def difference(step: Scalar) -> Scalar:
+            ahead, behind = gradient(w + step * direction), gradient(w - step * direction)
+            quotient = (ahead - behind) / (2 * step)
+            scale = jnp.maximum(jnp.linalg.norm(product), jnp.linalg.norm(quotient))
+            gap = jnp.linalg.norm(quotient - product) / jnp.where(scale > 0, scale, 1.0)
+            return jnp.where(jnp.isfinite(gap), gap, 0.0)
+
+        step = _CLOSE * length(w)
+        return difference(step), difference(step / 2)
+
+    coarse, fine = jax.lax.map(along, jax.random.split(jax.random.key(0), _DIRECTIONS))
+    worst = jnp.argmax(coarse)
+    return coarse[worst], fine[worst]
 
 
 @eqx.filter_jit

@@ -46,6 +46,10 @@ class AbstractLaw(eqx.Module):
         """The same kind of law with sigma multiplied by `factor`."""
         return eqx.tree_at(lambda law: law.sigma, self, factor * self.sigma)
 
+    def check(self) -> None:
+        """Raise `InputError` when draws show that xi is not standardized, or `unit` not linear."""
+        check_draws(self)
+
     @property
     def size(self) -> int:
         """Number of noise components n."""
@@ -112,7 +116,14 @@ def _draw_leaves(
     return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
 
 
-class Gaussian(AbstractLaw):
+class _Standardized(AbstractLaw):
+    """A law that is known to be standardized."""
+
+    def check(self) -> None:
+        pass
+
+
+class Gaussian(_Standardized):
     """eta = sigma * xi with xi standard normal.
 
     `shape` is the shape of one array, such as `(2,)`, or a pytree of shapes.
@@ -125,7 +136,7 @@ class Gaussian(AbstractLaw):
         return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.normal(k, leaf, dtype))
 
 
-class Rademacher(AbstractLaw):
+class Rademacher(_Standardized):
     """eta = sigma * xi with xi = +1 or -1, equally likely."""
 
     shape: Any = eqx.field(converter=_check_shape)
@@ -135,7 +146,7 @@ class Rademacher(AbstractLaw):
         return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.rademacher(k, leaf, dtype))
 
 
-class Uniform(AbstractLaw):
+class Uniform(_Standardized):
     """eta = sigma * xi with xi uniform on [-sqrt(3), sqrt(3)], which has variance 1."""
 
     shape: Any = eqx.field(converter=_check_shape)
@@ -146,7 +157,7 @@ class Uniform(AbstractLaw):
         return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.uniform(k, leaf, dtype, -edge, edge))
 
 
-class TwoPoint(AbstractLaw):
+class TwoPoint(_Standardized):
     """eta = -1 with probability `rate`, rate / (1 - rate) otherwise: the law behind dropout.
 
     h * (1 + eta) is then h dropped, or h / (1 - rate). `sigma` follows from the rate,
@@ -243,6 +254,9 @@ class Correlated(AbstractLaw):
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return self.law.sample(key, dtype)
 
+    def check(self) -> None:
+        self.law.check()
+
     def scaled(self, factor: float) -> "Correlated":
         return Correlated(self.law.scaled(factor), root=self.root)
 
@@ -275,11 +289,14 @@ class Independent(AbstractLaw):
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         return jax.vmap(self.law.unit)(xi)
 
+    def check(self) -> None:
+        self.law.check()
+
     def scaled(self, factor: float) -> "Independent":
         return Independent(self.law.scaled(factor), self.number)
 
 
-class OneHot(AbstractLaw):
+class OneHot(_Standardized):
     """eta_i = e_c - q_i with the class c drawn from the probabilities q_i: labels drawn afresh.
 
     Its covariance is diag(q) - q q^T, and sigma is 1. Written as xi = e_c / sqrt(q_c) - sqrt(q) + s sqrt(q)
@@ -340,6 +357,10 @@ class Joint(AbstractLaw):
             for law, part, ratio in zip(self.laws, xi, ratios, strict=True)
         )
 
+    def check(self) -> None:
+        for law in self.laws:
+            law.check()
+
     def scaled(self, factor: float) -> "Joint":
         return Joint(tuple(law.scaled(factor) for law in self.laws))
 
@@ -352,3 +373,62 @@ class Joint(AbstractLaw):
     @property
     def size(self) -> int:
         return sum(law.size for law in self.laws)
+
+
+_DRAWS = 200_000  # numbers in all
+_LARGEST_SIZE = 64  # components that are looked at one by one
+_STANDARD_ERRORS = 6.0
+_HEAVY = 0.05  # share of the largest square in the sum of all, which tends to 0 with finite variance
+
+
+def check_draws(law: AbstractLaw) -> None:
+    """Raise `InputError` unless draws of xi look standardized: mean 0, covariance I, finite variance."""
+    name = type(law).__name__
+    size = law.size
+    if size == 0:
+        return
+    draws = np.asarray(_draw_many(law, max(_DRAWS // size, 1000)))
+    if not np.isfinite(draws).all():
+        raise InputError(f"the law {name} draws numbers that are not finite.")
+    squares = np.sort((draws**2).ravel())
+    if squares[-1] == 0:
+        raise InputError(f"the law {name} has zero variance; xi must have variance 1.")
+    share = float(squares[-1] / squares.sum())
+    if share > _HEAVY and squares[-1] > 100:
+        raise InputError(
+            f"the law {name} seems to have infinite variance: of {squares.size:,} draws the largest alone makes "
+            f"{100 * share:.0f} % of the sum of squares. Its variance must be 1."
+        )
+    _compare(name, "mean", draws, 0.0)
+    _compare(name, "variance", draws**2, 1.0)
+    some = draws[:, :_LARGEST_SIZE]
+    for other in range(1, some.shape[1]):
+        _compare(name, "covariance of two components", some[:, other:] * some[:, :-other], 0.0, each=True)
+    one, two, both = (law.unit(_unravel(law, vector)) for vector in (draws[0], draws[1], draws[0] + draws[1]))
+    for left, right, together in zip(*map(jax.tree.leaves, (one, two, both)), strict=True):
+        if not np.allclose(left + right, together, rtol=1e-6, atol=1e-9):
+            raise InputError(f"the law {name} has a `unit` that is not linear in xi.")
+
+
+def _compare(name: str, what: str, values: np.ndarray, expected: float, each: bool = False) -> None:
+    """Raise unless the mean of `values` is `expected`, overall and for each component."""
+    groups = [values.reshape(-1, 1)] if not each else []
+    for group in [*groups, values[:, :_LARGEST_SIZE]]:
+        mean = group.mean(axis=0)
+        error = group.std(axis=0) / np.sqrt(len(group)) + 1e-9
+        worst = int(np.argmax(np.abs(mean - expected) / error))
+        if abs(mean[worst] - expected) > _STANDARD_ERRORS * error[worst]:
+            raise InputError(
+                f"the law {name} is not standardized: the {what} of xi must be {expected:g}, but {len(group):,} "
+                f"draws give {mean[worst]:.4g} +- {error[worst]:.1g}."
+            )
+
+
+@eqx.filter_jit
+def _draw_many(law: AbstractLaw, count: int) -> Float[Array, "count size"]:
+    keys = jax.random.split(jax.random.key(0), count)
+    return jax.vmap(lambda key: ravel_pytree(law.sample(key))[0])(keys)
+
+
+def _unravel(law: AbstractLaw, vector: np.ndarray) -> PyTree[Array]:
+    return ravel_pytree(law.zeros())[1](jnp.asarray(vector))
