@@ -57,8 +57,8 @@ def test_classify_prints_every_noise():
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["classify", "mnist"], "unknown problem 'mnist'. Known: digits, hyperbola."),
-        (["classify", "hyperbola", "--noise", "coffee"], "Known: label, weight, minibatch"),
+        (["classify", "mnist"], "unknown problem 'mnist'. Known: digits, hyperbola, ellipse"),
+        (["classify", "hyperbola", "--noise", "coffee"], "Known: label, minibatch, weight"),
         (["classify", "hyperbola", "--noise", "label:much"], "must be a number, got 'much'"),
         (["classify", "hyperbola", "--sigma", "-1"], "sigma must be positive"),
         (["classify", "digits", "--rate", "1.0"], "must lie in [0, 1)"),

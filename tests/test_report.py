@@ -9,30 +9,48 @@ from pathlib import Path as FilePath
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.figure import Figure
 
 from zeroloss import report, runs
 from zeroloss.dynamics import Comparison, Path, Regime, Training
 from zeroloss.errors import RunError
+from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.report.figures import write_figures
-from zeroloss.report.notation import number
-from zeroloss.report.series import panels, table_rows, windows
-from zeroloss.report.words import noise_in_words, table
+from zeroloss.report.labels import noise_in_words
+from zeroloss.report.notation import interval, number
+from zeroloss.report.series import panels, table_rows, time_axis, windows
+from zeroloss.report.words import table, verdict
 
 FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
 STEP_SIZE, SIGMA, STEPS, SAVES = 0.05, 0.1, 10_000, 6
 HOSTILE = "<script>alert(1)</script>"
 
 
-def comparison(scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True) -> Comparison:
-    """A comparison in which everything decays by half; `reached` saves of training are finite."""
-    names = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
-    regime = Regime(
-        names[scale], scale, False, 1e5, "towards smaller Reg", 1.0, 1.0, 0.0, True, False, 2, 1, 6
+def verdict_on(scale, stochastic=False) -> Regime:
+    names: dict = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
+    return Regime(
+        name=names[scale], time_scale=scale, stochastic=stochastic, margin=1e5, towards="towards smaller Reg",
+        first=1.0, second=1.0, diffusion=float(stochastic), affine=True, rare=False, smooth=True,
+        dimension=2, codimension=1, points=6,
     )  # fmt: skip
+
+
+def comparison(
+    scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True, paths=None
+) -> Comparison:
+    """A comparison in which everything decays by half; `reached` saves of training are finite.
+
+    With `paths` the limit is that many, with a standard deviation of a tenth at the end, and so is training.
+    """
+    regime = verdict_on(scale, paths is not None)
     share = np.linspace(0, 1, SAVES)
     decay = np.ones(SAVES) if scale is None else 1 - share / 2
     rng = np.random.default_rng(0)
     scatter = 1 + 0.01 * rng.standard_normal((replicas, SAVES)) * (scale is not None)
+    followed = decay
+    if paths is not None:
+        scatter = 1 + 0.2 * share * rng.standard_normal((replicas, 1))
+        followed = decay * (1 + 0.2 * share * rng.standard_normal((paths, 1)))
     unit = {FAST: STEP_SIZE * SIGMA**2, SLOW: STEP_SIZE**2 * SIGMA**2, None: 1 / STEPS}[scale]
 
     def path(shape: np.ndarray, steps: np.ndarray | None) -> Path:
@@ -54,11 +72,11 @@ def comparison(scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error
         3.5,
         diverged_at,
     )
-    return Comparison("Noise", SIGMA, regime, 10.0, path(decay, None), 0.5, (training,))
+    return Comparison("Noise", SIGMA, regime, 10.0, path(followed, None), 0.5, (training,))
 
 
 def written(folder: FilePath, comparisons, **config) -> FilePath:
-    config = {"problem": "digits", "description": "a test", "strengths": {"dropout": 0.01}} | config
+    config = {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
     runs.create(folder, config)
     runs.write_results(folder, runs.gather(comparisons))
     return report.write(folder)
@@ -148,6 +166,9 @@ def test_every_panel_is_a_valid_figure_with_words_for_it(page):
     for specification in specifications:
         roles = [trace["meta"] for trace in specification["data"]]
         assert roles in (["band", "training", "limit"], ["training", "scatter"])
+        assert all(
+            trace["legendgroup"] in ("training", "limit", "scatter") for trace in specification["data"]
+        )
 
 
 def test_figures_are_png_and_named_after_their_noise(run):
@@ -227,6 +248,80 @@ def test_one_run_has_no_band(tmp_path):
     assert panels(results)["hessian_trace"][0].training.error is None
 
 
+@pytest.fixture(scope="module")
+def stochastic(tmp_path_factory) -> FilePath:
+    each = {"langevin": comparison(SLOW, replicas=32, paths=200), "label": comparison(SLOW)}
+    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.02})
+
+
+def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):
+    shown = panels(runs.read(stochastic.parent)[1])
+    random, sure = shown["hessian_trace"]
+    assert random.stochastic and not sure.stochastic
+    assert random.reference.members == 200 and random.training.members == 32
+    assert random.training.quantiles is not None and sure.training.quantiles is None
+    quantiles = random.reference.quantiles
+    assert quantiles is not None
+    # A normal variable lies within 1.645 standard deviations with a probability of 90 %.
+    spread = (quantiles[3, -1] - quantiles[0, -1]) / (2 * 1.645)
+    assert spread == pytest.approx(98 * 0.1, rel=5 * 0.75 / np.sqrt(200))
+    low, high = windows([random])[0]
+    assert low < quantiles[0].min() and high > quantiles[3].max()
+    reader = Reader(stochastic.read_text())
+    specification = json.loads(reader.scripts[0])[2]
+    go.Figure(specification)
+    roles = [trace["meta"] for trace in specification["data"]]
+    assert roles == [
+        "limit-wide", "limit-narrow", "limit-band", "band",
+        *("quantile-wide", "quantile-narrow", "quantile-narrow", "quantile-wide"), "training", "limit",
+    ]  # fmt: skip
+    buttons = {attributes["data-shows"] for tag, attributes in reader.tags if tag == "button"}
+    assert {trace["legendgroup"] for trace in specification["data"]} <= buttons
+    assert "95 %: %{customdata[1]:.3~g} to" in specification["data"][-1]["hovertemplate"]
+    assert (stochastic.parent / "figures" / "langevin.png").stat().st_size > 10_000
+
+
+def test_a_stochastic_limit_in_words(stochastic):
+    rows = table_rows(runs.read(stochastic.parent)[1])
+    text = " ".join(verdict(rows[0], time_axis(rows[0]), {"langevin": 0.02}))
+    assert "Langevin noise with sigma 0.02 is degenerate" in text
+    assert "The limit is a stochastic differential equation" in text and "200 paths" in text
+    spread = rows[0]["hessian_trace_limit_spread"]
+    assert spread == pytest.approx(98 * 0.1, rel=5 / np.sqrt(2 * 200))
+    assert f"and {number(spread)}." in text and "98.0 at the start, has the mean" in text
+    assert "stochastic" not in " ".join(verdict(rows[1], time_axis(rows[1]), {}))
+    cells = dict(table(rows))
+    assert cells["trace of the Hessian, spread limit"] == [f"{spread:.4g}", "–"]  # noqa: RUF001
+    assert (
+        "±" in cells["trace of the Hessian, limit"][0] and "±" not in cells["trace of the Hessian, limit"][1]
+    )
+    assert "no single path is the limit" in " ".join(Reader(stochastic.read_text()).text)
+
+
+def test_a_stochastic_limit_whose_training_diverged(tmp_path):
+    one = comparison(SLOW, paths=20, reached=4, diverged_at=7_000)
+    page = written(tmp_path / "run", {"langevin": one})
+    json.loads(Reader(page.read_text()).scripts[0])
+    assert "The training diverged at step 7,000" in " ".join(Reader(page.read_text()).text)
+
+
+def test_only_stochastic_limits(tmp_path):
+    page = written(tmp_path / "run", {"langevin": comparison(FAST, paths=20)})
+    text = " ".join(Reader(page.read_text()).text)
+    assert "limit, mean of 20 paths ± 2 standard errors" in text
+
+
+def test_a_portrait_is_part_of_the_page(tmp_path, monkeypatch):
+    figure = Figure(figsize=(2, 2))
+    monkeypatch.setattr("zeroloss.report.figures.portrait", lambda config, results: figure)
+    page = written(tmp_path / "run", {"label": comparison(SLOW)}, problem=HOSTILE)
+    reader = Reader(page.read_text())
+    (picture,) = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert picture["src"].startswith("data:image/png;base64,iVBOR") and HOSTILE in picture["alt"]
+    assert HOSTILE not in page.read_text()
+    assert (tmp_path / "run" / "figures" / "portrait.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="holds no readable run"):
         report.write(tmp_path)
@@ -239,11 +334,38 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
         ("label", "label noise"),
         ("minibatch", "minibatches"),
         ("minibatch:32+label:0.1", "minibatches of 32 and label noise with sigma 0.1"),
+        ("gaussian-dropout:0.2", "Gaussian dropout with sigma 0.2"),
+        ("dropconnect:0.1+label", "DropConnect at rate 0.1 and label noise"),
+        ("gaussian-dropconnect", "Gaussian DropConnect"),
+        ("input:0.1", "noise on the inputs with sigma 0.1"),
+        ("sampled-labels", "labels drawn at every step"),
+        ("anti-correlated:0.01", "anti-correlated weight noise with sigma 0.01"),
+        ("langevin", "Langevin noise"),
         ("something:3", "something:3"),
     ],
 )
 def test_noises_in_words(name, words):
     assert noise_in_words(name, {"dropout": 0.01, "minibatch": 8.0}) == words
+
+
+def test_every_known_noise_has_words():
+    for name in (*DEFAULT_STRENGTHS, "sampled-labels"):
+        assert noise_in_words(name, {}) != name or name == "dropout"
+
+
+@pytest.mark.parametrize(
+    ("value", "half_width", "text"),
+    [
+        (1.99896, 0.0021, "1.999 ± 0.002"),
+        (-2.0, 0.00699, "−2.000 ± 0.007"),  # noqa: RUF001
+        (1.9856, 0.2262, "1.99 ± 0.23"),
+        (1.0, 0.00042, "1.0000 ± 0.0004"),
+        (1.5, 12.0, "2 ± 12"),
+        (3.25, 0.0, "3.25"),
+    ],
+)
+def test_intervals_in_words(value, half_width, text):
+    assert interval(value, half_width) == text.replace(" ", "\u00a0")
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,41 @@ def test_tolerance_of_the_limit(rtol):
 def test_training_goes_on_to_the_last_step():
     path = zl.descend(WEIGHT, HYPERBOLA_POINT, 0.1, 100, key=KEY, save_steps=[0, 10])
     np.testing.assert_array_equal(path.steps, [0, 10, 100])
+
+
+@pytest.mark.parametrize(
+    "loss,point",
+    [
+        (lambda w: jnp.abs(w[0] * w[1] - 1), [2.0, 0.5]),
+        (lambda w: 0.5 * (jnp.maximum(w[0], 0) * w[1] + jax.nn.relu(w[2]) - 1) ** 2, [2.0, 0.5, 0.0]),
+        (lambda w: jnp.abs(w[0] * w[1] - 1) ** 1.5, [2.0, 0.5]),
+    ],
+    ids=["absolute value", "ReLU at zero", "power 3/2"],
+)
+def test_a_kink_at_the_point(loss, point):
+    with pytest.raises(LossError, match=r"not twice differentiable|not finite"):
+        zl.classify(zl.Loss(loss).with_noise(zl.WeightNoise(0.1)), jnp.array(point))
+
+
+def small_network(activation):
+    def model(params, inputs):
+        return activation(inputs @ params["in"] + params["bias"]) @ params["out"]
+
+    keys = jax.random.split(KEY, 3)
+    inputs = jax.random.normal(keys[0], (20, 5))
+    params = {
+        "in": jax.random.normal(keys[1], (5, 40)) / 2,
+        "bias": jnp.zeros(40),
+        "out": jax.random.normal(keys[2], (40,)) / 6,
+    }
+    system = zl.LeastSquares(model, inputs, jnp.sign(inputs[:, 0] * inputs[:, 1])).with_noise(
+        zl.LabelNoise(0.1)
+    )
+    return system, zl.project(system, params)
+
+
+@pytest.mark.parametrize("name,smooth", [("relu", False), ("tanh", True), ("gelu", True), ("softplus", True)])
+def test_kinks_nearby_are_said(name, smooth):
+    regime = zl.classify(*small_network({"tanh": jnp.tanh}.get(name) or getattr(jax.nn, name)))
+    assert regime.smooth is smooth
+    assert ("kinks" in str(regime)) is not smooth

@@ -20,6 +20,14 @@ def circle(w):
     return 0.5 * (w @ w - 1) ** 2
 
 
+def unequal_labels(w, eta):
+    return 0.5 * (w[0] * w[1] - 1 - eta[0]) ** 2 + 0.5 * (w[2] * w[3] - 1 - 3 * eta[1]) ** 2
+
+
+def skewed(key, shape):
+    return jax.random.exponential(key, shape) - 1
+
+
 def constant_on_the_set(w, eta):
     """Reg = w_1 w_2: it varies in the plane, not on the hyperbola."""
     return hyperbola_loss(w) * (1 + eta[0]) + 0.5 * w[0] * w[1] * eta[1] ** 2
@@ -57,6 +65,64 @@ SMALL = {
         ),
         [2.0, 0.5], "trivial", False,
     ),
+    "masks on a single unit, whose output the targets fix": (
+        zl.LeastSquares(lambda w, x: zl.site(w[0] * x, "unit") * w[1], jnp.ones(1), jnp.ones(1)).with_noise(
+            zl.Dropout(0.1, at="unit")
+        ),
+        [2.0, 0.5], "degenerate", False,
+    ),
+    "labels of unequal noise": (zl.System(unequal_labels, zl.Gaussian((2,), 0.1)), [2.0, 0.5, 1.5, 1 / 1.5],
+        "degenerate", False,
+    ),
+    "quadratic in the noise, inside the residual": (
+        zl.System(lambda w, eta: 0.5 * (w[0] * w[1] - 1 - eta**2) ** 2, zl.Gaussian((), 0.1)),
+        [2.0, 0.5], "trivial", False,
+    ),
+    "quadratic in the noise, beside the residual": (
+        zl.System(lambda w, eta: hyperbola_loss(w) + eta**2 * w[0] ** 2, zl.Gaussian((), 0.1)),
+        [2.0, 0.5], "non-degenerate", False,
+    ),
+    "skewed label noise": (
+        zl.System(lambda w, eta: 0.5 * (w[0] * w[1] - 1 - eta) ** 2, zl.Law(skewed, (), 0.1)),
+        [2.0, 0.5], "degenerate", False,
+    ),
+    "skewed noise on the weights": (
+        zl.System(lambda w, eta: hyperbola_loss(w + eta), zl.Law(skewed, (2,), 0.1)),
+        [2.0, 0.5], "non-degenerate", False,
+    ),
+    "gradient noise along the normal alone": (
+        zl.System(
+            lambda w, eta: hyperbola_loss(w) + eta * (w[0] * w[1] - 1), zl.Gaussian((), 0.1)
+        ),
+        [2.0, 0.5], "degenerate", False,
+    ),
+    "noise that multiplies the whole loss": (
+        zl.System(lambda w, eta: hyperbola_loss(w) * (1 + eta), zl.Uniform((), 0.1)),
+        [2.0, 0.5], "trivial", False,
+    ),
+    "a drift much weaker than the regularizer": (
+        zl.System(lambda w, eta: hyperbola_loss(w) + 0.5 * eta**2 * (1e3 + 0.1 * w[0]), zl.Gaussian((), 0.1)),
+        [2.0, 0.5], "non-degenerate", False,
+    ),
+    "a stationary point of a stochastic limit": (
+        zl.Loss(hyperbola_loss).with_noise(zl.Langevin(0.1)), [1.0, 1.0], "degenerate", True,
+    ),
+    "Gaussian DropConnect on the hyperbola": (
+        zl.Loss(hyperbola_loss).with_noise(zl.GaussianDropConnect(0.1)), [2.0, 0.5], "degenerate", False,
+    ),
+    "anti-correlated noise on the circle": (
+        zl.Loss(circle).with_noise(zl.AntiCorrelated(0.1)), [0.6, 0.8], "trivial", False,
+    ),
+    "codimension d - 1: a curve in three dimensions": (
+        zl.Loss(lambda w: 0.5 * (w[0] * w[1] - 1) ** 2 + 0.5 * (w[1] * w[2] - 2) ** 2).with_noise(
+            zl.WeightNoise(0.1)
+        ),
+        [1.0, 1.0, 2.0], "non-degenerate", False,
+    ),
+    "a dictionary with a matrix, two components": (
+        zl.Loss(lambda p: 0.5 * (jnp.linalg.det(p["m"]) ** 2 - p["c"]) ** 2).with_noise(zl.WeightNoise(0.1)),
+        {"m": jnp.array([[2.0, 0.3], [0.1, -0.5]]), "c": jnp.array(1.03**2)}, "non-degenerate", False,
+    ),
 }  # fmt: skip
 
 
@@ -70,7 +136,8 @@ def assert_verdict(regime, name, stochastic):
 @pytest.mark.parametrize("case", SMALL)
 def test_small_losses(case):
     system, point, name, stochastic = SMALL[case]
-    assert_verdict(zl.classify(system, jnp.array(point)), name, stochastic)
+    point = point if isinstance(point, dict) else jnp.array(point)
+    assert_verdict(zl.classify(system, point), name, stochastic)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +193,7 @@ def _as_eta(system, eta):
 def test_what_the_limit_minimizes():
     label = zl.classify(SMALL["label noise on the hyperbola"][0], HYPERBOLA_POINT)
     assert "tr H" in label.towards
-    unequal = zl.System(
-        lambda w, eta: 0.5 * (w[0] * w[1] - 1 - eta[0]) ** 2 + 0.5 * (w[2] * w[3] - 1 - 3 * eta[1]) ** 2,
-        zl.Gaussian((2,), 0.1),
-    )
-    regime = zl.classify(unequal, jnp.array([2.0, 0.5, 1.5, 1 / 1.5]))
+    regime = zl.classify(SMALL["labels of unequal noise"][0], jnp.array([2.0, 0.5, 1.5, 1 / 1.5]))
     assert regime.name == "degenerate" and "no known potential" in regime.towards
 
 

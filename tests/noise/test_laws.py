@@ -76,3 +76,81 @@ def test_rate_must_lie_in_the_unit_interval(rate):
 def test_shape_must_be_a_shape():
     with pytest.raises(InputError, match="shape must be"):
         zl.Gaussian("two")
+
+
+def normal(key, shape):
+    return jax.random.normal(key, shape)
+
+
+def two_gaussians(sampler):
+    return zl.System(lambda w, eta: 0.5 * (w[0] * w[1] - 1 - eta.sum()) ** 2, zl.Law(sampler, (2,), 0.1))
+
+
+@pytest.mark.parametrize(
+    "sampler,message",
+    [
+        (lambda key, shape: jax.random.exponential(key, shape), "mean of xi must be 0"),
+        (lambda key, shape: 2 * normal(key, shape), "variance of xi must be 1"),
+        (lambda key, shape: jnp.zeros(shape), "zero variance"),
+        (lambda key, shape: jax.random.cauchy(key, shape), "infinite variance"),
+        (lambda key, shape: jax.random.t(key, 2.0, shape), "infinite variance|variance of xi"),
+        (lambda key, shape: jnp.broadcast_to(normal(key, ()), shape), "covariance of two components"),
+        (lambda key, shape: normal(key, shape) / 0.0, "not finite"),
+    ],
+    ids=["mean", "variance", "zero", "Cauchy", "Student", "dependent", "infinite"],
+)
+def test_laws_of_ones_own_are_checked(sampler, message):
+    """Before anything long: classify, limit and descend all check the system first."""
+    with pytest.raises(InputError, match=message):
+        zl.classify(two_gaussians(sampler), jnp.array([2.0, 0.5]))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        normal,
+        lambda key, shape: jax.random.exponential(key, shape) - 1,
+        lambda key, shape: jax.random.laplace(key, shape) / 2**0.5,
+        lambda key, shape: jnp.where(jax.random.bernoulli(key, 0.01, shape), -(99**0.5), 1 / 99**0.5),
+    ],
+    ids=["normal", "exponential", "Laplace", "rare"],
+)
+def test_good_laws_of_ones_own_pass(sampler):
+    zl.Law(sampler, (2,), 0.1).check()
+
+
+def test_covariance():
+    covariance = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    law = zl.Correlated(zl.Gaussian((3,), 0.1), covariance)
+    assert law.sigma == 0.1 and law.size == 3
+    draws = jax.vmap(lambda key: law.draw(key))(jax.random.split(jax.random.key(0), 100_000))
+    np.testing.assert_allclose(np.cov(draws.T), 0.01 * covariance, atol=4 * 0.01 * 2 * (2 / 1e5) ** 0.5)
+    columns = jax.vmap(law.unit)(jnp.eye(3))
+    np.testing.assert_allclose(columns.T @ columns, covariance, atol=1e-12)
+    for wrong, message in (
+        (np.eye(2), "must be 3 x 3"),
+        (np.diag([1.0, 1.0, -1.0]), "positive semidefinite"),
+        (np.triu(np.ones((3, 3))), "symmetric"),
+        (np.zeros((3, 3)), "not be zero"),
+    ):
+        with pytest.raises(InputError, match=message):
+            zl.Correlated(zl.Gaussian((3,), 0.1), wrong)
+
+
+def test_labels_drawn_from_probabilities():
+    from zeroloss.noise.laws import OneHot
+
+    q = jnp.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
+    law = OneHot(q)
+    keys = jax.random.split(jax.random.key(0), 50_000)
+    eta = jax.vmap(law.draw)(keys)
+    labels = np.asarray(eta + q)
+    np.testing.assert_allclose(
+        np.sort(labels, axis=-1), np.broadcast_to([0, 0, 1.0], labels.shape), atol=1e-12
+    )
+    covariance = np.diag(q[0]) - np.outer(q[0], q[0])
+    np.testing.assert_allclose(np.cov(eta[:, 0].T), covariance, atol=4 * 0.5 / 50_000**0.5)
+    xi = jax.vmap(law.sample)(keys)[:, 0]
+    np.testing.assert_allclose(np.cov(xi.T), np.eye(3), atol=0.05)
+    columns = jax.vmap(lambda e: law.unit(jnp.stack([e, 0 * e]))[0])(jnp.eye(3))
+    np.testing.assert_allclose(columns.T @ columns, covariance, atol=1e-12)

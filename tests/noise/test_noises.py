@@ -112,3 +112,69 @@ def test_bad_arguments():
         zl.Dropout(0.1, at=["h", "h"])
     with pytest.raises(InputError, match="sigma must be positive"):
         zl.LabelNoise(-0.1)
+
+
+def test_gaussian_masks_inputs_and_weights():
+    system = PROBLEM.with_noise(
+        zl.GaussianDropout(0.3, at="second") + zl.InputNoise(0.2) + zl.GaussianDropConnect(0.1, where=only_c)
+    )
+    masks, (inputs,), (weights,) = system.noise_law(PARAMS).draw(jax.random.key(0))
+    first = jnp.tanh((INPUTS + inputs) @ PARAMS["a"])
+    second = jnp.tanh(first @ PARAMS["b"]) * (1 + masks["second"])
+    residual = second @ (PARAMS["c"] * (1 + weights)) - TARGETS
+    value = system.noisy_loss(PARAMS, (masks, [inputs], [weights]))
+    np.testing.assert_allclose(value, (residual**2).sum() / 8, rtol=1e-14)
+
+
+def only_c(params):
+    return params["c"]
+
+
+def test_dropconnect_drops():
+    system = PROBLEM.with_noise(zl.DropConnect(0.5, where=lambda params: (params["a"], params["c"])))
+    (eta,) = system.noise_law(PARAMS).draw(jax.random.key(0))
+    assert [leaf.shape for leaf in eta] == [(3, 4), (3, 2)]
+    assert {float(value) for value in np.unique(np.concatenate([leaf.ravel() for leaf in eta]))} == {-1, 1}
+    dropped = PARAMS | {"a": PARAMS["a"] * (1 + eta[0]), "c": PARAMS["c"] * (1 + eta[1])}
+    residual = hidden(dropped)[1] @ dropped["c"] - TARGETS
+    np.testing.assert_allclose(system.noisy_loss(PARAMS, (eta,)), (residual**2).sum() / 8, rtol=1e-14)
+
+
+def test_langevin_adds_to_the_gradient():
+    system = PROBLEM.with_noise(zl.Langevin(0.5, where=only_c))
+    eta = system.noise_law(PARAMS).draw(jax.random.key(0))
+    clean = jax.grad(PROBLEM.loss)(PARAMS)
+    noisy = jax.grad(system.noisy_loss)(PARAMS, eta)
+    np.testing.assert_allclose(noisy["c"] - clean["c"], eta[0][0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(noisy["a"], clean["a"])
+    assert zl.Langevin.from_temperature(0.02, 0.01).sigma == pytest.approx(2.0)
+    with pytest.raises(InputError, match="must be positive"):
+        zl.Langevin.from_temperature(-1.0, 0.1)
+
+
+def test_anti_correlated_training_is_weight_noise_in_other_variables():
+    """z_k = w_k - eta_k takes its gradients at z_k + eta_k: an identity at every step."""
+    key, size = jax.random.key(3), 0.05
+    system = PROBLEM.with_noise(zl.AntiCorrelated(0.2))
+    path = zl.descend(system, PARAMS, size, 40, key=key, saves=41)
+    run_key = jax.random.split(key, 1)[0]
+    still = jax.tree.map(jnp.zeros_like, PARAMS)
+    z = PARAMS
+    for step in range(41):
+        eta = system.perturbation(PARAMS, jax.random.fold_in(run_key, step)) if step > 0 else still
+        w = jax.tree.map(jnp.add, z, eta)
+        for name in PARAMS:
+            np.testing.assert_allclose(path.params[name][step], w[name], atol=1e-12)
+        z = jax.tree.map(lambda leaf, slope: leaf - size * slope, z, jax.grad(PROBLEM.loss)(w))
+    assert np.std(np.diff(path.params["a"], axis=0)) > 0.2  # increments of two independent noises
+
+
+def test_where_may_choose_nothing():
+    with pytest.raises(InputError, match="chose no parameters"):
+        PROBLEM.with_noise(zl.WeightNoise(0.1, where=lambda params: ())).noise_law(PARAMS)
+
+
+def test_noise_per_example_needs_examples():
+    noise = zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1))
+    with pytest.raises(InputError, match="per step only"):
+        zl.Loss(lambda w: w @ w).with_noise(noise).noise_law(jnp.ones(2))

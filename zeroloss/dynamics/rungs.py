@@ -1,7 +1,8 @@
 """One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
 
+import itertools
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,11 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.dynamics.descend import Run, train
+from zeroloss.dynamics.drift import first_drift, second_drift
+from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.dynamics.fits import jackknife
-from zeroloss.dynamics.regime import TimeScale, steps_for
-from zeroloss.manifold import AbstractGeometry
-from zeroloss.pytrees import Vector, flatten
-from zeroloss.system import AbstractSystem
+from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.regime import FAST, Regime, TimeScale, steps_for
+from zeroloss.errors import InputError, IntegrationError
+from zeroloss.manifold import AbstractGeometry, length, locate
+from zeroloss.pytrees import Vector
+from zeroloss.system import AbstractSystem, Scalar
 
 FROM, TO = 0.25, 1.0
 """Steps are counted while training goes from a quarter of the drift to all of it.
@@ -45,6 +50,63 @@ class Target(NamedTuple):
     size: float
     size_error: float
     share: float
+
+
+def target_of(
+    system: AbstractSystem, point: PyTree, regime: Regime, drift: float, key: Key[Array, ""]
+) -> Target:
+    """How far the limit goes, `drift` |w| or so, in how much slow time."""
+    assert regime.time_scale is not None
+    manifold, w = locate(system, point)
+    geometry, speed, variance = _motion(expand(system, manifold), w, regime.time_scale == FAST)
+    reach = drift * float(length(w))
+    if regime.stochastic:
+        t1 = reach**2 / float(variance)
+        replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
+        path = limit(system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64)
+        moved = _flat(path.params, 2)[:, 0] - np.asarray(w)
+        squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
+        return Target(
+            start=w,
+            geometry=geometry,
+            t1=t1,
+            time_scale=regime.time_scale,
+            stochastic=True,
+            displacement=np.zeros(0),
+            size=float(squares.mean()),
+            size_error=float(squares.std(ddof=1) / np.sqrt(replicas)),
+            share=TO - FROM,
+        )
+    if float(speed) * float(length(w)) <= 1e-10 * max(regime.first, regime.second):
+        raise InputError(
+            "the limit does not move from this start: it is a stationary point of the drift, though the "
+            "noise is not trivial elsewhere on the set. Start somewhere else."
+        )
+    t1 = reach / float(speed)
+    for _ in range(20):
+        try:
+            path = limit(system, point, ts=np.linspace(0, t1, 33), regime=regime)
+            break
+        except IntegrationError:
+            t1 /= 2
+    else:
+        raise InputError(f"the limit cannot be followed from this start even to t = {t1:.3g}.")
+    moved = _flat(path.params, 1) - np.asarray(w)
+    size = float(np.linalg.norm(moved[-1]))
+    share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
+    return Target(w, geometry, t1, regime.time_scale, False, moved[-1], size, 0.0, share)
+
+
+@eqx.filter_jit
+def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
+    geometry = expansion.manifold.at(w)
+    drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
+    return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
+
+
+def _flat(params: PyTree, lead: int) -> Float[np.ndarray, "..."]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
 
 
 class Rung(NamedTuple):
@@ -81,9 +143,9 @@ def climb(
 ) -> Rung:
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
-    expected = steps_for(target.t1, target.time_scale, step_size, sigma)
+    expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
     began, end, trained = time.perf_counter(), _BEYOND * expected, 0
-    for _ in range(_EXTENSIONS):
+    for attempt in itertools.count(1):
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
         run = Run(system, jax.random.split(key, replicas), jnp.asarray(step_size))
@@ -92,7 +154,7 @@ def climb(
         trained += int(at[-1])
         made = np.stack(collector.progress, axis=1)  # [replica, time]
         logarithm, error = jackknife(made, lambda curve, at=at: np.log(_steps_between(at, curve)))
-        if np.isfinite(error):
+        if np.isfinite(error) or attempt == _EXTENSIONS:
             break
         end *= 2
     distance, distance_error = _distance(target, collector)

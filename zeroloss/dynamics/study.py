@@ -9,33 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.descend import Run, train
-from zeroloss.dynamics.drift import first_drift, second_drift
-from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.dynamics.fits import Approach, Exponent, approach, expected_half_width, power_law
-from zeroloss.dynamics.limit import limit
-from zeroloss.dynamics.regime import FAST, Regime, classify, power_of_step_size
-from zeroloss.dynamics.rungs import FROM, TO, Rung, Target, climb
-from zeroloss.errors import DivergenceError, InputError, IntegrationError, UnsupportedError
+from zeroloss.dynamics.fits import Approach, Exponent, approach, power_law
+from zeroloss.dynamics.plan import LARGEST_STEP, PRIOR, Nothing, Plan
+from zeroloss.dynamics.regime import Regime, classify, power_of_step_size
+from zeroloss.dynamics.rungs import Rung, target_of
+from zeroloss.errors import InputError
 from zeroloss.manifold import largest_eigenvalue, length, locate, project
 from zeroloss.pytrees import Vector, refuse_tracing
-from zeroloss.system import AbstractSystem, Scalar
+from zeroloss.system import AbstractSystem
 
-_LARGEST = 0.4  # step size of the first rung, in units of 1 / lambda_max
-_FEWEST_STEPS = 200  # that the drift should take on the first rung
-_RUNGS = 5
-_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of a ladder of step sizes
-_SIGMA_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0)
-_FEWEST, _MOST_IN_PILOT = 16, 256  # replicas
-_ENSEMBLE_IN_PILOT = 1e5  # parameters
-_MOST_REPLICAS = 4096
-_LARGEST_ENSEMBLE = 5e6  # parameters of all replicas together
-_FINEST_ERROR = 2e-3  # of a logarithm of steps: less is not worth aiming for
-_SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
-_PRIOR = {"step sizes": 1.0, "sigmas": 0.5}
+_REPLICAS = 16  # that bound a trivial drift
 _TRIVIAL_STEPS = 100_000
+_ONE_SIDED = 1.753  # 95 % of Student's t with 15 degrees of freedom
 
 
 class Bound(eqx.Module):
@@ -77,17 +65,17 @@ class Study(eqx.Module):
     noise: str
     regime: Regime
     largest_eigenvalue: float
-    drift: float
-    t1: float
-    by_step_size: tuple[Rung, ...]
-    by_sigma: tuple[Rung, ...]
-    step_size_exponent: Exponent | None
-    sigma_exponent: Exponent | None
-    step_size_approach: Approach | None
-    sigma_approach: Approach | None
-    bound: Bound | None
-    choices: tuple[str, ...]
     seconds: float
+    drift: float = 0.0
+    t1: float = 0.0
+    by_step_size: tuple[Rung, ...] = ()
+    by_sigma: tuple[Rung, ...] = ()
+    step_size_exponent: Exponent | None = None
+    sigma_exponent: Exponent | None = None
+    step_size_approach: Approach | None = None
+    sigma_approach: Approach | None = None
+    bound: Bound | None = None
+    choices: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per rung, with `ladder` saying which it is on."""
@@ -176,8 +164,11 @@ def study(
 
     **Returns:** a `Study`. For a trivial noise it holds a bound on the drift instead of exponents.
 
-    **Raises:** what `project`, `classify` and `limit` raise; `InputError` where the drift vanishes at the start,
-    which is then a stationary point, or where a pilot run shows that the budget is too small.
+    **Raises:** what `project`, `classify` and `limit` raise; `InputError` where the drift vanishes at the
+    start, which is then a stationary point, and where the noise is too large for training to follow its
+    limit at all.
+
+    Costs what `budget` allows, and not more than about twice that where even the shortest ladder takes longer.
     """
     if not (budget > 0 and np.isfinite(budget)):
         raise InputError(f"budget must be a positive number of minutes, got {budget}.")
@@ -188,17 +179,15 @@ def study(
     point = project(system, params)
     regime = classify(system, point)
     largest = largest_eigenvalue(system, point)
-    common = dict(noise=system.describe(), regime=regime, largest_eigenvalue=largest)
-    nothing = dict(by_step_size=(), by_sigma=(), step_size_exponent=None, sigma_exponent=None)
-    nothing |= dict(step_size_approach=None, sigma_approach=None)
+    common: dict[str, Any] = dict(noise=system.describe(), regime=regime, largest_eigenvalue=largest)
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
     if regime.time_scale is None:
-        bound = _bound(system, point, _LARGEST / largest, budget, pilot_key, progress)
+        bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress)
         seconds = time.perf_counter() - began
-        return Study(**common, **nothing, drift=0.0, t1=0.0, bound=bound, choices=(), seconds=seconds)
-    target = _target(system, point, regime, drift, limit_key)
+        return Study(**common, bound=bound, seconds=seconds)
+    target = target_of(system, point, regime, drift, limit_key)
     deadline = began + 60 * budget
-    plan = _Plan(system, point, target, largest, deadline, progress)
+    plan = Plan(system, point, target, largest, deadline, progress)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
     by_sigma = plan.ladder("sigmas", keys[1])
@@ -212,206 +201,21 @@ def study(
             by_step_size,
             [rung.step_size * largest for rung in by_step_size],
             [rung.step_size * largest for rung in by_step_size],
-            _PRIOR["step sizes"],
+            PRIOR["step sizes"],
             float(power_of_step_size(regime.time_scale)),
         ),
         sigma_exponent=_exponent(
             by_sigma,
             [rung.sigma for rung in by_sigma],
             [(rung.sigma / by_sigma[0].sigma) ** 2 for rung in by_sigma],
-            _PRIOR["sigmas"],
+            PRIOR["sigmas"],
             2.0,
         ),
         step_size_approach=_approach(by_step_size, [rung.step_size for rung in by_step_size], 1.0),
         sigma_approach=_approach(by_sigma, [rung.sigma for rung in by_sigma], None),
-        bound=None,
         choices=tuple(plan.choices),
         seconds=time.perf_counter() - began,
     )
-
-
-class _Plan:
-    """Chooses replicas and ladders so that the budget is kept, from what a pilot rung costs and scatters."""
-
-    def __init__(
-        self,
-        system: AbstractSystem,
-        point: PyTree,
-        target: Target,
-        largest: float,
-        deadline: float,
-        progress: bool,
-    ):
-        self.system, self.point, self.target = system, point, target
-        self.largest, self.deadline, self.progress = largest, deadline, progress
-        self.step_size = _LARGEST / largest
-        self.power = power_of_step_size(target.time_scale)
-        self.replicas = int(np.clip(_ENSEMBLE_IN_PILOT / target.start.shape[0], _FEWEST, _MOST_IN_PILOT))
-        self.choices: list[str] = []
-
-    def pilot(self, key: Key[Array, ""]) -> None:
-        """A first rung: how many steps, how much scatter, how many seconds a step."""
-        while True:
-            rung = climb(self.system, self.point, self.target, self.step_size, self.replicas, key)
-            if not np.isfinite(rung.steps):
-                raise InputError(
-                    f"at the step size {rung.step_size:.3g} and sigma {rung.sigma:.3g} training did not make "
-                    "the drift of the limit: the noise is too large for its limit to say anything. Take a "
-                    "smaller sigma, or a smaller drift."
-                )
-            if rung.steps >= _FEWEST_STEPS or rung.step_size < 1e-3 / self.largest:
-                break
-            self.step_size *= max((rung.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
-        self.steps, self.scatter = rung.total_steps, max(rung.steps_error, 1e-4)
-        self.seconds_per_step = self._time_steps(key)
-        self.choices.append(
-            f"Largest step size {self.step_size * self.largest:.3g} / lambda_max, where the drift takes "
-            f"{rung.steps:,.0f} steps; a pilot of {self.replicas} runs costs {1e6 * self.seconds_per_step:.0f} "
-            "microseconds a step."
-        )
-
-    def ladder(self, kind: str, key: Key[Array, ""]) -> tuple[Rung, ...]:
-        """The rungs along step sizes or sigmas, from the coarsest."""
-        if kind == "sigmas":
-            try:
-                self.system.scaled(0.5)
-            except UnsupportedError as error:
-                self.choices.append(f"No ladder of sigmas: {error}")
-                return ()
-        factors, replicas = self._choose(kind)
-        rungs: list[Rung] = []
-        for index, factor in enumerate(factors):
-            left = self.deadline - time.perf_counter()
-            if rungs and rungs[-1].seconds > 2 * left:
-                self.choices.append(
-                    f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is used up."
-                )
-                break
-            step_size, system = self.step_size, self.system
-            if kind == "sigmas":
-                system = system.scaled(float(factor))
-            else:
-                step_size = step_size * factor
-            try:
-                rung = climb(
-                    system, self.point, self.target, float(step_size), replicas,
-                    jax.random.fold_in(key, index), self.progress,
-                )  # fmt: skip
-            except DivergenceError as error:
-                self.choices.append(f"A rung of the ladder of {kind} was left out: {error}")
-                continue
-            if not np.isfinite(rung.steps):
-                self.choices.append(
-                    f"A rung of the ladder of {kind} was left out: training at step size {step_size:.3g} and "
-                    f"sigma {rung.sigma:.3g} did not make the drift."
-                )
-                continue
-            rungs.append(rung)
-        return tuple(rungs)
-
-    def _choose(self, kind: str) -> tuple[np.ndarray, int]:
-        """The ladder, and the replicas, that promise the narrowest interval for the time there is."""
-        seconds = _SHARES[kind] * max(self.deadline - time.perf_counter(), 1.0)
-        power = self.power if kind == "step sizes" else 2
-        most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
-        best: tuple[float, np.ndarray, int] | None = None
-        for span in _RANGES if kind == "step sizes" else _SIGMA_RANGES:
-            factors = np.geomspace(1.0, 1 / span, _RUNGS)
-            one_run = self.steps * np.sum(factors ** -float(power)) * self.seconds_per_step / self.replicas
-            replicas = int(min(seconds / one_run, most, self.replicas * (self.scatter / _FINEST_ERROR) ** 2))
-            if replicas < _FEWEST:
-                if best is not None:
-                    continue
-                replicas = _FEWEST
-            error = max(self.scatter * np.sqrt(self.replicas / replicas), _FINEST_ERROR / 2)
-            leading = factors * self.step_size * self.largest if kind == "step sizes" else factors**2
-            width = expected_half_width(factors, error, (leading, leading**2), _PRIOR[kind])
-            if best is None or width < best[0]:
-                best = (width, factors, replicas)
-        assert best is not None
-        width, factors, replicas = best
-        self.choices.append(
-            f"Ladder of {kind}: {_RUNGS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} runs each, to "
-            f"know the exponent to about ± {width:.2f}."
-        )
-        return factors, replicas
-
-    def _time_steps(self, key: Key[Array, ""]) -> float:
-        run = Run(self.system, jax.random.split(key, self.replicas), jnp.asarray(self.step_size))
-        states = jax.tree.map(lambda leaf: jnp.tile(leaf, (self.replicas,) + (1,) * leaf.ndim), self.point)
-        count = int(min(self.steps, 500))
-        began = time.perf_counter()
-        train(run, states, np.array([count]), _Nothing(), False)
-        return (time.perf_counter() - began) / count
-
-
-class _Nothing:
-    """A recorder that records nothing."""
-
-    batched, started = True, False
-
-    def save(self, w: Array) -> None:
-        pass
-
-    def path(self, *_: object) -> None:
-        pass
-
-
-def _target(
-    system: AbstractSystem, point: PyTree, regime: Regime, drift: float, key: Key[Array, ""]
-) -> Target:
-    """How far the limit goes in how much slow time."""
-    assert regime.time_scale is not None
-    manifold, w = locate(system, point)
-    geometry, speed, variance = _motion(expand(system, manifold), w, regime.time_scale == FAST)
-    reach = drift * float(length(w))
-    if regime.stochastic:
-        t1 = reach**2 / float(variance)
-        replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
-        path = limit(system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64)
-        moved = _flat(path.params, 2)[:, 0] - np.asarray(w)
-        squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
-        return Target(
-            start=w,
-            geometry=geometry,
-            t1=t1,
-            time_scale=regime.time_scale,
-            stochastic=True,
-            displacement=np.zeros(0),
-            size=float(squares.mean()),
-            size_error=float(squares.std(ddof=1) / np.sqrt(replicas)),
-            share=TO - FROM,
-        )
-    if float(speed) * float(length(w)) <= 1e-10 * max(regime.first, regime.second):
-        raise InputError(
-            "the limit does not move from this start: it is a stationary point of the drift, though the noise "
-            "is not trivial elsewhere on the set. Start somewhere else."
-        )
-    t1 = reach / float(speed)
-    for _ in range(20):
-        try:
-            path = limit(system, point, ts=np.linspace(0, t1, 33), regime=regime)
-            break
-        except IntegrationError:
-            t1 /= 2
-    else:
-        raise InputError(f"the limit cannot be followed from this start even to t = {t1:.3g}.")
-    moved = _flat(path.params, 1) - np.asarray(w)
-    size = float(np.linalg.norm(moved[-1]))
-    share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
-    return Target(w, geometry, t1, regime.time_scale, False, moved[-1], size, 0.0, share)
-
-
-@eqx.filter_jit
-def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
-    geometry = expansion.manifold.at(w)
-    drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
-    return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
-
-
-def _flat(params: PyTree, lead: int) -> Float[np.ndarray, "..."]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
 
 
 def _exponent(
@@ -444,20 +248,19 @@ def _bound(
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
-    run = Run(system, jax.random.split(key, _FEWEST), jnp.asarray(step_size))
-    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (_FEWEST,) + (1,) * leaf.ndim), point)
-    train(run, states, np.array([10]), _Nothing(), False)  # compiles
+    run = Run(system, jax.random.split(key, _REPLICAS), jnp.asarray(step_size))
+    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (_REPLICAS,) + (1,) * leaf.ndim), point)
+    train(run, states, np.array([10]), Nothing(), False)  # compiles
     began = time.perf_counter()
-    train(run, states, np.array([100]), _Nothing(), False)
+    train(run, states, np.array([100]), Nothing(), False)
     per_step = (time.perf_counter() - began) / 100
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
     last = _Last()
     train(run, states, np.array([steps]), last, progress)
     moved = np.asarray(jax.vmap(geometry.tangent)(last.states - w))
     distances = np.linalg.norm(moved, axis=-1) / float(length(w))
-    one_sided = 1.753  # 95 % of Student's t with 15 degrees of freedom
-    upper = distances.mean() + one_sided * distances.std(ddof=1) / np.sqrt(_FEWEST)
-    return Bound(float(upper), float(distances.max()), steps, step_size, _FEWEST)
+    upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
+    return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)
 
 
 @eqx.filter_jit
@@ -465,7 +268,7 @@ def _geometry(manifold: Any, w: Vector) -> Any:
     return manifold.at(w)
 
 
-class _Last(_Nothing):
+class _Last(Nothing):
     """A recorder that keeps the last states."""
 
     def save(self, w: Array) -> None:

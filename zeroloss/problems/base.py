@@ -1,15 +1,40 @@
 """What a named problem is: something to train, a start, what to watch, and noises by name."""
 
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
-from zeroloss.noise import AbstractNoise
+from zeroloss.noise import (
+    AbstractNoise,
+    AntiCorrelated,
+    DropConnect,
+    Dropout,
+    GaussianDropConnect,
+    GaussianDropout,
+    InputNoise,
+    LabelNoise,
+    Langevin,
+    MiniBatch,
+    WeightNoise,
+)
 from zeroloss.system import LeastSquares, Loss
 
-DEFAULT_STRENGTHS = {"dropout": 0.01, "label": 0.3, "weight": 0.01, "minibatch": 32.0}
+DEFAULT_STRENGTHS = {
+    "dropout": 0.01,
+    "gaussian-dropout": 0.1,
+    "dropconnect": 0.01,
+    "gaussian-dropconnect": 0.1,
+    "input": 0.05,
+    "label": 0.3,
+    "weight": 0.01,
+    "anti-correlated": 0.01,
+    "langevin": 0.01,
+    "minibatch": 32.0,
+}
 """The rate, sigma or size of a noise whose strength is not given."""
 
 
@@ -19,16 +44,19 @@ class Problem(NamedTuple):
     - `problem`: the clean problem; `.with_noise(...)` makes it a system.
     - `start`: where training starts; not necessarily on the zero-loss set.
     - `observables`: functions of the parameters worth watching, by name.
-    - `noises`: by short name, what makes that noise from its strength (a rate, a sigma or a size).
+    - `noises`: by short name, what makes that noise from its strength (a rate, a sigma or a size); what
+      has no parameters makes a noise without a strength.
     - `description`: one line for people.
+    - `truth`: what the targets were made with, such as a vector of coefficients, where there is such a thing.
     """
 
     name: str
     problem: LeastSquares | Loss
     start: PyTree
     observables: dict[str, Callable[[PyTree], Array]]
-    noises: dict[str, Callable[[float], AbstractNoise]]
+    noises: dict[str, Callable[..., AbstractNoise]]
     description: str
+    truth: Array | None = None
 
 
 def parse_noise(
@@ -36,21 +64,83 @@ def parse_noise(
 ) -> AbstractNoise:
     """The noise that `text` names, such as `"label"`, `"dropout:0.05"` or `"minibatch:32+label:0.1"`.
 
-    A part without a strength takes it from `strengths`. Raises `InputError`, listing the known names.
+    A part without a strength takes it from `strengths`, or from `DEFAULT_STRENGTHS` when it is not there.
+    Raises `InputError`, listing the known names, or saying what is wrong with a strength.
     """
-    noise: AbstractNoise | None = None
-    for part in text.split("+"):
-        name, given, strength = part.strip().partition(":")
-        if name not in problem.noises:
-            raise InputError(
-                f"unknown noise {name!r} for problem {problem.name!r}. Known: "
-                f"{', '.join(problem.noises)}; sums such as minibatch:32+label:0.1."
-            )
-        try:
-            value = float(strength) if given else strengths[name]
-        except ValueError:
-            raise InputError(f"the strength in {part!r} must be a number, got {strength!r}.") from None
-        one = problem.noises[name](value)
-        noise = one if noise is None else noise + one
-    assert noise is not None  # "".split("+") has one part
-    return noise
+    first, *others = [_parse_part(problem, part.strip(), strengths) for part in text.split("+")]
+    return sum(others, start=first)
+
+
+def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> AbstractNoise:
+    name, given, strength = part.partition(":")
+    if name not in problem.noises:
+        raise InputError(
+            f"unknown noise {name!r} for problem {problem.name!r}. Known: "
+            f"{', '.join(problem.noises)}; sums such as minibatch:32+label:0.1."
+        )
+    make = problem.noises[name]
+    if not inspect.signature(make).parameters:
+        if given:
+            raise InputError(f"{name!r} takes no strength, got {part!r}.")
+        return make()
+    try:
+        value = float(strength) if given else strengths.get(name, DEFAULT_STRENGTHS[name])
+    except ValueError:
+        raise InputError(f"the strength in {part!r} must be a number, got {strength!r}.") from None
+    try:
+        return make(value)
+    except ValueError as error:  # an InputError is one
+        raise InputError(f"noise {part!r}: {error}") from error
+
+
+def parameter_noises() -> dict[str, Callable[..., AbstractNoise]]:
+    """The noises on all parameters, or on their gradient, which suit any problem."""
+    return {
+        "weight": WeightNoise,
+        "anti-correlated": AntiCorrelated,
+        "dropconnect": DropConnect,
+        "gaussian-dropconnect": GaussianDropConnect,
+        "langevin": Langevin,
+    }
+
+
+def data_noises(*, inputs: bool = True, replace: bool = False) -> dict[str, Callable[..., AbstractNoise]]:
+    """The noises on the data of a problem with examples.
+
+    **Arguments:**
+
+    - `inputs`: whether there are floating-point inputs to put noise on.
+    - `replace`: whether minibatches are drawn with replacement, as they must be where there are fewer
+      examples than a minibatch holds.
+    """
+    on_inputs: dict[str, Callable[..., AbstractNoise]] = {"input": InputNoise} if inputs else {}
+    return {"label": LabelNoise, **on_inputs, "minibatch": lambda size: MiniBatch(size, replace=replace)}
+
+
+def activation_noises(sites: str | Sequence[str]) -> dict[str, Callable[..., AbstractNoise]]:
+    """The noises on the activations at `sites`."""
+    return {
+        "dropout": lambda rate: Dropout(rate, at=sites),
+        "gaussian-dropout": lambda sigma: GaussianDropout(sigma, at=sites),
+    }
+
+
+def positive_integer(name: str, value: int) -> int:
+    """The option `name`, checked to be a positive integer."""
+    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or value < 1:
+        raise InputError(f"{name} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def integer_between(name: str, value: int, low: int, high: int) -> int:
+    """The option `name`, checked to be an integer from `low` to `high`."""
+    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or not low <= value <= high:
+        raise InputError(f"{name} must be an integer between {low} and {high}, got {value!r}.")
+    return int(value)
+
+
+def positive_number(name: str, value: float) -> float:
+    """The option `name`, checked to be positive and finite."""
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{name} must be positive and finite, got {value!r}.")
+    return float(value)

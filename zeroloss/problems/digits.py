@@ -1,4 +1,4 @@
-"""Handwritten digits, odd against even, with a tanh network.
+"""Handwritten digits with a tanh network: odd against even, or all ten.
 
 The data are the 1797 8 x 8 images bundled with scikit-learn (`sklearn.datasets.load_digits`; Alpaydin
 and Kaynak, UCI Machine Learning Repository, 1998). Every pixel is standardized over the data set: without
@@ -13,22 +13,33 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError
-from zeroloss.noise import Dropout, LabelNoise, MiniBatch, WeightNoise, site
-from zeroloss.problems.base import Problem
+from zeroloss.noise import SampledLabels, site
+from zeroloss.problems.base import Problem, activation_noises, data_noises, parameter_noises
 from zeroloss.system import LeastSquares
 
 _PIXELS = 64
 _TOTAL = 1797
+_CLASSES = 10
 
 
-def digits(widths: Sequence[int] = (50,), examples: int = 200, seed: int = 0) -> Problem:
-    """Odd (+1) against even (-1) digits: least squares with a tanh network on 64 pixels.
+def digits(
+    widths: Sequence[int] = (50,),
+    examples: int = 200,
+    outputs: int = 1,
+    smoothing: float | None = None,
+    seed: int = 0,
+) -> Problem:
+    """Odd (+1) against even (-1) digits, or one output for each digit: least squares on 64 pixels.
 
     **Arguments:**
 
     - `widths`: the width of each hidden layer; layer i is the site `"hidden_i"`, from 1.
     - `examples`: how many training examples; the rest are the test set. Zero loss needs more parameters
-      than examples.
+      than examples times outputs.
+    - `outputs`: 1 for odd against even, 10 for one-hot targets.
+    - `smoothing`: with ten outputs, the part of the targets that is spread evenly over all digits, between 0
+      and 1. The targets are probabilities then, of which the noise `"sampled-labels"` draws a digit at
+      every step; without smoothing it would always draw the right one.
     - `seed`: for the choice of examples and the initial parameters (Gaussian, variance 1 / fan-in).
     """
     widths = tuple(int(width) for width in widths)
@@ -36,38 +47,48 @@ def digits(widths: Sequence[int] = (50,), examples: int = 200, seed: int = 0) ->
         raise InputError(f"widths must be one or more positive integers, got {widths}.")
     if not 1 <= examples < _TOTAL:
         raise InputError(f"examples must lie between 1 and {_TOTAL - 1}, got {examples}.")
-    inputs, targets = _data(seed)
-    test_inputs, test_targets = inputs[examples:], targets[examples:]
+    if outputs not in (1, _CLASSES):
+        raise InputError(f"outputs must be 1 or {_CLASSES}, got {outputs}.")
+    if smoothing is not None and outputs == 1:
+        raise InputError(f"smoothing is for {_CLASSES} outputs; with one, the targets are no probabilities.")
+    if smoothing is not None and not 0 < smoothing < 1:
+        raise InputError(f"smoothing must lie strictly between 0 and 1, got {smoothing}.")
+    inputs, labels = _data(seed)
+    targets = jnp.asarray(_targets(labels, outputs, smoothing or 0.0))
+    test_inputs, test_labels = inputs[examples:], jnp.asarray(labels[examples:])
 
     def test_error(params: PyTree) -> Float[Array, ""]:
-        return jnp.mean(network(params, test_inputs) * test_targets <= 0)
+        answers = network(params, test_inputs)
+        if outputs == 1:
+            return jnp.mean(answers * targets[examples:] <= 0)
+        return jnp.mean(jnp.argmax(answers, axis=-1) != test_labels)
 
     sites = tuple(f"hidden_{i + 1}" for i in range(len(widths)))
+    noises = activation_noises(sites) | data_noises() | parameter_noises()
+    if smoothing is not None:
+        noises["sampled-labels"] = SampledLabels
+    task = "odd against even digits" if outputs == 1 else "ten digits"
     return Problem(
         name="digits",
         problem=LeastSquares(network, inputs[:examples], targets[:examples]),
-        start=_initial_parameters(widths, seed),
+        start=_initial_parameters(widths, outputs, seed),
         observables={"test_error": test_error},
-        noises={
-            "dropout": lambda rate: Dropout(rate, at=sites),
-            "label": LabelNoise,
-            "weight": WeightNoise,
-            "minibatch": lambda size: MiniBatch(size),
-        },
-        description=f"odd against even digits, {examples} examples, tanh network "
-        f"{'-'.join(map(str, (_PIXELS, *widths, 1)))}",
+        noises=noises,
+        description=f"{task}, {examples} examples, tanh network "
+        f"{'-'.join(map(str, (_PIXELS, *widths, outputs)))}",
     )
 
 
 def network(params: list[dict[str, Array]], inputs: Float[Array, "examples 64"]) -> Array:
-    """A tanh network with one output; hidden layer i is the site `"hidden_i"`."""
+    """A tanh network, one number per example or `[examples, 10]`; hidden layer i is the site `"hidden_i"`."""
     hidden = inputs
     for index, layer in enumerate(params[:-1]):
         hidden = site(jnp.tanh(hidden @ layer["weights"] + layer["biases"]), f"hidden_{index + 1}")
-    return (hidden @ params[-1]["weights"] + params[-1]["biases"])[:, 0]
+    outputs = hidden @ params[-1]["weights"] + params[-1]["biases"]
+    return outputs[:, 0] if outputs.shape[-1] == 1 else outputs
 
 
-def _data(seed: int) -> tuple[Array, Array]:
+def _data(seed: int) -> tuple[Array, np.ndarray]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -75,11 +96,17 @@ def _data(seed: int) -> tuple[Array, Array]:
     images, labels = images[order], labels[order]
     spread = images.std(axis=0)
     images = (images - images.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return jnp.asarray(images), jnp.asarray(np.where(labels % 2 == 1, 1.0, -1.0))
+    return jnp.asarray(images), np.asarray(labels)
 
 
-def _initial_parameters(widths: tuple[int, ...], seed: int) -> list[dict[str, Array]]:
-    sizes = (_PIXELS, *widths, 1)
+def _targets(labels: np.ndarray, outputs: int, smoothing: float) -> np.ndarray:
+    if outputs == 1:
+        return np.where(labels % 2 == 1, 1.0, -1.0)
+    return (1 - smoothing) * np.eye(_CLASSES)[labels] + smoothing / _CLASSES
+
+
+def _initial_parameters(widths: tuple[int, ...], outputs: int, seed: int) -> list[dict[str, Array]]:
+    sizes = (_PIXELS, *widths, outputs)
     keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
     return [
         {

@@ -3,23 +3,22 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zeroloss.noise import LabelNoise, MiniBatch, WeightNoise
-from zeroloss.problems.base import Problem
+from zeroloss.problems.base import Problem, data_noises, parameter_noises
 from zeroloss.system import LeastSquares
 
 
 def hyperbola() -> Problem:
-    """Two parameters, one residual w_1 w_2 - 1, start (2, 1/2). Label and weight noise in closed form."""
+    """Two parameters, one residual w_1 w_2 - 1, start (2, 1/2).
+
+    Label noise, weight noise and DropConnect in closed form: with w = (e^s, e^-s), sinh 2s decays
+    exponentially under each of them.
+    """
     return Problem(
         name="hyperbola",
         problem=LeastSquares(product, jnp.ones(1), jnp.ones(1)),
         start=jnp.array([2.0, 0.5]),
         observables={"log_ratio": lambda w: jnp.log(w[0] / w[1])},
-        noises={
-            "label": LabelNoise,
-            "weight": WeightNoise,
-            "minibatch": lambda size: MiniBatch(size, replace=True),  # there is one example
-        },
+        noises=data_noises(replace=True) | parameter_noises(),  # there is one example
         description="two parameters with product 1",
     )
 

@@ -1,28 +1,27 @@
-"""Static figures of a run, as PNG."""
+"""Static figures of a comparison, as PNG."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
+from zeroloss.report.ink import ALARM, BOX, LIMIT, MUTED, THOUSANDS, TRAINING, lighten, save, stem
 from zeroloss.report.notation import greek
+from zeroloss.report.portraits import portrait
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, window, windows
 
-OVERVIEW = "overview.png"
+OVERVIEW, PORTRAIT = "overview.png", "portrait.png"
 
-# Okabe and Ito's palette, legible to the colour-blind.
-_TRAINING, _LIMIT, _ALARM = "#0072B2", "#1a1a1a", "#D55E00"
-_MUTED, _GRID = "#5a5a5a", "#e4e4e4"
 _COLUMNS = 3
 _STEPS = [1, 2, 2.5, 5, 10]
-_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-_THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
+_DASHES = (0, (4, 2.5))
+_WIDE, _NARROW = 0.09, 0.13  # how dark the quantiles of a stochastic limit are
 
 _Row = Mapping[str, Any]
 _Panels = Sequence[Panel]
@@ -32,20 +31,20 @@ def write_figures(config: Mapping[str, Any], results: xr.DataTree, folder: Path)
     """Draw a run into `folder` and return the files written.
 
     `overview.png` shows the trace of the Hessian, and the test error where there is one, for all noises
-    side by side. Each noise then has a figure of its own, with every quantity and the distance.
+    side by side. Each noise then has a figure of its own, with every quantity and the distance. Where the
+    problem has a portrait, it is `portrait.png`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shown, rows = panels(results), table_rows(results)
-    written = [_save(_overview(config, rows, shown), folder / OVERVIEW)]
-    taken = {Path(OVERVIEW).stem}
+    written = [save(_overview(config, rows, shown), folder / OVERVIEW)]
+    drawn = portrait(config, results)
+    if drawn is not None:
+        written.append(save(drawn, folder / PORTRAIT))
+    taken = {Path(OVERVIEW).stem, Path(PORTRAIT).stem}
     for row in rows:
-        stem = re.sub(r"[^A-Za-z0-9.+_-]+", "_", row["noise"]).strip("_.") or "noise"
-        while stem in taken:
-            stem += "_"
-        taken.add(stem)
         own = [panel for each in shown.values() for panel in each if panel.noise == row["noise"]]
-        written.append(_save(_one_noise(row, own), folder / f"{stem}.png"))
+        written.append(save(_one_noise(row, own), folder / f"{stem(row['noise'], taken)}.png"))
     return written
 
 
@@ -74,8 +73,8 @@ def _overview(config: Mapping[str, Any], rows: Sequence[_Row], shown: Mapping[st
             if column > 0 and len(rows) > 1:
                 axes.set_ylabel("")
                 axes.tick_params(labelleft=False)
-    _legend(figure, chosen[0][0])
-    figure.suptitle(str(config.get("description", "")), fontsize=10, color=_MUTED, parse_math=False)
+    _legend(figure, chosen[0])
+    figure.suptitle(str(config.get("description", "")), fontsize=10, color=MUTED, parse_math=False)
     return figure
 
 
@@ -92,9 +91,9 @@ def _one_noise(row: _Row, own: _Panels) -> Figure:
             _steps_on_top(axes, panel)
         if panel.quantity == DISTANCE and panel.constant is None:
             axes.legend(frameon=False, fontsize=8.5)
-    _legend(figure, own[0])
+    _legend(figure, own[:1])
     scale = f", drift on {greek(row['time_scale'])} steps" if row["time_scale"] else ""
-    title = f"{row['noise']}: {row['regime']}{scale}"
+    title = f"{row['noise']}: {_regime(row)}{scale}"
     figure.suptitle(title, fontweight="bold", fontsize=11.5, parse_math=False)
     return figure
 
@@ -102,10 +101,18 @@ def _one_noise(row: _Row, own: _Panels) -> Figure:
 def _draw(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     axes.set_visible(True)
     training, reference = panel.training, panel.reference
-    if training.error is not None:
-        axes.fill_between(training.x, training.low, training.high, color=_TRAINING, alpha=0.25, linewidth=0)
-    dashes, color = ((0, (4, 2.5)), _LIMIT) if panel.quantity != DISTANCE else (":", _MUTED)
-    axes.plot(training.x, training.y, color=_TRAINING, linewidth=2.2, label=training.name)
+    if reference.quantiles is not None:
+        lowest, low, high, highest = reference.quantiles
+        axes.fill_between(reference.x, lowest, highest, color=LIMIT, alpha=_WIDE, linewidth=0)
+        axes.fill_between(reference.x, low, high, color=LIMIT, alpha=_NARROW, linewidth=0)
+    for curve, color in ((reference, LIMIT), (training, TRAINING)):
+        if curve.error is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.25, linewidth=0)
+    for index, each in enumerate(() if training.quantiles is None else training.quantiles):
+        line = ":" if index in (0, 3) else "-"
+        axes.plot(training.x, each, color=TRAINING, linewidth=0.9, linestyle=line)
+    dashes, color = (_DASHES, LIMIT) if panel.quantity != DISTANCE else (":", MUTED)
+    axes.plot(training.x, training.y, color=TRAINING, linewidth=2.2, label=training.name)
     axes.plot(reference.x, reference.y, color=color, linewidth=1.5, linestyle=dashes, label=reference.name)
     axes.set_ylim(limits)
     axes.set_xlim(0, panel.end)
@@ -114,24 +121,20 @@ def _draw(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     if not panel.axis.slow:
-        axes.xaxis.set_major_formatter(_THOUSANDS)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color=_MUTED, labelcolor=_MUTED)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_MUTED)
+        axes.xaxis.set_major_formatter(THOUSANDS)
+    lighten(axes)
     if panel.constant is not None:
         below = panel.constant > sum(limits) / 2
         axes.annotate(
             panel.constant_in_words, (0.97, panel.constant), (0, -8 if below else 8),
             xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="top" if below else "bottom", fontsize=9, color=_MUTED, bbox=_BOX,
+            ha="right", va="top" if below else "bottom", fontsize=9, color=MUTED, bbox=BOX,
         )  # fmt: skip
     if panel.diverged is not None:
-        axes.axvline(panel.diverged, color=_ALARM, linewidth=1.5, linestyle="-.")
+        axes.axvline(panel.diverged, color=ALARM, linewidth=1.5, linestyle="-.")
         axes.annotate(
             "training diverged", (0.97, 0.95), xycoords="axes fraction", ha="right", va="top",
-            fontsize=9, color=_ALARM, bbox=_BOX,
+            fontsize=9, color=ALARM, bbox=BOX,
         )  # fmt: skip
 
 
@@ -142,9 +145,13 @@ def _head(axes: Axes, row: _Row) -> None:
         fontsize=11 if len(row["noise"]) < 30 else 8.5,
     )  # fmt: skip
     axes.annotate(
-        row["regime"], (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
-        ha="center", fontsize=9.5, color=_MUTED, parse_math=False,
+        _regime(row), (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
+        ha="center", fontsize=9.5, color=MUTED, parse_math=False,
     )  # fmt: skip
+
+
+def _regime(row: _Row) -> str:
+    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
 
 
 def _steps_on_top(axes: Axes, panel: Panel) -> None:
@@ -159,20 +166,30 @@ def _steps_on_top(axes: Axes, panel: Panel) -> None:
         return k / unit
 
     top = axes.secondary_xaxis("top", functions=(steps, slow_time))
-    top.set_xlabel("training steps k", fontsize=8.5, color=_MUTED)
+    top.set_xlabel("training steps k", fontsize=8.5, color=MUTED)
     top.xaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
-    top.xaxis.set_major_formatter(_THOUSANDS)
-    top.tick_params(labelsize=8, color=_MUTED, labelcolor=_MUTED)
-    top.spines["top"].set_color(_MUTED)
+    top.xaxis.set_major_formatter(THOUSANDS)
+    top.tick_params(labelsize=8, color=MUTED, labelcolor=MUTED)
+    top.spines["top"].set_color(MUTED)
 
 
-def _legend(figure: Figure, panel: Panel) -> None:
-    lines = figure.axes[0].get_lines()[:2]
-    training = panel.training.name + (" ± 2 s.e." if panel.training.error is not None else "")
-    names = [training, panel.reference.name]
-    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False, fontsize=9.5)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    FigureCanvasAgg(figure).print_figure(path, dpi=180, facecolor="white")
-    return path
+def _legend(figure: Figure, shown: Sequence[Panel]) -> None:
+    panel = shown[0]
+    spread = next((each.reference for each in shown if each.stochastic), None)
+    error = " ± 2 s.e." if panel.training.error is not None else ""
+    limit = "limit"
+    if spread is not None:
+        alone = all(each.stochastic for each in shown)
+        limit = f"limit, {'' if alone else 'or '}mean of {spread.members} paths ± 2 s.e."
+    handles: list[Any] = [
+        Line2D([], [], color=TRAINING, linewidth=2.2, label=panel.training.name + error),
+        Line2D([], [], color=LIMIT, linewidth=1.5, linestyle=_DASHES, label=limit),
+    ]
+    if spread is not None:
+        handles += [
+            Line2D([], [], color=TRAINING, linewidth=0.8, label="5, 25, 75, 95 % of runs"),
+            Patch(color=LIMIT, alpha=_WIDE, linewidth=0, label="limit, 5 to 95 %"),
+            Patch(color=LIMIT, alpha=_WIDE + _NARROW, linewidth=0, label="limit, 25 to 75 %"),
+        ]
+    columns = 2 if spread is None else 3 if figure.get_figwidth() > 8 else 2
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)

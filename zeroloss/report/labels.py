@@ -1,17 +1,59 @@
-"""What measured quantities are called in tables and figures."""
+"""What measured quantities, and noises, are called in tables, figures and sentences."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-_KNOWN = {
+_QUANTITIES = {
     "regularizer": "regularizer Reg",
     "hessian_trace": "trace of the Hessian",
     "test_error": "test error",
     "loss": "clean loss",
 }
 
+# A noise without a strength, and how the strength is added.
+_NOISES = {
+    "dropout": ("dropout", " at rate {}"),
+    "gaussian-dropout": ("Gaussian dropout", " with sigma {}"),
+    "dropconnect": ("DropConnect", " at rate {}"),
+    "gaussian-dropconnect": ("Gaussian DropConnect", " with sigma {}"),
+    "input": ("noise on the inputs", " with sigma {}"),
+    "label": ("label noise", " with sigma {}"),
+    "sampled-labels": ("labels drawn at every step", ""),
+    "weight": ("weight noise", " with sigma {}"),
+    "anti-correlated": ("anti-correlated weight noise", " with sigma {}"),
+    "langevin": ("Langevin noise", " with sigma {}"),
+    "minibatch": ("minibatches", " of {}"),
+}
+_MANY = ("minibatch", "sampled-labels")
+
 
 def quantities(names: Iterable[str]) -> dict[str, str]:
     """The measured quantities among the columns of a table, with their labels; the loss is left out."""
     found = [name.removesuffix("_limit") for name in names if name.endswith("_limit")]
     found = [name for name in found if name not in ("seconds", "loss")]
-    return {name: _KNOWN.get(name, name.replace("_", " ")) for name in found}
+    return {name: _QUANTITIES.get(name, name.replace("_", " ")) for name in found}
+
+
+def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:
+    """What `dropout` or `minibatch:32+label:0.1` says, with the strength where it is known."""
+    return " and ".join(_one_noise(part.strip(), strengths) for part in name.split("+"))
+
+
+def are_many(name: str) -> bool:
+    """Whether the words for a noise take the plural."""
+    return "+" in name or name.partition(":")[0].strip() in _MANY
+
+
+def sentence_start(words: str) -> str:
+    """The words with a capital letter at the beginning."""
+    return words[:1].upper() + words[1:]
+
+
+def _one_noise(part: str, strengths: Mapping[str, Any]) -> str:
+    name, given, strength = part.partition(":")
+    if name not in _NOISES:
+        return part
+    # A problem may cap the size of its batches, so only a size that was asked for is repeated.
+    strength = strength if given else "" if name == "minibatch" else strengths.get(name, "")
+    words, added = _NOISES[name]
+    return words if strength == "" else words + added.format(strength)

@@ -24,6 +24,20 @@ def number(value: float, digits: int = 3) -> str:
     return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
+def interval(value: float, half_width: float) -> str:
+    """A measured number and the half width of its interval, to as many digits as that has meaning."""
+    if not (math.isfinite(half_width) and half_width > 0):
+        return number(value)
+    first = -math.floor(math.log10(half_width))
+    digits = min(max(first, min(first + 1, 3), 0), 9)
+    return f"{value:.{digits}f}\u00a0±\u00a0{half_width:.{digits}f}".replace("-", "−")
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share as a percentage."""
+    return f"{number(100 * share, digits)}\u00a0%"
+
+
 def greek(text: str) -> str:
     """A formula with Greek letters: time scales, and words around them."""
     text = text.replace("alpha", "α").replace("sigma", "σ").replace("^2", "²")

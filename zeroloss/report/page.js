@@ -14,12 +14,27 @@
 
   function draw() {
     const style = getComputedStyle(root);
+    const printing = root.classList.contains("printing");
     const color = (name) => style.getPropertyValue("--" + name).trim();
     const lines = {
       training: { color: color("training"), width: 2.5 },
       limit: { color: color("limit"), width: 1.8, dash: "dash" },
       scatter: { color: color("muted"), width: 1.8, dash: "dot" },
-      band: { width: 0 },
+      fit: { color: color("training"), width: 1.6 },
+      "quantile-wide": { color: color("training"), width: 1, dash: "dot" },
+      "quantile-narrow": { color: color("training"), width: 1 },
+    };
+    const fills = {
+      band: color("band"), "limit-wide": color("wide"), "limit-narrow": color("narrow"), "limit-band": color("limit-band"),
+    };
+    const dot = (name, symbol, size) => ({
+      symbol, size, color: color(name), line: { color: color(name), width: symbol.endsWith("-open") ? 1.8 : 0 },
+    });
+    const markers = {
+      points: dot("training", "circle", 8),
+      "points-bound": dot("training", "triangle-down-open", 9),
+      distance: dot("slow", "square-open", 10),
+      "distance-bound": dot("slow", "triangle-down-open", 9),
     };
     const axis = (given) => ({
       gridcolor: color("rule"), linecolor: color("muted"), showline: true, zeroline: false,
@@ -31,16 +46,19 @@
       );
       const traces = data.map((trace) => ({
         ...trace,
-        line: lines[trace.meta],
-        fillcolor: color("band"),
-        visible: !hidden.has(trace.meta === "band" ? "training" : trace.meta),
+        line: lines[trace.meta] ?? { width: 0 },
+        fillcolor: fills[trace.meta],
+        ...(trace.meta in markers && { marker: markers[trace.meta] }),
+        ...(trace.error_y && { error_y: { ...trace.error_y, color: markers[trace.meta].color, thickness: 1.5, width: 3 } }),
+        visible: !hidden.has(trace.legendgroup),
       }));
       const note = (given) => ({
         ...given, bgcolor: color("paper"),
-        font: { size: 12, color: color(given.name === "alarm" ? "alarm" : "muted") },
+        font: { size: 12, color: color(given.name ?? "muted") },
       });
       Plotly.react(element, traces, {
         ...layout,
+        width: printing ? element.clientWidth : undefined, // paper does not wait for a resize
         dragmode: touch ? false : "zoom",
         paper_bgcolor: color("paper"),
         plot_bgcolor: color("paper"),
@@ -54,6 +72,20 @@
     }
   }
 
+  // Given ticks are for the whole panel; within a part of it Plotly finds its own.
+  const zoomed = (element, given) => () => {
+    const mode = (name) => {
+      const [low, high] = element.layout[name].range;
+      const whole = Math.abs(low - given[name].range[0]) + Math.abs(high - given[name].range[1]) < 1e-9;
+      return whole ? "array" : "auto";
+    };
+    const wanted = { "xaxis.tickmode": mode("xaxis"), "yaxis.tickmode": mode("yaxis") };
+    const now = element.layout;
+    if (wanted["xaxis.tickmode"] !== now.xaxis.tickmode || wanted["yaxis.tickmode"] !== now.yaxis.tickmode) {
+      Plotly.relayout(element, wanted);
+    }
+  };
+
   document.querySelectorAll(".legend button").forEach((button) =>
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") === "false"));
@@ -63,10 +95,13 @@
   const fit = (printing) => () => {
     root.classList.toggle("printing", printing);
     draw();
-    panels.forEach(({ element }) => Plotly.Plots.resize(element));
+    if (!printing) panels.forEach(({ element }) => Plotly.Plots.resize(element));
   };
   addEventListener("beforeprint", fit(true));
   addEventListener("afterprint", fit(false));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
+  for (const { layout, element } of panels) {
+    if (layout.xaxis.tickvals) element.on("plotly_relayout", zoomed(element, layout));
+  }
 })();

@@ -1,9 +1,11 @@
 """Interactive figures: each panel as a Plotly figure in plain JSON. `page.js` gives it its colours."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from zeroloss.report.markup import Entry
 from zeroloss.report.notation import number
 from zeroloss.report.series import DISTANCE, Curve, Panel
 
@@ -14,37 +16,33 @@ _MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
 def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
     """`data` and `layout` for Plotly, safe for `json.dumps`.
 
-    Every trace carries in `meta` what it is: `training`, its `band`, `limit` or `scatter`. No text from a run
-    goes in, because Plotly reads some of it as HTML.
+    Every trace carries in `meta` how it looks, and in `legendgroup` the button that shows or hides it. No
+    text from a run goes in, because Plotly reads some of it as HTML.
     """
     training, reference = panel.training, panel.reference
     word = "distance" if panel.quantity == DISTANCE else "training"
-    steps = np.round(training.x * panel.axis.steps_per_unit)
+    other = "mean of the limit" if panel.stochastic else reference.name
+    at = "<br>at step %{customdata[3]:,}" if panel.axis.slow else ""
     data: list[dict[str, Any]] = []
+    if reference.quantiles is not None:
+        wide, narrow = _between(reference, 0, 3), _between(reference, 1, 2)
+        data += [wide | _role("limit-wide", "limit-spread"), narrow | _role("limit-narrow", "limit-spread")]
+    if reference.error is not None:
+        data.append(
+            _between_values(reference.x, reference.low, reference.high) | _role("limit-band", "limit")
+        )
     if training.error is not None:
-        data.append(_band(training))
-    spread = " ± %{customdata[0]:.1g}" if training.error is not None else ""
-    at = "<br>at step %{customdata[1]:,}" if panel.axis.slow else ""
-    twice = np.zeros_like(training.y) if training.error is None else 2 * training.error
-    data.append(
-        {
-            "meta": "training",
-            "name": word,
-            "x": _plain(training.x),
-            "y": _plain(training.y),
-            "customdata": [list(pair) for pair in zip(_plain(twice), _plain(steps), strict=True)],
-            "hovertemplate": f"{word} %{{y:.4~g}}{spread}{at}<extra></extra>",
-        }
-    )
-    data.append(
-        {
-            "meta": reference_role(panel),
-            "name": reference.name,
-            "x": _plain(reference.x),
-            "y": _plain(reference.y),
-            "hovertemplate": f"{reference.name} %{{y:.4~g}}<extra></extra>",
-        }
-    )
+        band = _between_values(training.x, training.low, training.high)
+        data.append(band | _role("band", "training"))
+    if training.quantiles is not None:
+        data += [
+            {"x": _plain(training.x), "y": _plain(each), "hoverinfo": "skip"}
+            | _role("quantile-wide" if index in (0, 3) else "quantile-narrow", "training-spread")
+            for index, each in enumerate(training.quantiles)
+        ]
+    data.append(_line(training, word, at, panel.axis.steps_per_unit) | _role("training", "training"))
+    role = reference_role(panel)
+    data.append(_line(reference, other, "", panel.axis.steps_per_unit) | _role(role, role))
     for trace in data:
         trace |= {"type": "scatter", "mode": "lines", "showlegend": False}
     title, header = panel.axis.title, "step %{x:,}"
@@ -89,13 +87,59 @@ def description(panel: Panel) -> str:
     ) + "."  # fmt: skip
 
 
-def _band(curve: Curve) -> dict[str, Any]:
-    kept = np.isfinite(curve.low) & np.isfinite(curve.high)
-    x = curve.x[kept]
+def legend_entries(shown: Sequence[Panel]) -> list[Entry]:
+    """The legend of the panels of one quantity."""
+    training, role = shown[0].training, reference_role(shown[0])
+    name = training.name + (" \u00b1 2 standard errors" if training.error is not None else "")
+    spread = next((panel.reference for panel in shown if panel.stochastic), None)
+    entries = [Entry("training", "training" if training.error is not None else "training line", name)]
+    if spread is None:
+        return [*entries, Entry(role, role, shown[0].reference.name)]
+    alone = all(panel.stochastic for panel in shown)
+    name = spread.name if alone else f"limit; where it is stochastic, mean of {spread.members} paths"
+    return [
+        *entries,
+        Entry("training-spread", "quantiles", "5, 25, 75 and 95 % of the runs, thin"),
+        Entry(role, role, f"{name} \u00b1 2 standard errors"),
+        Entry("limit-spread", "spread", "5\u201395 % and 25\u201375 % of the limit's paths"),
+    ]
+
+
+def _role(looks: str, button: str) -> dict[str, Any]:
+    return {"meta": looks, "legendgroup": button}
+
+
+def _line(curve: Curve, word: str, at: str, steps_per_unit: float) -> dict[str, Any]:
+    """A curve that tells its values where the mouse is."""
+    template, nothing = f"{word} %{{y:.4~g}}", np.zeros_like(curve.y)
+    twice = nothing if curve.error is None else 2 * curve.error
+    low, high = (nothing, nothing) if curve.quantiles is None else (curve.quantiles[0], curve.quantiles[-1])
+    if curve.error is not None:
+        template += " ± %{customdata[0]:.1g}"
+    if curve.quantiles is not None:
+        template += ", 5\u201395 %: %{customdata[1]:.3~g} to %{customdata[2]:.3~g}"
+    steps = np.round(curve.x * steps_per_unit)
+    told = zip(*(_plain(each) for each in (twice, low, high, steps)), strict=True)
     return {
-        "meta": "band",
+        "name": word,
+        "x": _plain(curve.x),
+        "y": _plain(curve.y),
+        "customdata": [list(each) for each in told],
+        "hovertemplate": f"{template}{at}<extra></extra>",
+    }
+
+
+def _between(curve: Curve, lower: int, upper: int) -> dict[str, Any]:
+    assert curve.quantiles is not None
+    return _between_values(curve.x, curve.quantiles[lower], curve.quantiles[upper])
+
+
+def _between_values(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
+    kept = np.isfinite(low) & np.isfinite(high)
+    x = x[kept]
+    return {
         "x": _plain(np.concatenate([x, x[::-1]])),
-        "y": _plain(np.concatenate([curve.high[kept], curve.low[kept][::-1]])),
+        "y": _plain(np.concatenate([high[kept], low[kept][::-1]])),
         "fill": "toself",
         "hoverinfo": "skip",
         "line": {"width": 0},

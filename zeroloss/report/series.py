@@ -1,6 +1,6 @@
 """What a report shows, taken out of a run: its table, and for each noise and quantity two curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,9 @@ from zeroloss.report.labels import quantities
 from zeroloss.report.notation import greek, number
 
 DISTANCE = "distance"
+
+LEVELS = (0.05, 0.25, 0.75, 0.95)
+"""The quantiles that show how wide a stochastic limit is: a wide band and a narrow one."""
 
 _ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
@@ -37,12 +40,20 @@ class Axis(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Values over time, with the standard error of the mean where an ensemble was averaged."""
+    """Values over time.
+
+    - `error`: the standard error of the mean, where an ensemble was averaged.
+    - `quantiles`: of the ensemble at `LEVELS`, where its spread is not only error: a stochastic limit and
+      training towards one.
+    - `members`: of the ensemble.
+    """
 
     name: str
     x: np.ndarray
     y: np.ndarray
     error: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+    members: int = 1
 
     @property
     def low(self) -> np.ndarray:
@@ -73,9 +84,14 @@ class Panel(NamedTuple):
     diverged: float | None
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the limit is an ensemble: an SDE and not an ODE."""
+        return self.reference.quantiles is not None
+
+    @property
     def constant(self) -> float | None:
         """The value of a quantity that does not change, up to rounding."""
-        values = np.concatenate([self.training.y, self.reference.y])
+        values = np.concatenate([_all(self.training), _all(self.reference)])
         values = values[np.isfinite(values)]
         if self.diverged is not None or not values.size:
             return None
@@ -93,11 +109,17 @@ class Panel(NamedTuple):
 
 
 def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
-    """The table of a run, one dictionary per noise; what is missing is None."""
+    """The table of a run, one dictionary per noise; what is missing is None.
+
+    Where the limit is stochastic, `stochastic` is True and each quantity has the standard error of the
+    limit's mean, `<name>_limit_error`, and standard deviations at the end, `<name>_limit_spread` and
+    `<name>_training_spread`.
+    """
     table = results.to_dataset()
     rows = []
     for index in range(table.sizes["noise"]):
         row = {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
+        row |= _spreads(results.children[row["noise"]], quantities(row))
         rows.append({name: None if _missing(value) else value for name, value in row.items()})
     return rows
 
@@ -172,8 +194,10 @@ def _measured(row: Mapping[str, Any], results: xr.DataTree, quantity: str, label
     at = limit["time"].values if axis.slow else np.linspace(0, end, limit.sizes["time"])
     runs = training.sizes.get("replica", 1)
     average = f"mean of {runs} runs" if runs > 1 else "one run"
-    reference = _curve("limit", at, limit[quantity])
-    curve = _curve(f"training, {average}", _times(training, axis), training[quantity])
+    stochastic = "replica" in limit[quantity].dims
+    name = f"limit, mean of {limit.sizes['replica']} paths" if stochastic else "limit"
+    reference = _curve(name, at, limit[quantity], stochastic)
+    curve = _curve(f"training, {average}", _times(training, axis), training[quantity], stochastic)
     if diverged is not None:
         curve = _within(curve, float(np.abs(reference.y).max()))
     return Panel(row["noise"], quantity, label, axis, curve, reference, end, diverged)
@@ -205,27 +229,43 @@ def _parts(
 def _within(curve: Curve, scale: float) -> Curve:
     # Values on their way to overflow would break the drawing; they lie far out of the frame.
     inside = np.abs(curve.y) <= _FAR * (scale or 1.0)
-    error = None if curve.error is None else np.where(inside, curve.error, np.nan)
-    return Curve(curve.name, curve.x, np.where(inside, curve.y, np.nan), error)
+    error, quantiles = (
+        None if each is None else np.where(inside, each, np.nan) for each in (curve.error, curve.quantiles)
+    )
+    return curve._replace(y=np.where(inside, curve.y, np.nan), error=error, quantiles=quantiles)
 
 
 def _times(training: xr.Dataset, axis: Axis) -> np.ndarray:
     return training["slow_time" if axis.slow else "time"].values.astype(float)
 
 
-def _curve(name: str, x: np.ndarray, values: xr.DataArray) -> Curve:
+def _curve(name: str, x: np.ndarray, values: xr.DataArray, spread: bool) -> Curve:
     if "replica" not in values.dims:
         return Curve(name, x, values.values.astype(float))
     each = values.transpose("replica", "time").values.astype(float)
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged training overflows
         mean = each.mean(axis=0)
         error = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None
-    return Curve(name, x, mean, error)
+        quantiles = np.quantile(each, LEVELS, axis=0) if spread and len(each) > 1 else None
+    return Curve(name, x, mean, error, quantiles, len(each))
+
+
+def _spreads(group: xr.DataTree, names: Iterable[str]) -> dict[str, Any]:
+    limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
+    if "replica" not in limit.sizes:
+        return {}
+    row: dict[str, Any] = {"stochastic": True, "limit_replicas": limit.sizes["replica"]}
+    last = training.sizes["time"] - 1  # a training that diverged ends before the limit
+    for name in names:
+        with np.errstate(over="ignore", invalid="ignore"):
+            paths, made = (each[name].isel(time=last).values.std(ddof=1) for each in (limit, training))
+        row[f"{name}_limit_spread"], row[f"{name}_training_spread"] = float(paths), float(made)
+        row[f"{name}_limit_error"] = float(paths) / limit.sizes["replica"] ** 0.5
+    return row
 
 
 def _ends(panel: Panel) -> tuple[float, float]:
-    reference = _finite(panel.reference.y)
-    training = _finite(np.concatenate([panel.training.low, panel.training.high]))
+    reference, training = _finite(_all(panel.reference)), _finite(_all(panel.training))
     if panel.diverged is not None and reference.size:
         # What a diverging training still has to do with the limit: within as much again of it, or,
         # for a distance, within the distance travelled.
@@ -236,6 +276,12 @@ def _ends(panel: Panel) -> tuple[float, float]:
             reference = reference[reference <= 1.0]
     both = np.concatenate([reference, training])
     return (float(both.min()), float(both.max())) if both.size else (np.inf, -np.inf)
+
+
+def _all(curve: Curve) -> np.ndarray:
+    """Every value that is drawn of a curve."""
+    drawn = [curve.low, curve.high] if curve.quantiles is None else [curve.low, curve.high, *curve.quantiles]
+    return np.concatenate(drawn)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

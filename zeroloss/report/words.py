@@ -3,28 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroloss.report.notation import MISSING, greek, number
+from zeroloss.report.labels import are_many, noise_in_words, sentence_start
+from zeroloss.report.notation import MISSING, greek, interval, number, percent
 from zeroloss.report.series import Axis, measured
 
-_NOISES = {
-    "dropout": "dropout at rate {}",
-    "label": "label noise with sigma {}",
-    "weight": "weight noise with sigma {}",
-    "minibatch": "minibatches of {}",
-}
 _STILL = 1e-6  # what changed by less, relative to itself, did not change
-
-
-def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:
-    """What `dropout` or `minibatch:32+label:0.1` says, with the strength where it is known."""
-    return " and ".join(_one_noise(part.strip(), strengths) for part in name.split("+"))
 
 
 def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) -> list[str]:
     """What one noise does, in plain sentences, for one row of the table."""
-    noise = noise_in_words(row["noise"], strengths)
-    noise = noise[:1].upper() + noise[1:]
-    plural = noise.startswith("Minibatches") or " and " in noise
+    noise = sentence_start(noise_in_words(row["noise"], strengths))
+    plural = are_many(row["noise"])
     says = f"{noise} {'are' if plural else 'is'} {row['regime']}"
     sentences = _drifting(row, axis, says) if axis.slow else _standing(row, noise, plural, says)
     if row.get("diverged_at") is not None:
@@ -46,6 +35,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         cells = [[row.get(name) for name in names] for row in rows]
         lines.append((label, [MISSING if None in cell else template.format(*cell) for cell in cells]))
 
+    def add_mean(label: str, name: str, error: str) -> None:
+        known = [(row.get(name), row.get(error)) for row in rows]
+        lines.append((label, [MISSING if a is None else _mean(a, b) for a, b in known]))
+
     add("verdict", "{}", "regime")
     scales = [row.get("time_scale") for row in rows]
     lines.append(("drifts in steps", [greek(each) if each else "never" for each in scales]))
@@ -53,13 +46,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     if any(row.get("diverged_at") is not None for row in rows):
         add("diverged at step", "{:,.0f}", "diverged_at")
     for quantity, label in measured(rows).items():
-        for where in ("start", "limit"):
-            add(f"{label}, {where}", "{:.5g}", f"{quantity}_{where}")
-        if all(row.get(f"{quantity}_error") is None for row in rows):
-            add(f"{label}, trained", "{:.5g}", f"{quantity}_training")
-        else:
-            names = f"{quantity}_training", f"{quantity}_error"
-            add(f"{label}, trained", "{:.5g} ± {:.1g}", *names)
+        add(f"{label}, start", "{:.5g}", f"{quantity}_start")
+        add_mean(f"{label}, limit", f"{quantity}_limit", f"{quantity}_limit_error")
+        add_mean(f"{label}, trained", f"{quantity}_training", f"{quantity}_error")
+        for name, where in (("limit", "limit"), ("trained", "training")):
+            if any(row.get(f"{quantity}_{where}_spread") for row in rows):
+                add(f"{label}, spread {name}", "{:.4g}", f"{quantity}_{where}_spread")
     add("distance limit-training", "{:.2g} ± {:.1g}", "distance", "distance_error")
     lines.append(
         ("... relative to", ["distance travelled" if row.get("time_scale") else "|w|" for row in rows])
@@ -70,37 +62,54 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     return lines
 
 
-def _one_noise(part: str, strengths: Mapping[str, Any]) -> str:
-    name, given, strength = part.partition(":")
-    if name not in _NOISES:
-        return part
-    # A problem may cap the size of its batches, so only a size that was asked for is repeated.
-    strength = strength if given else "" if name == "minibatch" else strengths.get(name, "")
-    if strength == "":
-        return _NOISES[name].split(" at ")[0].split(" with ")[0].split(" of ")[0]
-    return _NOISES[name].format(strength)
+def _mean(value: float, error: float | None) -> str:
+    return f"{value:.5g}" if error is None else f"{value:.5g} ± {error:.1g}"
 
 
 def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
-    fast = row["regime"] == "non-degenerate"
+    fast, stochastic = row["regime"] == "non-degenerate", bool(row.get("stochastic"))
     scale = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
     sentences = [f"{says}: training drifts on the {'fast' if fast else 'slow'} scale, {scale}."]
+    if stochastic:
+        sentences.append(
+            "The limit is a stochastic differential equation: training spreads over the set, and is compared "
+            f"with {_count(row['limit_replicas'])} paths of it."
+        )
     if row.get("diverged_at") is not None:
         return sentences
     main, name = ("regularizer", "regularizer") if fast else ("hessian_trace", "trace of the Hessian")
-    change = _change(row, main)
-    if change:
-        sentences.append(f"In {_count(row['steps'])} steps the {name} {change}.")
-    change = _change(row, "test_error")
-    if change:
-        sentences.append(f"The test error {change}.")
+    for quantity, label in ((main, name), ("test_error", "test error")):
+        if stochastic:
+            sentences += _ending(row, quantity, label)
+        elif change := _change(row, quantity):
+            start = f"In {_count(row['steps'])} steps the" if quantity == main else "The"
+            sentences.append(f"{start} {label} {change}.")
     distance, error = row.get("distance"), row.get("distance_error")
     if distance is not None and error is not None:
+        limit = "the mean of the limit" if stochastic else "the limit"
+        so_few = f"the scatter of so few runs{' and paths' if stochastic else ''} alone"
         sentences.append(
-            f"The mean of {_count(row['replicas'])} runs ends {_percent(distance)} of the distance "
-            f"travelled away from the limit; the scatter of so few runs alone accounts for {_percent(error)}."
+            f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of the distance "
+            f"travelled away from {limit}; {so_few} accounts for {percent(error)}."
         )
     return sentences
+
+
+def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
+    """Where the ensembles of training and of a stochastic limit end: mean and standard deviation."""
+    ends = [f"{quantity}_{each}" for each in ("start", "limit", "training")]
+    extra = [f"{quantity}_{each}" for each in ("limit_error", "error", "limit_spread", "training_spread")]
+    if any(row.get(name) is None for name in (*ends, *extra)):
+        return []
+    start, limit, trained = (row[name] for name in ends)
+    limit_error, error, limit_spread, spread = (row[name] for name in extra)
+    if max(limit_spread, spread, abs(limit - start), abs(trained - start)) <= _STILL * abs(start):
+        return [f"In {_count(row['steps'])} steps the {label} stayed at {number(start)}."]
+    return [
+        f"After {_count(row['steps'])} steps the {label}, {number(start)} at the start, has the mean "
+        f"{interval(trained, error)} (standard error) and the standard deviation {number(spread)}; "
+        f"the limit says {interval(limit, limit_error)} and {number(limit_spread)}."
+    ]
 
 
 def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> list[str]:
@@ -128,7 +137,3 @@ def _change(row: Mapping[str, Any], quantity: str) -> str:
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share, 2)}\u00a0%"

@@ -1,0 +1,238 @@
+"""The page and the figures of a convergence study, from studies made by hand: nothing here trains."""
+
+import json
+from pathlib import Path as FilePath
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from test_report import HOSTILE, SLOW, Reader, verdict_on
+
+from zeroloss import report, runs
+from zeroloss.dynamics import Study
+from zeroloss.dynamics.fits import Approach, Exponent
+from zeroloss.dynamics.rungs import Rung
+from zeroloss.dynamics.study import Bound
+from zeroloss.report.study_plots import plot_gap, plot_steps
+from zeroloss.report.study_series import log_ticks, log_window, studies
+from zeroloss.report.study_words import HEAD, findings, table
+
+GAPS = np.array([-0.1, -0.05, -0.025, -0.0125, -0.0001])
+EXPONENTS = {"step_size": Exponent(1.998, 0.007, 2.0, 5), "sigma": Exponent(2.11, 0.021, 2.0, 5)}
+APPROACH = Approach(Exponent(1.0, 0.2, 1.0, 5), 0.0, 0.001)
+
+
+def rungs(kind: str, stochastic: bool = False) -> tuple[Rung, ...]:
+    """A ladder over a factor of 16, with known gaps to the limit; the last is within its error."""
+    made = []
+    for index, gap in enumerate(GAPS):
+        factor = 2.0**-index
+        theory = 300 / factor**2
+        made.append(
+            Rung(
+                step_size=0.05 * (factor if kind == "step size" else 1),
+                sigma=0.3 * (factor if kind == "sigma" else 1),
+                replicas=64,
+                steps=theory * np.exp(gap),
+                steps_error=0.001,
+                theory=theory,
+                distance=0.0 if index == 3 else abs(gap),
+                distance_error=0.002,
+                seconds=1.0,
+                total_steps=int(1.3 * theory),
+            )
+        )
+    return tuple(made)
+
+
+def drifting(
+    *, sigmas=True, fitted=True, stochastic=False, choices=("Ladder of step sizes: 5 rungs.",)
+) -> Study:
+    return Study(
+        noise="LabelNoise",
+        regime=verdict_on(SLOW, stochastic),
+        largest_eigenvalue=4.0,
+        drift=0.05,
+        t1=0.1,
+        by_step_size=rungs("step size"),
+        by_sigma=rungs("sigma") if sigmas else (),
+        step_size_exponent=EXPONENTS["step_size"] if fitted else None,
+        sigma_exponent=EXPONENTS["sigma"] if fitted and sigmas else None,
+        step_size_approach=APPROACH if fitted else None,
+        sigma_approach=None,
+        bound=None,
+        choices=tuple(choices),
+        seconds=12.0,
+    )
+
+
+def trivial(distance=1e-16) -> Study:
+    return Study(
+        noise="MiniBatch",
+        regime=verdict_on(None),
+        largest_eigenvalue=4.0,
+        drift=0.0,
+        t1=0.0,
+        by_step_size=(),
+        by_sigma=(),
+        step_size_exponent=None,
+        sigma_exponent=None,
+        step_size_approach=None,
+        sigma_approach=None,
+        bound=Bound(distance, 2 * distance, 100_000, 0.1, 16),
+        choices=(),
+        seconds=1.0,
+    )
+
+
+def written(folder: FilePath, each, **config) -> FilePath:
+    config = {"command": "study", "problem": "hyperbola", "noise": list(each), "budget": 0.5} | config
+    runs.create(folder, config)
+    runs.write_results(folder, runs.gather_studies(each))
+    return report.write(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> FilePath:
+    each = {"label:0.3": drifting(), "minibatch:1": trivial(), "langevin": drifting(stochastic=True)}
+    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.3})
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return studies(*runs.read(run.parent))
+
+
+def test_noises_come_in_the_order_of_the_config(found):
+    assert [study.noise for study in found] == ["label:0.3", "minibatch:1", "langevin"]
+    assert [len(study.ladders) for study in found] == [2, 0, 2]
+
+
+def test_page_says_what_was_found(run):
+    text = " ".join(Reader(run.read_text()).text).replace("\u00a0", " ")
+    assert "Label noise with sigma 0.3 is degenerate: in theory training drifts on the slow scale" in text
+    assert "Steps for a fixed drift, 5.0 % of |w|, grow as" in text
+    assert "with p = 1.998 ± 0.007; theory says 2." in text
+    assert "q = 2.110 ± 0.021; theory says 2, which lies outside this interval." in text
+    assert (
+        "At the largest step size training takes 9.5 % fewer steps than the limit, at the smallest as many"
+        in text
+    )
+    assert "the gap closes with order 1.00 ± 0.20 (theory 1)." in text
+    assert "with a stochastic limit" in text and "root-mean-square drift" in text
+    assert "Minibatches of 1 alone do nothing on either time scale: after 100,000 steps of size 0.100" in text
+    assert "moved by less than 1.0 × 10⁻¹⁶ |w|" in text  # noqa: RUF001
+    assert "Ladder of step sizes: 5 rungs." in text and "budget of 0.5 minutes" in text
+    assert "How to read this" in text and "jax (version)" in text
+
+
+def test_table_has_a_line_for_every_noise(run, found):
+    lines = dict(table(found))
+    assert all(len(cells) == len(HEAD) for cells in lines.values())
+    assert lines["label:0.3"][2] == "2" and lines["label:0.3"][-2] == "not resolved"
+    assert lines["minibatch:1"][0] == "never" and set(lines["minibatch:1"][1:-1]) == {"–"}  # noqa: RUF001
+    assert Reader(run.read_text()).count("tr") == len(found) + 1
+
+
+def test_every_panel_is_a_valid_figure_with_words_for_it(run):
+    reader = Reader(run.read_text())
+    specifications = json.loads(reader.scripts[0])
+    for specification in specifications:
+        go.Figure(specification)  # raises where Plotly would not understand
+        assert specification["layout"]["xaxis"]["type"] == specification["layout"]["yaxis"]["type"] == "log"
+    plots = [attributes for _, attributes in reader.tags if attributes.get("class") == "plot"]
+    assert [plot["id"] for plot in plots] == [f"panel-{i}" for i in range(len(specifications))]
+    assert len(plots) == 2 * 2 * 2
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 30 for plot in plots)
+    buttons = {attributes["data-shows"] for tag, attributes in reader.tags if tag == "button"}
+    assert {trace["legendgroup"] for each in specifications for trace in each["data"]} <= buttons
+
+
+def test_what_is_zero_within_its_error_is_an_upper_end(found):
+    gaps, distances = found[0].ladders[0].gaps, found[0].ladders[0].distances
+    assert gaps.resolved.tolist() == [True] * 4 + [False]
+    np.testing.assert_allclose(gaps.y, [0.1, 0.05, 0.025, 0.0125, 0.0021], rtol=1e-9)
+    np.testing.assert_allclose(gaps.low[:4], gaps.y[:4] - 0.002)
+    assert gaps.low[4] == gaps.high[4] == gaps.y[4]
+    assert distances.resolved.tolist() == [True, True, True, False, False]
+    roles = [trace["meta"] for trace in plot_gap(found[0].ladders[0])["data"]]
+    assert roles == ["fit", "distance", "distance-bound", "points", "points-bound"]
+    low, high = log_window(gaps.low, gaps.high)
+    assert low < 0.0021 and high > 0.102
+
+
+def test_the_fitted_lines(found):
+    ladder = found[0].ladders[0]
+    x, steps = ladder.fitted_steps
+    assert steps[1] == pytest.approx(ladder.steps[-1])
+    assert np.log(steps[1] / steps[0]) / np.log(x[0] / x[1]) == pytest.approx(1.998)
+    x, gap = ladder.fitted_gap
+    # The gaps are 0.1 of the relative step size, all but the last, and of equal error.
+    relative = ladder.x / ladder.x.max()
+    constant = np.sum(relative * np.abs(GAPS)) / np.sum(relative**2)
+    np.testing.assert_allclose(gap, constant * x / ladder.x.max())
+    texts = [note["text"] for note in plot_steps(ladder)["layout"]["annotations"]]
+    assert texts == ["measured: slope −1.998\u00a0±\u00a00.007", "limit: slope −2"]  # noqa: RUF001
+
+
+def test_figures_are_png(run):
+    figures = {path.name: path.read_bytes() for path in (run.parent / "figures").iterdir()}
+    assert set(figures) == {"overview.png", "label_0.3.png", "langevin.png"}
+    for name, content in figures.items():
+        assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000, name
+
+
+def test_only_a_trivial_noise(tmp_path):
+    page = written(tmp_path / "run", {"minibatch": trivial(0.0), "sampled-labels": trivial()})
+    reader = Reader(page.read_text())
+    text = " ".join(reader.text)
+    assert "Minibatches alone do nothing" in text and "training had not moved along the set" in text
+    assert "Labels drawn at every step do nothing" in text and "nothing to draw" in text
+    assert json.loads(reader.scripts[0]) == []
+    assert [path.name for path in (tmp_path / "run" / "figures").iterdir()] == ["overview.png"]
+
+
+def test_nothing_fitted_and_no_ladder_of_sigmas(tmp_path):
+    page = written(tmp_path / "run", {"dropout": drifting(sigmas=False, fitted=False)})
+    text = " ".join(Reader(page.read_text()).text)
+    assert "were measured at too few values of α to fit how they grow" in text  # noqa: RUF001
+    assert "There is no ladder of sigmas." in text and "is not resolved" in text
+    (study,) = studies(*runs.read(page.parent))
+    assert [ladder.kind for ladder in study.ladders] == ["step size"]
+    assert [t["meta"] for t in plot_steps(study.ladders[0])["data"]] == ["limit", "points"]
+    assert (page.parent / "figures" / "dropout.png").stat().st_size > 10_000
+
+
+def test_one_rung_only(tmp_path):
+    study = drifting(sigmas=False, fitted=False)
+    one = {**vars(study), "by_step_size": study.by_step_size[:1]}
+    page = written(tmp_path / "run", {"label": Study(**one)})
+    assert "At the largest step size training takes 9.5" in " ".join(Reader(page.read_text()).text)
+
+
+def test_hostile_names_appear_escaped_only(tmp_path):
+    name = "<img src=x onerror=alert(1)>\"'&$x^{"
+    config = {
+        "problem": HOSTILE, "description": f"\"'$_{HOSTILE}", "strengths": {HOSTILE: HOSTILE},
+        HOSTILE: [HOSTILE], "budget": HOSTILE,
+    }  # fmt: skip
+    page = written(tmp_path / "run", {name: drifting(choices=[HOSTILE]), f"{name}2": trivial()}, **config)
+    text = page.read_text()
+    assert HOSTILE not in text and "<img" not in text.split('<script type="application/json"')[0]
+    reader = Reader(text)
+    assert reader.count("script") == 3 and reader.count("img") == 0
+    assert not any(key.startswith("on") for _, attributes in reader.tags for key in attributes)
+    assert HOSTILE in "".join(reader.text) and name in "".join(reader.text)
+    assert "<" not in reader.scripts[0] and "onerror" not in reader.scripts[0]
+
+
+def test_findings_keep_to_what_is_there(found):
+    assert len(findings(found[1], {})) == 1
+    assert all("nan" not in sentence for study in found for sentence in findings(study, {}))
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.5), (0.02, 0.3), (1e-3, 0.1), (200, 2e5), (1e-9, 1e7)])
+def test_ticks_of_logarithmic_axes(ends):
+    ticks = log_ticks(*ends)
+    assert 2 <= len(ticks) <= 5
+    assert ends[0] <= min(ticks) and max(ticks) <= ends[1]

@@ -1,0 +1,93 @@
+"""The page of a comparison: for each noise the verdict, and for each quantity limit and training."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import xarray as xr
+
+from zeroloss.report import markup
+from zeroloss.report.figures import PORTRAIT
+from zeroloss.report.markup import Page, asset, text
+from zeroloss.report.notation import greek
+from zeroloss.report.plots import description, legend_entries, plot
+from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, time_axis, windows
+from zeroloss.report.words import table, verdict
+
+_QUESTION = (
+    "What does the noise in a training recipe do once the loss is zero: where does training drift, how fast, "
+    "and does the limiting dynamics say so without running it?"
+)
+_STOCHASTIC = (
+    "<p>Where the limit is <em>stochastic</em> no single path is the limit: training and limit are two "
+    "ensembles, to be compared in their means and in how wide they are. Shaded is where the middle 90 % and, "
+    "darker, the middle 50 % of the limit's paths lie; the thin lines are the same quantiles of the training "
+    "runs, which few runs know only roughly. The spread is the standard deviation at the end.</p>\n"
+)
+_Row = Mapping[str, Any]
+
+
+def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page:
+    """The page of a comparison whose PNG figures are in the folder `figures`."""
+    rows, shown = table_rows(results), panels(results)
+    strengths = config.get("strengths") or {}
+    drawn, specifications = _figures(rows, shown)
+    body = Template(asset("comparison.html")).substitute(
+        portrait=_portrait(config, figures),
+        verdicts="\n".join(
+            markup.card(
+                row["noise"],
+                row["regime"],
+                verdict(row, time_axis(row), strengths),
+                greek(row.get("verdict") or ""),
+            )
+            for row in rows
+        ),
+        table=markup.table([row["noise"] for row in rows], table(rows)),
+        figures=drawn,
+        stochastic=_STOCHASTIC if any(row.get("stochastic") for row in rows) else "",
+    )
+    title = text(config.get("problem", "a run"))
+    return Page(title, "what noise does at zero loss", _QUESTION, _setup(config, rows), body, specifications)
+
+
+def _setup(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
+    parts = [text(config.get("description", ""))]
+    relative = {row.get("step_size_relative") for row in rows} - {None}
+    if len(relative) == 1:
+        parts.append(f"step size {relative.pop():.3g} / \u03bb<sub>max</sub>")
+    replicas = {row.get("replicas") for row in rows} - {None}
+    if len(replicas) == 1:
+        parts.append(f"{replicas.pop():.0f} training runs for each noise")
+    return " \u00b7 ".join(part for part in parts if part)
+
+
+def _portrait(config: Mapping[str, Any], figures: Path) -> str:
+    path = figures / PORTRAIT
+    if not path.is_file():
+        return ""
+    problem = config.get("problem", "the problem")
+    return markup.picture(path.read_bytes(), f"Where training and limit go on the zero-loss set of {problem}")
+
+
+def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]]) -> tuple[str, list[dict[str, Any]]]:
+    regimes = {row["noise"]: _regime(row) for row in rows}
+    sections, specifications = [], []
+    for quantity in shown.values():
+        drawn = []
+        for panel, limits in zip(quantity, windows(quantity), strict=True):
+            weak = regimes[panel.noise] + _unit(panel)
+            drawn.append(markup.panel(len(specifications), panel.noise, weak, description(panel)))
+            specifications.append(plot(panel, limits))
+        label = next((panel.label for panel in quantity if panel.axis.slow), quantity[0].label)
+        sections.append(markup.section(label[:1].upper() + label[1:], legend_entries(quantity), drawn))
+    return "\n".join(sections), specifications
+
+
+def _regime(row: _Row) -> str:
+    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
+
+
+def _unit(panel: Panel) -> str:
+    return ", relative to |w|" if panel.quantity == DISTANCE and not panel.axis.slow else ""

@@ -1,0 +1,119 @@
+"""Pieces of HTML that every page is made of. What comes from a run is escaped here, and only here."""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+_KINDS = ("non-degenerate", "degenerate", "trivial")
+
+
+class Page(NamedTuple):
+    """What differs between pages. All but `panels` is HTML.
+
+    - `title`: what was run; `subtitle` and `question`: what for.
+    - `setup`: one line on how.
+    - `body`: everything between the header and the configuration.
+    - `panels`: interactive figures for Plotly, in the order of the elements that `panel` made.
+    """
+
+    title: str
+    subtitle: str
+    question: str
+    setup: str
+    body: str
+    panels: list[dict[str, Any]]
+
+
+class Entry(NamedTuple):
+    """One line of a legend: a button that shows or hides the traces of the group `shows`."""
+
+    shows: str
+    swatch: str
+    name: str
+
+
+def text(value: object) -> str:
+    """Any value as text in HTML, also inside an attribute."""
+    return escape(str(value), quote=True)
+
+
+def embedded(value: object) -> str:
+    """JSON inside a script element, where nothing may look like its end, or like a comment's beginning."""
+    plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def asset(name: str) -> str:
+    """A file that lies beside this module."""
+    return files("zeroloss.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def card(heading: str, tag: str, sentences: Iterable[str], fine: str) -> str:
+    """What one noise does: a heading, sentences, and the verdict in fine print. `tag` colours it."""
+    kind = tag if tag in _KINDS else "unknown"
+    return (
+        f'<article class="verdict {kind}"><h3>{text(heading)} <span class="tag">{text(tag)}</span></h3>'
+        + "".join(f"<p>{text(each)}</p>" for each in sentences)
+        + f'<p class="fine">{text(fine)}</p></article>'
+    )
+
+
+def table(head: Sequence[str], lines: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """A table with a heading for each column, and one for each line."""
+    columns = "".join(f'<th scope="col">{text(each)}</th>' for each in head)
+    body = "\n".join(
+        f'<tr><th scope="row">{text(label)}</th>'
+        + "".join(f"<td>{text(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for label, cells in lines
+    )
+    return f"<thead><tr><td></td>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+
+
+def legend(entries: Iterable[Entry]) -> str:
+    """The names of the lines of a section; `page.js` makes them show and hide."""
+    buttons = "".join(
+        f'<button type="button" aria-pressed="true" data-shows="{text(entry.shows)}">'
+        f'<span class="swatch {text(entry.swatch)}"></span>{text(entry.name)}</button>'
+        for entry in entries
+    )
+    return f'<div class="legend" role="group" aria-label="Show or hide">{buttons}</div>'
+
+
+def panel(index: int, strong: str, weak: str, description: str) -> str:
+    """The place of the interactive figure number `index`, with a caption, and words for who cannot see it."""
+    return (
+        f"<figure><figcaption><b>{text(strong)}</b> {text(weak)}</figcaption>"
+        f'<div class="plot" id="panel-{index}" role="img" aria-label="{text(description)}"></div></figure>'
+    )
+
+
+def section(heading: str, entries: Iterable[Entry], panels: Iterable[str]) -> str:
+    """Panels that share a legend."""
+    return (
+        f'<section class="quantity"><h3>{text(heading)}</h3>{legend(entries)}'
+        f'<div class="panels">{"".join(panels)}</div></section>'
+    )
+
+
+def picture(png: bytes, description: str) -> str:
+    """A picture that is part of the page."""
+    data = b64encode(png).decode("ascii")
+    return (
+        f'<figure class="picture"><img alt="{text(description)}" src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def configuration(config: Mapping[str, Any]) -> str:
+    """The configuration of a run, and the versions of what computed it, as a list of terms."""
+    versions = config.get("versions") or {}
+    listed = {name: value for name, value in config.items() if name != "versions"}
+    lines = {**listed, **{f"{name} (version)": value for name, value in versions.items()}}
+    return "\n".join(
+        f"<dt>{text(name)}</dt><dd>"
+        f"{text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))}</dd>"
+        for name, value in lines.items()
+    )

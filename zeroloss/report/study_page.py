@@ -1,0 +1,77 @@
+"""The page of a study: for each noise its exponents, and how training approaches the limit."""
+
+from collections.abc import Mapping, Sequence
+from string import Template
+from typing import Any
+
+import xarray as xr
+
+from zeroloss.report import markup
+from zeroloss.report.markup import Page, asset, text
+from zeroloss.report.notation import greek, number
+from zeroloss.report.study_plots import gap_legend, plot_gap, plot_steps, steps_legend
+from zeroloss.report.study_series import Measured, studies
+from zeroloss.report.study_words import HEAD, description, findings, order_in_words, table
+
+_QUESTION = (
+    "Does training with noise drift on the time scale that theory says, and does it approach the limit as "
+    "step size and noise shrink?"
+)
+
+
+def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
+    """The page of a study."""
+    found = studies(config, results)
+    strengths = config.get("strengths") or {}
+    drawn, specifications = _figures(found)
+    body = Template(asset("study.html")).substitute(
+        verdicts="\n".join(
+            markup.card(study.noise, study.regime, findings(study, strengths), greek(study.verdict))
+            for study in found
+        ),
+        table=markup.table(HEAD, table(found)),
+        figures=drawn or "<p>No noise here makes training drift, so there is nothing to draw.</p>",
+        budget=_budget(config),
+        choices="\n".join(_choices(study) for study in found),
+    )
+    title = text(config.get("problem", "a run"))
+    return Page(title, "time scales and limits", _QUESTION, _setup(config, found), body, specifications)
+
+
+def _setup(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
+    parts = [text(config.get("description", ""))]
+    drifting = [study for study in found if study.ladders]
+    if drifting:
+        parts.append("ladders of step sizes and of noise, trained to the same drift as the limit")
+    parts.append(f"{number(sum(study.seconds for study in found), 2)} seconds in all")
+    return " \u00b7 ".join(part for part in parts if part)
+
+
+def _budget(config: Mapping[str, Any]) -> str:
+    budget = config.get("budget")
+    return f" of {text(f'{budget:g}')} minutes for each noise" if isinstance(budget, int | float) else ""
+
+
+def _choices(study: Measured) -> str:
+    said = study.choices or ("Nothing had to be chosen.",)
+    items = "".join(f"<li>{text(each)}</li>" for each in said)
+    return f'<h3>{text(study.noise)}</h3><ul class="choices">{items}</ul>'
+
+
+def _figures(found: Sequence[Measured]) -> tuple[str, list[dict[str, Any]]]:
+    sections, specifications = [], []
+    for study in found:
+        if not study.ladders:
+            continue
+        for quantity, heading, draw, entries in (
+            ("steps", "steps to a fixed drift", plot_steps, steps_legend()),
+            ("gap", "how far training is from the limit", plot_gap, gap_legend(study.ladders)),
+        ):
+            drawn = []
+            for ladder in study.ladders:
+                said = description(ladder, quantity)
+                weak = f"against {ladder.axis}" + (f"; {order_in_words(ladder)}" if quantity == "gap" else "")
+                drawn.append(markup.panel(len(specifications), study.noise, weak, said))
+                specifications.append(draw(ladder))
+            sections.append(markup.section(f"{study.noise}: {heading}", entries, drawn))
+    return "\n".join(sections), specifications
