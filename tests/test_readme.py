@@ -6,16 +6,23 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_example_in_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    verdict, regularizer, comparison = printed.getvalue().split("\n", 2)
+def test_the_examples_in_the_readme_run():
+    names: dict[str, object] = {}
+    printed = []
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, "README.md", "exec"), names)
+        printed.append(out.getvalue())
+    first, own_noise, stochastic = printed
+    verdict, regularizer, comparison = first.split("\n", 2)
     assert verdict.startswith("non-degenerate, deterministic: drift on 1/(alpha sigma^2) steps")
     start, end = map(float, regularizer.split(" -> "))
     assert end < start
     assert "distance to the limit" in comparison
+    assert own_noise.startswith("non-degenerate, deterministic")
+    mean, error, bias = map(float, stochastic.split())
+    assert abs(mean) < 2 and 0 < error < 0.2 and abs(bias) < 0.1
 
 
 def test_docstrings_refer_to_sections_that_exist():

@@ -144,7 +144,7 @@ def _step(
     landed = manifold.retract(w + move)
     back = jnp.linalg.norm(landed - w - move)
     missed = ~(back <= jnp.linalg.norm(move))  # also where it is not finite
-    rank = jnp.sum(jnp.abs(geometry.eigenvalues) > manifold.rank_tolerance * largest)
+    rank = jnp.sum(jnp.abs(geometry.eigenvalues) > manifold.fall_tolerance * largest)
     return landed, jnp.where(rank != manifold.rank, _RANK, jnp.where(missed, _LANDING, 0))
 
 
@@ -168,7 +168,7 @@ def _check(
     if int(ensemble.failure[first]) == _RANK:
         problem = (
             f"{where}: the Hessian no longer has rank {expansion.manifold.rank}: an eigenvalue fell below "
-            f"{expansion.manifold.rank_tolerance:g} of the largest at the start. The path has left the "
+            f"{expansion.manifold.fall_tolerance:g} of the largest at the start. The path has left the "
             "region where the zero-loss set is a manifold of constant rank; it can be followed up to an "
             "earlier time."
         )

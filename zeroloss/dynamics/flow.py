@@ -55,7 +55,7 @@ def flow(
 class _State(eqx.Module):
     """Where the integrator stands: at t, having come from `t_before` in one step.
 
-    `rank` is that of the Hessian at w: how many eigenvalues are above `rank_tolerance` times `largest`,
+    `rank` is that of the Hessian at w: how many eigenvalues are above `fall_tolerance` times `largest`,
     the largest at the start.
     """
 
@@ -107,7 +107,7 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
 
 def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
     sizes = jnp.abs(expansion.manifold.at(w).eigenvalues)
-    return jnp.sum(sizes > expansion.manifold.rank_tolerance * largest)
+    return jnp.sum(sizes > expansion.manifold.fall_tolerance * largest)
 
 
 @eqx.filter_jit
@@ -182,7 +182,7 @@ def _problem(expansion: AbstractExpansion, state: _State, time: float, residual:
     if rank != manifold.rank:
         return (
             f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
-            f"fell below {manifold.rank_tolerance:g} of the largest at the start. The path has left "
+            f"fell below {manifold.fall_tolerance:g} of the largest at the start. The path has left "
             "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
             "solution; it can be followed up to an earlier time."
         )

@@ -168,7 +168,7 @@ def study(
     start, which is then a stationary point, and where the noise is too large for training to follow its
     limit at all.
 
-    Costs what `budget` allows, and not more than about twice that where even the shortest ladder takes longer.
+    Costs what `budget` allows, or more where even the shortest ladder takes longer.
     """
     if not (budget > 0 and np.isfinite(budget)):
         raise InputError(f"budget must be a positive number of minutes, got {budget}.")

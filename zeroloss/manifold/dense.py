@@ -38,6 +38,7 @@ class DenseManifold(AbstractManifold):
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     rank_tolerance: ClassVar[float] = 1e-8
+    fall_tolerance: ClassVar[float] = 1e-8
 
     def at(self, w: Vector) -> DenseGeometry:
         eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(self.loss)(w))

@@ -87,13 +87,16 @@ class AbstractManifold(eqx.Module):
     """The zero-loss set of a problem, near points where its Hessian has constant rank.
 
     `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
-    set but not beside it. Two ways of computing it, `DenseManifold` and `GramManifold`.
+    set but not beside it. An eigenvalue counts as zero below `rank_tolerance` times the largest; along a
+    path of fixed rank, the rank has fallen when one is below `fall_tolerance` times the largest at the
+    start. Two ways of computing it, `DenseManifold` and `GramManifold`.
     """
 
     problem: eqx.AbstractVar[Loss | LeastSquares]
     unravel: eqx.AbstractVar[Callable[[Vector], PyTree]]
     rank: eqx.AbstractVar[int | None]
     rank_tolerance: eqx.AbstractClassVar[float]
+    fall_tolerance: eqx.AbstractClassVar[float]
 
     @abc.abstractmethod
     def at(self, w: Vector) -> AbstractGeometry:

@@ -67,6 +67,9 @@ def portrait(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
     if name not in _PORTRAITS:
         return None
     problem = problems.load(name, **_options(name, config))
+    if not all(_fits(group, problem) for group in results.children.values()):
+        return None
+    order = [noise for noise in config.get("noise", ()) if noise in results.children]
     runs = [
         _Run(
             noise,
@@ -74,10 +77,25 @@ def portrait(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
             _parameters(group["limit"].to_dataset(), problem.start),
             _parameters(group["training_0"].to_dataset(), problem.start) if "training_0" in group else None,
         )
-        for noise, group in results.children.items()
+        for noise, group in ((noise, results[noise]) for noise in order or results.children)
         if "limit" in group.children
     ]
     return _PORTRAITS[name](problem, runs) if runs else None
+
+
+def _fits(group: xr.DataTree, problem: Problem) -> bool:
+    """Whether a group holds the parameters of the problem, or none at all."""
+    saved = set(group["limit"].data_vars) if "limit" in group.children else None
+    return saved is None or {_name(where) for where, _ in _leaves(problem.start)} <= saved
+
+
+def _leaves(params: PyTree) -> list[Any]:
+    return jax.tree_util.tree_leaves_with_path(params)
+
+
+def _name(where: Any) -> str:
+    """What `zeroloss.Path.to_xarray` calls a leaf of the parameters."""
+    return "params" + jax.tree_util.keystr(where).replace("/", ".")
 
 
 def _options(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +111,7 @@ def _parameters(dataset: xr.Dataset, like: PyTree) -> PyTree[np.ndarray]:
     """The parameters saved in a dataset, as `zeroloss.Path.to_xarray` names them."""
 
     def saved(where: Any, _: Any) -> np.ndarray:
-        values = dataset["params" + jax.tree_util.keystr(where).replace("/", ".")]
+        values = dataset[_name(where)]
         return values.values if "replica" in values.dims else values.values[None]
 
     return jax.tree_util.tree_map_with_path(saved, like)
