@@ -19,7 +19,7 @@ DIGITS = dict(widths=(20,), examples=60)
 CASES = [
     ("digits", DIGITS, "dropout:0.01"),
     ("digits", DIGITS, "weight:0.02"),
-    ("digits", DIGITS, "dropconnect:0.001"),
+    ("digits", DIGITS, "dropconnect:0.01"),
     ("digits", DIGITS, "label:1"),
     ("digits", DIGITS, "langevin:0.3"),
     ("digits", DIGITS, "minibatch:10"),

@@ -182,6 +182,21 @@ def test_label_noise_at_finite_step_size_follows_its_logarithmic_regularizer(net
     np.testing.assert_allclose(computed, expected, rtol=1e-8, atol=1e-10)
 
 
+def test_a_rank_small_against_the_dimension_needs_no_hessian():
+    """24 parameters, codimension 3, not least squares: from Hessian-vector products alone."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs = jax.random.normal(keys[0], (3, 6))
+
+    def bounded(params):
+        residuals = jnp.tanh(inputs @ params["a"]) @ params["b"] - jnp.array([0.3, -0.2, 0.1])
+        return jnp.sum(1 - jnp.exp(-(residuals**2) * jnp.array([1.0, 2.0, 0.5])))
+
+    start = {"a": jax.random.normal(keys[1], (6, 3)), "b": jax.random.normal(keys[2], (3,))}
+    for noise in (zl.WeightNoise(0.1), zl.Langevin(0.1), zl.GaussianDropConnect(0.1)):
+        system = zl.Loss(bounded).with_noise(noise)
+        assert_equals_reference(system, zl.project(system, start), 0.02)
+
+
 def test_under_jit_and_vmap():
     system = zl.Loss(hyperbola_loss).with_noise(zl.WeightNoise(0.1))
     points = jnp.array([[2.0, 0.5], [4.0, 0.25]])

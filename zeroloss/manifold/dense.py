@@ -9,8 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
+from zeroloss.manifold.spectra import eigh, orthonormal
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
+
+
+_SMALL_RANK = 4  # times the rank at most d, for the Hessian never to be formed
 
 
 class DenseGeometry(AbstractGeometry):
@@ -32,7 +36,11 @@ class DenseGeometry(AbstractGeometry):
 
 
 class DenseManifold(AbstractManifold):
-    """Costs one Hessian (d gradients), d x d memory and an O(d^3) decomposition at every point."""
+    """For up to a few thousand parameters.
+
+    Deciding on the rank m costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition. Once it is
+    fixed, and small against d, a point costs 3 m Hessian-vector products, d x m memory and O(d m^2).
+    """
 
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
@@ -41,7 +49,9 @@ class DenseManifold(AbstractManifold):
     fall_tolerance: ClassVar[float] = 1e-8
 
     def at(self, w: Vector) -> DenseGeometry:
-        eigenvalues, vectors = jnp.linalg.eigh(jax.hessian(self.loss)(w))
+        if self.rank is not None and _SMALL_RANK * self.rank <= w.shape[0]:
+            return self._from_products(w, self.rank)
+        eigenvalues, vectors = eigh(jax.hessian(self.loss)(w))
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, vectors = eigenvalues[order], vectors[:, order]
         is_normal = self._is_normal(jnp.abs(eigenvalues))
@@ -51,6 +61,24 @@ class DenseManifold(AbstractManifold):
         return DenseGeometry(
             jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
+
+    def _from_products(self, w: Vector, rank: int) -> DenseGeometry:
+        """The range of H from random vectors multiplied with it (Halko, Martinsson and Tropp 2011).
+
+        On the set, where H has just this rank, exact to rounding; beside it a smooth continuation.
+        """
+
+        def times_hessian(vectors: Float[Array, "parameters rank"]) -> Float[Array, "parameters rank"]:
+            _, product = jax.linearize(jax.grad(self.loss), w)
+            return jax.vmap(product, in_axes=1, out_axes=1)(vectors)
+
+        basis = jax.random.normal(jax.random.key(0), (w.shape[0], rank), w.dtype)
+        for _ in range(2):
+            basis = orthonormal(times_hessian(basis))
+        projected = basis.T @ times_hessian(basis)
+        eigenvalues, rotation = eigh((projected + projected.T) / 2)
+        order = jnp.argsort(-jnp.abs(eigenvalues))
+        return DenseGeometry(basis @ rotation[:, order], eigenvalues[order], jnp.ones(rank, bool))
 
     def correction(self, w: Vector) -> Vector:
         return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))

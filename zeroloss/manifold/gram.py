@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
+from zeroloss.manifold.spectra import squared_singular_values
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
 _TINY = 1e-300
-_WIDE = 1e-9  # a spectrum wider than this is taken from the singular values of J
 
 
 class GramGeometry(AbstractGeometry):
@@ -60,7 +60,7 @@ class GramManifold(AbstractManifold):
 
     def at(self, w: Vector) -> GramGeometry:
         jacobian = self.jacobian(w)
-        squares, rotation = self._spectrum(jacobian)
+        squares, rotation = squared_singular_values(self.rank)(jacobian)
         is_normal = self._is_normal(squares)
         squares, rotation, is_normal = (each[..., : self.rank] for each in (squares, rotation, is_normal))
         scale = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
@@ -114,26 +114,6 @@ class GramManifold(AbstractManifold):
             return jax.jacrev(lambda w: self._outputs_of_one(w, inputs))(w)
 
         return jax.vmap(one)(self.problem.inputs).reshape(-1, w.shape[0])
-
-    def _spectrum(
-        self, jacobian: Float[Array, "residuals parameters"]
-    ) -> tuple[Float[Array, " residuals"], Float[Array, "residuals residuals"]]:
-        """Eigenvalues of K, from the largest, and its eigenvectors.
-
-        Those of K itself lose what is below 1e-16 of the largest. Towards a point where the rank falls,
-        such as a sparse solution, the singular values of J take over, good to the square of that.
-        """
-        squares, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
-        squares, rotation = squares[::-1], rotation[:, ::-1]
-        if self.rank is None or jacobian.shape[0] > jacobian.shape[1]:
-            return squares, rotation
-
-        def from_singular_values() -> tuple[Array, Array]:
-            left, values, _ = jnp.linalg.svd(jacobian, full_matrices=False)
-            return values**2, left
-
-        wide = squares[self.rank - 1] < _WIDE * squares[0]
-        return jax.lax.cond(wide, from_singular_values, lambda: (squares, rotation))
 
     def _residuals(self, w: Vector) -> Array:
         return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
