@@ -1,6 +1,5 @@
 """One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
 
-import itertools
 import time
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ The first quarter is left out because the noise around the set takes a while to 
 
 _SAVES = 48
 _BEYOND = 1.3  # how far to train, in units of what theory says the drift takes
-_EXTENSIONS = 3
+_EXTENSIONS = 2
 _DEGREE = 3
 
 
@@ -144,8 +143,10 @@ def climb(
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
     expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
-    began, end, trained = time.perf_counter(), _BEYOND * expected, 0
-    for attempt in itertools.count(1):
+    began, trained = time.perf_counter(), 0
+
+    def attempt(end: float) -> tuple[_Collector, float, float]:
+        nonlocal trained
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
         run = Run(system, jax.random.split(key, replicas), jnp.asarray(step_size))
@@ -153,10 +154,15 @@ def climb(
         train(run, states, at, collector, progress)
         trained += int(at[-1])
         made = np.stack(collector.progress, axis=1)  # [replica, time]
-        logarithm, error = jackknife(made, lambda curve, at=at: np.log(_steps_between(at, curve)))
-        if np.isfinite(error) or attempt == _EXTENSIONS:
+        return collector, *jackknife(made, lambda curve: np.log(_steps_between(at, curve)))
+
+    end = _BEYOND * expected
+    collector, logarithm, error = attempt(end)
+    for _ in range(_EXTENSIONS):
+        if np.isfinite(error):
             break
         end *= 2
+        collector, logarithm, error = attempt(end)
     distance, distance_error = _distance(target, collector)
     return Rung(
         step_size=step_size,

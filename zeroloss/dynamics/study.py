@@ -124,14 +124,13 @@ class Study(eqx.Module):
         lines = [f"{self.noise}: {self.regime}"]
         if self.bound is not None:
             return "\n".join([*lines, f"  {self.bound}"])
-        for label, exponent in (
+        for label, found in (
             ("steps ~ step size^-p, p =", self.step_size_exponent),
             ("steps ~ sigma^-q, q =", self.sigma_exponent),
-            ("gap to the limit closes with step size^", self.step_size_approach),
-            ("gap to the limit closes with sigma^", self.sigma_approach),
+            ("gap to the limit ~ step size^r, r =", self.step_size_approach),
+            ("gap to the limit ~ sigma^s, s =", self.sigma_approach),
         ):
-            space = "" if label.endswith("^") else " "
-            lines.append(f"  {label}{space}{exponent if exponent is not None else 'r, r not resolved'}")
+            lines.append(f"  {label} {found if found is not None else 'not resolved'}")
         return "\n".join(lines + [f"  {choice}" for choice in self.choices])
 
 

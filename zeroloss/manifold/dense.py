@@ -13,7 +13,6 @@ from zeroloss.manifold.spectra import eigh, orthonormal
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
 
-
 _SMALL_RANK = 4  # times the rank at most d, for the Hessian never to be formed
 
 

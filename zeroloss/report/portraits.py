@@ -329,8 +329,8 @@ _PORTRAITS: dict[str, Callable[[Problem, Sequence[_Run]], Figure]] = {
 
 def _panels(runs: Sequence[_Run], height: float) -> tuple[Figure, list[Axes]]:
     """One panel for each noise, with its name above."""
-    columns = min(len(runs), _COLUMNS)
-    lines = -(-len(runs) // columns)
+    lines = -(-len(runs) // _COLUMNS)
+    columns = -(-len(runs) // lines)
     figure = Figure(figsize=(max(3.6 * columns, 5.0), height * lines + 0.5), layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in grid[len(runs) :]:
