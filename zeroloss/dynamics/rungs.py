@@ -168,7 +168,7 @@ def climb(
         step_size=step_size,
         sigma=sigma,
         replicas=replicas,
-        steps=float(np.exp(logarithm)),
+        steps=float(np.exp(logarithm)) if np.isfinite(error) else float("nan"),
         steps_error=error,
         theory=expected * target.share,
         distance=distance,

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise.base import AbstractInjection, Forward
@@ -15,6 +15,7 @@ from zeroloss.noise.laws import (
     Correlated,
     Gaussian,
     Independent,
+    Matrix,
     OneHot,
     positive_sigma,
     symmetric_root,
@@ -40,7 +41,7 @@ class LabelNoise(AbstractInjection):
     root: Float[Array, "outputs outputs"] | None
     per: Literal["example"] = eqx.field(static=True)
 
-    def __init__(self, sigma: float, covariance: ArrayLike | None = None):
+    def __init__(self, sigma: float, covariance: Matrix | None = None):
         self.sigma = positive_sigma(sigma)
         self.root = None if covariance is None else symmetric_root(covariance)
         self.per = "example"

@@ -7,7 +7,7 @@ in terms of `unit`; only training uses sigma.
 
 import abc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +19,8 @@ from jaxtyping import Array, ArrayLike, DTypeLike, Float, Key, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise.checks import check_draws
+
+Matrix = ArrayLike | Sequence[Sequence[float]]
 
 
 class AbstractLaw(eqx.Module):
@@ -91,7 +93,7 @@ def _check_shape(shape: Any) -> Any:
     return shape
 
 
-def symmetric_root(covariance: ArrayLike) -> Array:
+def symmetric_root(covariance: Matrix) -> Array:
     """The symmetric square root of a covariance, checked to be one."""
     matrix = np.asarray(covariance, float)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
@@ -233,7 +235,7 @@ class Correlated(AbstractLaw):
     law: AbstractLaw
     root: Float[Array, "n n"]
 
-    def __init__(self, law: AbstractLaw, covariance: ArrayLike | None = None, *, root: Array | None = None):
+    def __init__(self, law: AbstractLaw, covariance: Matrix | None = None, *, root: Array | None = None):
         if (covariance is None) == (root is None):
             raise InputError("give either a covariance or its root.")
         self.law = law

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise.base import AbstractInjection, Forward
@@ -20,6 +20,7 @@ from zeroloss.noise.laws import (
     AbstractLaw,
     Correlated,
     Gaussian,
+    Matrix,
     TwoPoint,
     dropping_rate,
     positive_sigma,
@@ -175,7 +176,7 @@ class Langevin(_AbstractOnParameters):
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
 
-    def __init__(self, sigma: float, where: Where = None, covariance: ArrayLike | None = None):
+    def __init__(self, sigma: float, where: Where = None, covariance: Matrix | None = None):
         self.sigma = positive_sigma(sigma)
         self.where = where
         self.root = None if covariance is None else symmetric_root(covariance)
