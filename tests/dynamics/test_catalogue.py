@@ -14,20 +14,17 @@ from zeroloss.errors import InputError
 
 STEP_SIZE = 0.05
 
-VERDICTS = {
-    **dict.fromkeys(ENTRIES, ("non-degenerate", False)),
-    **dict.fromkeys(
-        [
-            "label noise", "label noise with a covariance", "sampled labels", "minibatch + label",
-            "minibatch + sampled labels",
-        ],
-        ("degenerate", False),
-    ),
-    **dict.fromkeys(
-        ["Langevin", "Langevin with a covariance", "minibatch + Langevin", "label + Langevin"],
-        ("degenerate", True),
-    ),
-}  # fmt: skip
+VERDICTS = {  # others are in test_regime.py
+    "input noise": ("non-degenerate", False),
+    "weight noise with a covariance": ("non-degenerate", False),
+    "custom: own law": ("non-degenerate", False),
+    "Gaussian DropConnect + input + minibatch": ("non-degenerate", False),
+    "label noise with a covariance": ("degenerate", False),
+    "minibatch + sampled labels": ("degenerate", False),
+    "Langevin with a covariance": ("degenerate", True),
+    "label + Langevin": ("degenerate", True),
+    "minibatch + Langevin": ("degenerate", True),
+}
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -82,7 +79,7 @@ def _covariance_over_batches(system, point):
     return total
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", VERDICTS)
 def test_verdicts(name):
     system, point = system_and_point(name)
     regime = zl.classify(system, point)
@@ -93,13 +90,13 @@ def test_verdicts(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["dropout", "DropConnect", "anti-correlated", "custom: brightness", "label + Langevin", "label noise"],
+    ["DropConnect", "label + Langevin", "minibatch + sampled labels"],
 )
 def test_training_makes_the_drift(name):
     """Extrapolated to step size zero; the other entries are run by benchmarks/catalogue.py."""
-    _, _, _, progress, error = simulate(name, replicas=512)
+    _, _, _, progress, error = simulate(name, replicas=96)
     assert abs(progress - 1) <= 3 * error
-    assert error < 0.1
+    assert error < 0.2
 
 
 def test_a_sum_keeps_each_sigma():

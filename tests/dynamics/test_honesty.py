@@ -155,3 +155,13 @@ def test_kinks_nearby_are_said(name, smooth):
     regime = zl.classify(*small_network({"tanh": jnp.tanh}.get(name) or getattr(jax.nn, name)))
     assert regime.smooth is smooth
     assert ("kinks" in str(regime)) is not smooth
+
+
+def test_rare_masks_on_the_slow_scale_carry_a_caveat():
+    """Dropping w_1 or w_2 on the hyperbola leaves no gradient, so Sigma is not that of Gaussian masks."""
+    bernoulli, gaussian = (
+        zl.classify(zl.Loss(hyperbola_loss).with_noise(noise), HYPERBOLA_POINT)
+        for noise in (zl.DropConnect(0.01), zl.GaussianDropConnect(0.1))
+    )
+    assert bernoulli.name == gaussian.name == "degenerate"
+    assert bernoulli.rare and not gaussian.rare

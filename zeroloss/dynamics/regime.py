@@ -48,8 +48,9 @@ class Regime(eqx.Module):
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
-    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg is
-      then that of Gaussian masks of the same variance, and training with small rates follows another limit.
+    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg, and
+      on the slow scale Sigma, are then those of Gaussian masks of the same variance, and training with small
+      rates follows another limit.
     - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
       between the kinks only, and the path will cross them.
     - `dimension`, `codimension`: of the zero-loss set.
@@ -124,7 +125,8 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
     measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
-    follows_trace, nonlinearity, kick = bool(measures[3]), float(measures[4]), float(measures[5])
+    follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
+    kick, gradient_kick = (float(value) for value in measures[5])
     if not np.isfinite([first, second, diffusion, nonlinearity]).all():
         raise LossError(
             "a derivative of the loss near the point is not finite (measures of both drifts, of the "
@@ -137,7 +139,7 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
         second=second,
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
-        rare=kick > ZERO,
+        rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
         smooth=bool(_looks_smooth(manifold, w, key)),
         dimension=w.shape[0] - codimension,
         codimension=codimension,
@@ -247,35 +249,48 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     )
 
 
-def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
-    """How far dropping single units is from its second-order expansion; 0 without Bernoulli masks."""
-    system, params = expansion.system, expansion.manifold.unravel(w)
-    law = system.noise_law(params)
+def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, Array]:
+    """How far dropping single units is from its expansion, for the loss and for its gradient.
+
+    The loss to second order, which decides on Reg for rare masks, the gradient to first, which decides on
+    Sigma. Both are 0 without Bernoulli masks.
+    """
+    system, unravel_params = expansion.system, expansion.manifold.unravel
+    law = system.noise_law(unravel_params(w))
     parts = law.laws if isinstance(law, Joint) else (law,)
-    worst = jnp.zeros(())
+    worst = jnp.zeros(()), jnp.zeros(())
     for index, part in enumerate(parts):
         if not isinstance(part, TwoPoint) or part.rate == 0:
             continue
         zero, unravel = ravel_pytree(part.zeros(jnp.float64))
 
-        def loss(mask: Array, index: int = index, unravel: Any = unravel) -> Array:
+        def loss(w: Vector, mask: Array, index: int = index, unravel: Any = unravel) -> Array:
             masks = [other.zeros(jnp.float64) for other in parts]
             masks[index] = unravel(mask)
-            return system.noisy_loss(params, tuple(masks) if isinstance(law, Joint) else masks[0])
+            return system.noisy_loss(unravel_params(w), tuple(masks) if isinstance(law, Joint) else masks[0])
 
-        def gap(unit: Array, loss: Any = loss, zero: Array = zero) -> Array:
+        def gaps(unit: Array, loss: Any = loss, zero: Array = zero) -> tuple[Array, Array]:
             drop = -jnp.zeros_like(zero).at[unit].set(1.0)
 
-            def slope(mask: Array) -> Array:
-                return jax.jvp(loss, (mask,), (drop,))[1]
+            def both(mask: Array) -> tuple[Array, Vector]:
+                return jax.value_and_grad(loss)(w, mask)
 
-            first, second = jax.jvp(slope, (zero,), (drop,))
-            exact = loss(drop) - loss(zero)
-            return _relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2))
+            def slopes(mask: Array) -> tuple[Array, Vector]:
+                return jax.jvp(both, (mask,), (drop,))[1]
+
+            (first, gradient_slope), (second, _) = jax.jvp(slopes, (zero,), (drop,))
+            (before, gradient_before), (after, gradient_after) = both(zero), both(drop)
+            exact, gradient = after - before, gradient_after - gradient_before
+            size = jnp.linalg.norm(gradient) + jnp.linalg.norm(gradient_slope)
+            return (
+                _relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2)),
+                _relative(jnp.linalg.norm(gradient - gradient_slope), size),
+            )
 
         units = jax.random.randint(key, (_KICKS,), 0, zero.shape[0])
-        worst = jnp.maximum(worst, jnp.max(jax.lax.map(gap, units)))
-    return worst
+        found = jax.lax.map(gaps, units)
+        worst = tuple(jnp.maximum(old, jnp.max(new)) for old, new in zip(worst, found, strict=True))
+    return worst  # pyright: ignore[reportReturnType]
 
 
 @eqx.filter_jit

@@ -10,7 +10,7 @@ from zeroloss.system import LeastSquares
 def hyperbola() -> Problem:
     """Two parameters, one residual w_1 w_2 - 1, start (2, 1/2).
 
-    Label noise, weight noise and DropConnect in closed form: with w = (e^s, e^-s), sinh 2s decays
+    Label noise, weight noise and Gaussian DropConnect in closed form: with w = (e^s, e^-s), sinh 2s decays
     exponentially under each of them.
     """
     return Problem(
