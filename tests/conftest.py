@@ -12,6 +12,13 @@ with install_import_hook("zeroloss", "typechecking.checked"):
     import zeroloss.runs  # noqa: F401
 
 
+@pytest.fixture(autouse=True)
+def _compile_quickly(request):
+    """Most tests compile for longer than they run; those marked slow run for longer."""
+    quick = request.node.get_closest_marker("slow") is None
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_functions():
     """Hundreds of compiled functions exhaust the memory maps that Linux allows one process."""

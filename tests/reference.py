@@ -29,7 +29,7 @@ def regularizer(noisy_loss: NoisyLoss, w: jax.Array, n: int) -> jax.Array:
 def first_order_noise(noisy_loss: NoisyLoss, w: jax.Array, n: int) -> np.ndarray:
     """Compute G(w) of theory.md, section 1: the d x n derivative in eta of the gradient in w."""
     gradient = jax.jacrev(noisy_loss, argnums=0)
-    return np.asarray(jax.jacfwd(gradient, argnums=1)(jnp.asarray(w), jnp.zeros(n)))
+    return np.asarray(jax.jit(jax.jacfwd(gradient, argnums=1))(jnp.asarray(w), jnp.zeros(n)))
 
 
 def projectors(
@@ -40,7 +40,7 @@ def projectors(
     The normal space is spanned by the eigenvectors of the `rank` eigenvalues of largest magnitude;
     by default, of those larger in magnitude than `tol` times the largest.
     """
-    H = np.asarray(jax.hessian(noisy_loss, argnums=0)(jnp.asarray(w), jnp.zeros(n)))
+    H = np.asarray(jax.jit(jax.hessian(lambda v: noisy_loss(v, jnp.zeros(n))))(jnp.asarray(w)))
     values, vectors = np.linalg.eigh((H + H.T) / 2)
     size = np.abs(values)
     if rank is None:
@@ -57,7 +57,7 @@ def third_derivative(noisy_loss: NoisyLoss, w: jax.Array, n: int) -> np.ndarray:
     def loss(v: jax.Array) -> jax.Array:
         return noisy_loss(v, jnp.zeros(n))
 
-    return np.asarray(jax.jacfwd(jax.hessian(loss))(jnp.asarray(w)))
+    return np.asarray(jax.jit(jax.jacfwd(jax.hessian(loss)))(jnp.asarray(w)))
 
 
 def contract(third: np.ndarray, M: np.ndarray) -> np.ndarray:
@@ -84,7 +84,7 @@ def lyapunov(H: np.ndarray, P_N: np.ndarray, S: np.ndarray, step_size: float = 0
 def first_drift(noisy_loss: NoisyLoss, w: jax.Array, n: int, rank: int | None = None) -> np.ndarray:
     """Compute - P_T grad Reg, the non-degenerate slow flow of theory.md, section 2."""
     _, _, P_T, _ = projectors(noisy_loss, w, n, rank)
-    gradient = jax.grad(lambda v: regularizer(noisy_loss, v, n))(jnp.asarray(w))
+    gradient = jax.jit(jax.grad(lambda v: regularizer(noisy_loss, v, n)))(jnp.asarray(w))
     return -P_T @ np.asarray(gradient)
 
 
@@ -95,17 +95,19 @@ def second_drift(
     step_size: float = 0.0,
     covariance: np.ndarray | None = None,
     rank: int | None = None,
+    third: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute b, the drift of the degenerate case in theory.md, section 2.
 
     It is the sum of the normal, mixed and Lyapunov terms; with a positive step size it is D_2 of
-    section 5. `covariance`, d x d, replaces Sigma = G G^T when it is given.
+    section 5. `covariance`, d x d, replaces Sigma = G G^T when it is given, and `third` the third
+    derivative of L, which does not depend on the noise.
     """
     H, P_N, P_T, pseudo_inverse = projectors(noisy_loss, w, n, rank)
     if covariance is None:
         G = first_order_noise(noisy_loss, w, n)
         covariance = G @ G.T
-    third = third_derivative(noisy_loss, w, n)
+    third = third_derivative(noisy_loss, w, n) if third is None else third
     C = lyapunov(H, P_N, covariance, step_size)
     normal = -pseudo_inverse @ contract(third, P_T @ covariance @ P_T) / 2
     mixed = -P_T @ contract(third, pseudo_inverse @ P_N @ covariance @ P_T)

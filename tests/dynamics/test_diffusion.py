@@ -82,7 +82,7 @@ def test_the_ellipse_has_its_gibbs_law():
     path = zl.limit(
         ELLIPSE.with_noise(zl.Langevin(0.1)),
         TIP,
-        ts=np.arange(8.0, 32.1, 3.0),
+        ts=np.arange(8.0, 24.1, 4.0),
         key=jax.random.key(0),
         replicas=2000,
         dt=0.01,
@@ -115,9 +115,9 @@ def test_weak_order_one():
     for dt in (1 / 40, 1 / 80):
         runs = [
             zl.limit(
-                system, TIP, ts=[1.0], key=jax.random.key(seed), replicas=5000, dt=dt, observables=SQUARE
+                system, TIP, ts=[1.0], key=jax.random.key(seed), replicas=4000, dt=dt, observables=SQUARE
             )
-            for seed in range(8)
+            for seed in range(6)
         ]
         means[dt] = np.array([run.observables["square"].mean() for run in runs])
         estimates[dt] = np.array([run.step_bias["square"][0] for run in runs])
@@ -127,7 +127,7 @@ def test_weak_order_one():
 
     ratio = estimates[1 / 40].mean() / estimates[1 / 80].mean()
     ratio_error = ratio * np.hypot(*(error(each) / each.mean() for each in estimates.values()))
-    assert abs(ratio - 2) <= 3 * ratio_error and ratio_error < 0.2
+    assert abs(ratio - 2) <= 3 * ratio_error and ratio_error < 0.3
     for dt, values in means.items():
         # one order further, the estimate itself is off by a share of order dt
         unbiased = values - estimates[dt]

@@ -192,7 +192,7 @@ def test_a_rank_small_against_the_dimension_needs_no_hessian():
         return jnp.sum(1 - jnp.exp(-(residuals**2) * jnp.array([1.0, 2.0, 0.5])))
 
     start = {"a": jax.random.normal(keys[1], (6, 3)), "b": jax.random.normal(keys[2], (3,))}
-    for noise in (zl.WeightNoise(0.1), zl.Langevin(0.1), zl.GaussianDropConnect(0.1)):
+    for noise in (zl.WeightNoise(0.1), zl.Langevin(0.1)):
         system = zl.Loss(bounded).with_noise(noise)
         assert_equals_reference(system, zl.project(system, start), 0.02)
 

@@ -21,6 +21,7 @@ from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar
 
 _STEP = 0.03  # of |w|: what one time step moves by default
+_BACK = 0.9  # of a step: where the retraction takes back more, the step was too long
 _FIRST_CHUNK = 16
 _SECONDS_PER_CHUNK = 0.5
 
@@ -143,7 +144,7 @@ def _step(
     move = h * drift + jnp.sqrt(h) * geometry.tangent(expansion.factor(w).mv(noise))
     landed = manifold.retract(w + move)
     back = jnp.linalg.norm(landed - w - move)
-    missed = ~(back <= jnp.linalg.norm(move))  # also where it is not finite
+    missed = ~(back <= _BACK * jnp.linalg.norm(move))  # also where it is not finite
     rank = jnp.sum(jnp.abs(geometry.eigenvalues) > manifold.fall_tolerance * largest)
     return landed, jnp.where(rank != manifold.rank, _RANK, jnp.where(missed, _LANDING, 0))
 

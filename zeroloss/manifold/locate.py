@@ -25,6 +25,7 @@ PROJECTED = 1e-10
 NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
 """How far from a point, relative to |w|, its neighbours on the set are looked for."""
 
+_NEIGHBOURS = 5
 _FIRST_DESCENT = 200
 _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
@@ -213,7 +214,7 @@ def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometr
             f"drift. Spectrum: {spectrum}."
         )
     for distance in NEIGHBOUR_DISTANCES:
-        points, residuals = neighbours(fixed, w, jax.random.key(0), 3, distance)
+        points, residuals = neighbours(fixed, w, jax.random.key(0), _NEIGHBOURS, distance)
         if bool(jnp.all(residuals <= ON_SET)):
             ranks = {int(rank_at) for rank_at in _ranks(manifold, points)}
             if ranks == {rank}:
@@ -257,16 +258,16 @@ def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
         direction = jax.random.normal(key, w.shape, w.dtype)
         direction = direction / jnp.linalg.norm(direction)
         product = jax.jvp(gradient, (w,), (direction,))[1]
+        steps = _CLOSE * length(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
+        gradients = jax.lax.map(lambda step: gradient(w + step * direction), steps)
 
-        def difference(step: Scalar) -> Scalar:
-            ahead, behind = gradient(w + step * direction), gradient(w - step * direction)
+        def difference(ahead: Vector, behind: Vector, step: Scalar) -> Scalar:
             quotient = (ahead - behind) / (2 * step)
             scale = jnp.maximum(jnp.linalg.norm(product), jnp.linalg.norm(quotient))
             gap = jnp.linalg.norm(quotient - product) / jnp.where(scale > 0, scale, 1.0)
             return jnp.where(jnp.isfinite(gap), gap, 0.0)
 
-        step = _CLOSE * length(w)
-        return difference(step), difference(step / 2)
+        return difference(*gradients[:2], steps[0]), difference(*gradients[2:], steps[2])
 
     coarse, fine = jax.lax.map(along, jax.random.split(jax.random.key(0), _DIRECTIONS))
     worst = jnp.argmax(coarse)
