@@ -259,7 +259,9 @@ def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
         direction = direction / jnp.linalg.norm(direction)
         product = jax.jvp(gradient, (w,), (direction,))[1]
         steps = _CLOSE * length(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
-        gradients = jax.lax.map(lambda step: gradient(w + step * direction), steps)
+        ahead, behind, nearer_ahead, nearer_behind = jax.lax.map(
+            lambda step: gradient(w + step * direction), steps
+        )
 
         def difference(ahead: Vector, behind: Vector, step: Scalar) -> Scalar:
             quotient = (ahead - behind) / (2 * step)
@@ -267,7 +269,7 @@ def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
             gap = jnp.linalg.norm(quotient - product) / jnp.where(scale > 0, scale, 1.0)
             return jnp.where(jnp.isfinite(gap), gap, 0.0)
 
-        return difference(*gradients[:2], steps[0]), difference(*gradients[2:], steps[2])
+        return difference(ahead, behind, steps[0]), difference(nearer_ahead, nearer_behind, steps[2])
 
     coarse, fine = jax.lax.map(along, jax.random.split(jax.random.key(0), _DIRECTIONS))
     worst = jnp.argmax(coarse)
