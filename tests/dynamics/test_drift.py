@@ -114,11 +114,11 @@ def test_any_loss(name, step_size):
     assert_equals_reference(system, point, step_size)
 
 
-@pytest.mark.parametrize("step_size", STEP_SIZES)
 @pytest.mark.parametrize("name", NOISES)
-def test_network_with_two_outputs(network, name, step_size):
+def test_network_with_two_outputs(network, name):
+    """At step size 0; test_catalogue.py has the other noises, at a finite one."""
     problem, point = network
-    assert_equals_reference(problem.with_noise(NOISES[name]), point, step_size)
+    assert_equals_reference(problem.with_noise(NOISES[name]), point, 0.0)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
