@@ -58,7 +58,7 @@ def test_classify_prints_every_noise():
     "arguments,message",
     [
         (["classify", "mnist"], "unknown problem 'mnist'. Known: digits, hyperbola, ellipse"),
-        (["classify", "hyperbola", "--noise", "coffee"], "Known: label, minibatch, weight"),
+        (["classify", "hyperbola", "--noise", "coffee"], "Known: label, input, minibatch, weight"),
         (["classify", "hyperbola", "--noise", "label:much"], "must be a number, got 'much'"),
         (["classify", "hyperbola", "--sigma", "-1"], "sigma must be positive"),
         (["classify", "digits", "--rate", "1.0"], "must lie in [0, 1)"),

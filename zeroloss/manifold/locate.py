@@ -234,11 +234,11 @@ def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometr
 
 def _check_smooth(manifold: AbstractManifold, w: Vector) -> None:
     """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
-    coarse, fine = (float(value) for value in _mismatch(manifold, w))
-    if coarse > _MISMATCH and not fine < coarse / 2:  # of a smooth loss it would fall to a quarter
+    relative, coarse, fine = (float(value) for value in _mismatch(manifold, w))
+    if relative > _MISMATCH and not fine < coarse / 2:  # of a smooth loss it would fall to a quarter
         raise LossError(
             "the loss is not twice differentiable at the point, as at the kink of a ReLU or of an absolute "
-            f"value: its Hessian differs by {coarse:.2g} (relative) from differences of its gradient over "
+            f"value: its Hessian differs by {relative:.2g} (relative) from differences of its gradient over "
             f"{_CLOSE:g} |w|. The theory needs a smooth loss; use a smooth activation (tanh, GELU), or "
             "another point, away from the kink."
         )
@@ -250,11 +250,14 @@ _DIRECTIONS = 3
 
 
 @eqx.filter_jit
-def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
-    """How far the Hessian is from central differences of the gradient, at _CLOSE |w| and at half of it."""
+def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar, Scalar]:
+    """How far the Hessian is from central differences of the gradient over _CLOSE |w|, and over half of it.
+
+    Relative and absolute over the former, absolute over the latter.
+    """
     gradient = jax.grad(manifold.loss)
 
-    def along(key: Array) -> tuple[Scalar, Scalar]:
+    def along(key: Array) -> tuple[Scalar, Scalar, Scalar]:
         direction = jax.random.normal(key, w.shape, w.dtype)
         direction = direction / jnp.linalg.norm(direction)
         product = jax.jvp(gradient, (w,), (direction,))[1]
@@ -265,15 +268,16 @@ def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
 
         def difference(ahead: Vector, behind: Vector, step: Scalar) -> Scalar:
             quotient = (ahead - behind) / (2 * step)
-            scale = jnp.maximum(jnp.linalg.norm(product), jnp.linalg.norm(quotient))
-            gap = jnp.linalg.norm(quotient - product) / jnp.where(scale > 0, scale, 1.0)
+            gap = jnp.linalg.norm(quotient - product)
             return jnp.where(jnp.isfinite(gap), gap, 0.0)
 
-        return difference(ahead, behind, steps[0]), difference(nearer_ahead, nearer_behind, steps[2])
+        coarse, fine = difference(ahead, behind, steps[0]), difference(nearer_ahead, nearer_behind, steps[2])
+        scale = jnp.maximum(jnp.linalg.norm(product), coarse)
+        return coarse / jnp.where(scale > 0, scale, 1.0), coarse, fine
 
-    coarse, fine = jax.lax.map(along, jax.random.split(jax.random.key(0), _DIRECTIONS))
-    worst = jnp.argmax(coarse)
-    return coarse[worst], fine[worst]
+    relative, coarse, fine = jax.lax.map(along, jax.random.split(jax.random.key(0), _DIRECTIONS))
+    worst = jnp.argmax(relative)
+    return relative[worst], coarse[worst], fine[worst]
 
 
 @eqx.filter_jit
