@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.drift import check_stability
 from zeroloss.dynamics.limit import limit
-from zeroloss.dynamics.path import Observables, Path
+from zeroloss.dynamics.path import Observables, Path, flat_paths
 from zeroloss.dynamics.regime import Regime, TimeScale, classify, slow_time, steps_for
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.manifold import largest_eigenvalue, project
@@ -262,8 +262,8 @@ def _train(
 
 def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
     """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
-    ensemble = _flat(training.params, 2)
-    paths = _flat(followed.params, followed.loss.ndim)
+    ensemble = flat_paths(training.params, 2)
+    paths = flat_paths(followed.params, followed.loss.ndim)
     paths = paths if paths.ndim == 3 else paths[None]
     reached = ensemble.shape[1]
     travelled = np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1)))
@@ -277,8 +277,3 @@ def _variance_of_mean(paths: np.ndarray) -> np.ndarray:
     """Summed over parameters, at each time; 0 for a single path."""
     replicas = len(paths)
     return paths.var(axis=0, ddof=1).sum(axis=-1) / replicas if replicas > 1 else np.zeros(paths.shape[1])
-
-
-def _flat(params: PyTree, lead: int) -> np.ndarray:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)

@@ -71,8 +71,7 @@ def descend(
     check_stability(step_size, largest_eigenvalue(system, params))
     params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
-    run = Run(system, jax.random.split(key, count), jnp.asarray(step_size))
-    start = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * jnp.ndim(leaf)), params)
+    run, start = ensemble(system, params, step_size, count, key)
     manifold = manifold_of(system, flatten(params)[1])
     recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
     return train(run, start, times, recorder, progress)
@@ -84,6 +83,14 @@ class Run(NamedTuple):
     system: AbstractSystem
     keys: Key[Array, " replicas"]
     step_size: Scalar
+
+
+def ensemble(
+    system: AbstractSystem, params: PyTree, step_size: float, replicas: int, key: Key[Array, ""]
+) -> tuple[Run, PyTree]:
+    """The run of `replicas` replicas, and their states: each at `params`."""
+    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)
+    return Run(system, jax.random.split(key, replicas), jnp.asarray(step_size)), states
 
 
 def train(run: Run, states: PyTree, times: np.ndarray, recorder: Any, progress: bool) -> Any:

@@ -94,6 +94,12 @@ class Path(eqx.Module):
         return xr.Dataset(data, coordinates, {"time_scale": self.time_scale or "none"})
 
 
+def flat_paths(params: PyTree, lead: int) -> np.ndarray:
+    """Saved parameters as one array, `[..., parameters]` behind their first `lead` axes."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
+
+
 class Recorder:
     """Collects what is saved along a path, one time at a time.
 

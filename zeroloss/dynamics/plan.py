@@ -3,11 +3,10 @@
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss.dynamics.descend import Run, train
+from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import expected_half_width
 from zeroloss.dynamics.regime import power_of_step_size
 from zeroloss.dynamics.rungs import Rung, Target, climb
@@ -150,8 +149,7 @@ class Plan:
         return factors, replicas
 
     def _time_steps(self, key: Key[Array, ""]) -> float:
-        run = Run(self.system, jax.random.split(key, self.replicas), jnp.asarray(self.step_size))
-        states = jax.tree.map(lambda leaf: jnp.tile(leaf, (self.replicas,) + (1,) * leaf.ndim), self.point)
+        run, states = ensemble(self.system, self.point, self.step_size, self.replicas, key)
         count = int(min(self.steps, 500))
         began = time.perf_counter()
         train(run, states, np.array([count]), Nothing(), False)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss.dynamics.descend import Run, train
+from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.drift import first_drift, second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.dynamics.fits import jackknife
 from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.path import flat_paths
 from zeroloss.dynamics.regime import FAST, Regime, TimeScale, steps_for
 from zeroloss.errors import InputError, IntegrationError
 from zeroloss.manifold import AbstractGeometry, length, locate
@@ -63,7 +64,7 @@ def target_of(
         t1 = reach**2 / float(variance)
         replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
         path = limit(system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64)
-        moved = _flat(path.params, 2)[:, 0] - np.asarray(w)
+        moved = flat_paths(path.params, 2)[:, 0] - np.asarray(w)
         squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
             start=w,
@@ -90,7 +91,7 @@ def target_of(
             t1 /= 2
     else:
         raise InputError(f"the limit cannot be followed from this start even to t = {t1:.3g}.")
-    moved = _flat(path.params, 1) - np.asarray(w)
+    moved = flat_paths(path.params, 1) - np.asarray(w)
     size = float(np.linalg.norm(moved[-1]))
     share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
     return Target(w, geometry, t1, regime.time_scale, False, moved[-1], size, 0.0, share)
@@ -101,11 +102,6 @@ def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, S
     geometry = expansion.manifold.at(w)
     drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
     return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
-
-
-def _flat(params: PyTree, lead: int) -> Float[np.ndarray, "..."]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
 
 
 class Rung(NamedTuple):
@@ -149,8 +145,7 @@ def climb(
         nonlocal trained
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
-        run = Run(system, jax.random.split(key, replicas), jnp.asarray(step_size))
-        states = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * leaf.ndim), params)
+        run, states = ensemble(system, params, step_size, replicas, key)
         train(run, states, at, collector, progress)
         trained += int(at[-1])
         made = np.stack(collector.progress, axis=1)  # [replica, time]

@@ -6,12 +6,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss.dynamics.descend import Run, train
+from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import Approach, Exponent, approach, power_law
 from zeroloss.dynamics.plan import LARGEST_STEP, PRIOR, Nothing, Plan
 from zeroloss.dynamics.regime import Regime, classify, power_of_step_size
@@ -247,8 +246,7 @@ def _bound(
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
-    run = Run(system, jax.random.split(key, _REPLICAS), jnp.asarray(step_size))
-    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (_REPLICAS,) + (1,) * leaf.ndim), point)
+    run, states = ensemble(system, point, step_size, _REPLICAS, key)
     train(run, states, np.array([10]), Nothing(), False)  # compiles
     began = time.perf_counter()
     train(run, states, np.array([100]), Nothing(), False)
