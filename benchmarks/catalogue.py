@@ -134,11 +134,12 @@ def flat(params, lead):
     return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
 
 
-def simulate(name: str, replicas: int = 96):
+def simulate(name: str, replicas: int | None = None):
     """Progress at each of two step sizes and extrapolated, with standard errors."""
     system, point = system_and_point(name)
     regime = zl.classify(system, point)
     assert regime.time_scale is not None
+    replicas = replicas or (2048 if regime.stochastic else 96)
     drift = zl.drift(system, point)
     w = np.asarray(ravel_pytree(point)[0])
     reach = DRIFT * np.linalg.norm(w)

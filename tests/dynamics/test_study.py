@@ -1,5 +1,8 @@
 """The convergence study: fits on synthetic data, and whole studies of small problems."""
 
+import itertools
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,13 +61,23 @@ def test_jackknife_covers_nonlinear_statistics():
     assert error == pytest.approx(samples.std(ddof=1) / np.sqrt(200) / 5, rel=0.1)
 
 
+@pytest.fixture
+def even_clock(monkeypatch):
+    """A clock that goes by 50 ms a look, so that what a study chooses does not hang on the machine."""
+    ticks = itertools.count()
+    for module in ("study", "plan", "rungs"):
+        monkeypatch.setattr(
+            sys.modules[f"zeroloss.dynamics.{module}"], "perf_counter", lambda: next(ticks) / 20
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "noise,power",
     [(zl.WeightNoise(0.1), 1), (zl.Langevin(0.2), 2)],
     ids=["weight", "Langevin"],
 )
-def test_exponents_on_the_hyperbola(noise, power):
+def test_exponents_on_the_hyperbola(noise, power, even_clock):
     """A 95 % interval misses one time in twenty, so theory may lie half a width outside: 1 in 300."""
     study = zl.study(HYPERBOLA.with_noise(noise), HYPERBOLA_POINT, key=KEY, budget=0.5)
     for exponent, theory in ((study.step_size_exponent, power), (study.sigma_exponent, 2)):
@@ -75,7 +88,6 @@ def test_exponents_on_the_hyperbola(noise, power):
     assert len(rows) >= 8 and {row["ladder"] for row in rows} == {"step size", "sigma"}
     steps = [rung.steps for rung in study.by_step_size]
     assert all(np.diff(steps) > 0)
-    assert study.seconds < 180
     text = str(study)
     assert "theory" in text and "runs each" in text
     dataset = study.to_xarray()

@@ -1,6 +1,6 @@
 """What a convergence study runs: replicas and ladders chosen so that the budget is kept."""
 
-import time
+from time import perf_counter
 
 import jax
 import numpy as np
@@ -18,6 +18,9 @@ LARGEST_STEP = 0.4
 
 PRIOR = {"step sizes": 1.0, "sigmas": 0.5}
 """Standard deviation of the corrections to the power laws, before the data are seen."""
+
+FEWEST_RUNGS = 3
+"""A ladder of fewer has no exponent; so many are climbed, whatever the time left."""
 
 _FEWEST_STEPS = 200  # that the drift should take on the first rung
 _RUNGS = 5
@@ -92,8 +95,8 @@ class Plan:
         factors, replicas = self._choose(kind)
         rungs: list[Rung] = []
         for index, factor in enumerate(factors):
-            left = self.deadline - time.perf_counter()
-            if rungs and rungs[-1].seconds > 2 * left:
+            left = self.deadline - perf_counter()
+            if len(rungs) >= FEWEST_RUNGS and rungs[-1].seconds > 2 * left:
                 self.choices.append(
                     f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is "
                     "used up."
@@ -123,7 +126,7 @@ class Plan:
 
     def _choose(self, kind: str) -> tuple[np.ndarray, int]:
         """The ladder, and the replicas, that promise the narrowest interval for the time there is."""
-        seconds = _SHARES[kind] * max(self.deadline - time.perf_counter(), 1.0)
+        seconds = _SHARES[kind] * max(self.deadline - perf_counter(), 1.0)
         power = self.power if kind == "step sizes" else 2
         most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
         best: tuple[float, np.ndarray, int] | None = None
@@ -151,9 +154,9 @@ class Plan:
     def _time_steps(self, key: Key[Array, ""]) -> float:
         run, states = ensemble(self.system, self.point, self.step_size, self.replicas, key)
         count = int(min(self.steps, 500))
-        began = time.perf_counter()
+        began = perf_counter()
         train(run, states, np.array([count]), Nothing(), False)
-        return (time.perf_counter() - began) / count
+        return (perf_counter() - began) / count
 
 
 class Nothing:

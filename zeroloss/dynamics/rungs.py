@@ -1,6 +1,6 @@
 """One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
 
-import time
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -139,7 +139,7 @@ def climb(
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
     expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
-    began, trained = time.perf_counter(), 0
+    began, trained = perf_counter(), 0
 
     def attempt(end: float) -> tuple[_Collector, float, float]:
         nonlocal trained
@@ -168,7 +168,7 @@ def climb(
         theory=expected * target.share,
         distance=distance,
         distance_error=distance_error,
-        seconds=time.perf_counter() - began,
+        seconds=perf_counter() - began,
         total_steps=trained,
     )
 

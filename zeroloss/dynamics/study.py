@@ -1,7 +1,7 @@
 """Does training do what the limit says, and as fast? A ladder of step sizes and sigmas measures it."""
 
 import dataclasses
-import time
+from time import perf_counter
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import Approach, Exponent, approach, power_law
-from zeroloss.dynamics.plan import LARGEST_STEP, PRIOR, Nothing, Plan
+from zeroloss.dynamics.plan import FEWEST_RUNGS, LARGEST_STEP, PRIOR, Nothing, Plan
 from zeroloss.dynamics.regime import Regime, classify, power_of_step_size
 from zeroloss.dynamics.rungs import Rung, target_of
 from zeroloss.errors import InputError
@@ -173,7 +173,7 @@ def study(
     if not 0 < drift <= 1:
         raise InputError(f"drift must lie in (0, 1], relative to |w|, got {drift}.")
     refuse_tracing((system, params), "study")
-    began = time.perf_counter()
+    began = perf_counter()
     point = project(system, params)
     regime = classify(system, point)
     largest = largest_eigenvalue(system, point)
@@ -181,7 +181,7 @@ def study(
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
     if regime.time_scale is None:
         bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress)
-        seconds = time.perf_counter() - began
+        seconds = perf_counter() - began
         return Study(**common, bound=bound, seconds=seconds)
     target = target_of(system, point, regime, drift, limit_key)
     deadline = began + 60 * budget
@@ -212,14 +212,14 @@ def study(
         step_size_approach=_approach(by_step_size, [rung.step_size for rung in by_step_size], 1.0),
         sigma_approach=_approach(by_sigma, [rung.sigma for rung in by_sigma], None),
         choices=tuple(plan.choices),
-        seconds=time.perf_counter() - began,
+        seconds=perf_counter() - began,
     )
 
 
 def _exponent(
     rungs: tuple[Rung, ...], x: list[float], correction: list[float], prior: float, theory: float
 ) -> Exponent | None:
-    if len(rungs) < 3:
+    if len(rungs) < FEWEST_RUNGS:
         return None
     steps = np.log([rung.steps for rung in rungs])
     errors = np.maximum([rung.steps_error for rung in rungs], 1e-6)
@@ -248,9 +248,9 @@ def _bound(
     geometry = _geometry(manifold, w)
     run, states = ensemble(system, point, step_size, _REPLICAS, key)
     train(run, states, np.array([10]), Nothing(), False)  # compiles
-    began = time.perf_counter()
+    began = perf_counter()
     train(run, states, np.array([100]), Nothing(), False)
-    per_step = (time.perf_counter() - began) / 100
+    per_step = (perf_counter() - began) / 100
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
     last = _Last()
     train(run, states, np.array([steps]), last, progress)
