@@ -4,7 +4,8 @@ from zeroloss.dynamics.compare import Comparison, Training, compare
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.drift import Drift, drift, regularizer
 from zeroloss.dynamics.limit import limit
-from zeroloss.dynamics.path import Path
+from zeroloss.dynamics.path import Path, Uncertainty
+from zeroloss.dynamics.predict import predict
 from zeroloss.dynamics.regime import Regime, classify
 from zeroloss.dynamics.study import Study, study
 
@@ -15,11 +16,13 @@ __all__ = [
     "Regime",
     "Study",
     "Training",
+    "Uncertainty",
     "classify",
     "compare",
     "descend",
     "drift",
     "limit",
+    "predict",
     "regularizer",
     "study",
 ]

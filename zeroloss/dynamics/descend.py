@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss.dynamics.drift import check_stability
 from zeroloss.dynamics.expansion import expand
-from zeroloss.dynamics.path import Observables, Path, Recorder
+from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
+from zeroloss.dynamics.path import Observables, Path, Recorder, is_positive_integer, save_steps_of
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.manifold import largest_eigenvalue, manifold_of
 from zeroloss.progress import progress_bar
 from zeroloss.pytrees import flatten, refuse_tracing
-from zeroloss.system import AbstractSystem, Scalar
+from zeroloss.system import AbstractSystem
 
 _FIRST_CHUNK = 64
 _SECONDS_PER_CHUNK = 0.5
@@ -26,11 +26,14 @@ _SECONDS_PER_CHUNK = 0.5
 def descend(
     system: AbstractSystem,
     params: PyTree,
-    step_size: float,
+    step_size: StepSize,
     steps: int,
     *,
     key: Key[Array, ""],
     replicas: int | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
     saves: int = 50,
     save_steps: Sequence[int] | np.ndarray | None = None,
     observables: Observables | None = None,
@@ -44,11 +47,15 @@ def descend(
 
     - `system`, `params`: a system and any start. Training runs in the dtype of `params`; float32
       loses drifts of less than about 1e-7 |w| a step.
-    - `step_size`: alpha, below 2 / lambda_max.
+    - `step_size`: alpha, below 2 / lambda_max; or a schedule, a function from the step (an integer array,
+      counted from 0) to alpha that JAX can trace, such as those of Optax.
     - `steps`: how many steps.
     - `key`: seeds noise and batches. A run is a function of key, start and step size alone; it does not
       depend on what is saved.
     - `replicas`: None for one run without a replica axis, R for R independent runs side by side.
+    - `momentum`, `nesterov`, `weight_decay`: as in `torch.optim.SGD` (no dampening) and `optax.sgd`:
+      v <- momentum v + gradient + weight_decay w, w <- w - step_size v. Weight decay moves the minima off
+      the zero-loss set.
     - `saves`, `save_steps`: how many evenly spaced steps to save at, or which (0 is the start); the last
       step is always saved.
     - `observables`: functions of the parameters to measure at the steps saved, by name.
@@ -56,45 +63,52 @@ def descend(
 
     **Returns:** a `Path` with `ts` counting steps.
 
-    **Raises:** `StabilityError` when step_size * lambda_max >= 2 at `params`; `DivergenceError`, with the
+    **Raises:** `StabilityError` when step_size * lambda_max >= 2 at `params` (2 (1 + momentum) with
+    momentum, less with nesterov); `DivergenceError`, with the
     step and the path so far, when a parameter stops being finite.
 
     Costs one gradient a step and replica. Memory does not depend on `steps`.
     """
-    times = _save_steps(steps, saves, save_steps)
-    if not (step_size > 0 and np.isfinite(step_size)):
-        raise InputError(f"step_size must be positive and finite, got {step_size}.")
-    if replicas is not None and not _is_positive_integer(replicas):
+    times = save_steps_of(steps, saves, save_steps)
+    if replicas is not None and not is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
     refuse_tracing((system, params, step_size), "descend")
+    rule = optimizer(step_size, momentum, nesterov, weight_decay)
     system.check(params)
-    check_stability(step_size, largest_eigenvalue(system, params))
+    rule.check_stability(largest_eigenvalue(system, params), steps)
     params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
-    run, start = ensemble(system, params, step_size, count, key)
+    run, start = ensemble(system, params, rule, count, key)
     manifold = manifold_of(system, flatten(params)[1])
     recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
     return train(run, start, times, recorder, progress)
 
 
 class Run(NamedTuple):
-    """An ensemble: the system that is trained, a seed for each replica, and the step size."""
+    """An ensemble: the system that is trained, a seed for each replica, and the rule of a step."""
 
     system: AbstractSystem
     keys: Key[Array, " replicas"]
-    step_size: Scalar
+    optimizer: Optimizer
+
+
+class States(NamedTuple):
+    """Where the replicas of an ensemble stand: parameters with a leading replica axis, and velocities."""
+
+    params: PyTree
+    velocity: PyTree | None
 
 
 def ensemble(
-    system: AbstractSystem, params: PyTree, step_size: float, replicas: int, key: Key[Array, ""]
-) -> tuple[Run, PyTree]:
-    """The run of `replicas` replicas, and their states: each at `params`."""
-    states = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)
-    return Run(system, jax.random.split(key, replicas), jnp.asarray(step_size)), states
+    system: AbstractSystem, params: PyTree, rule: Optimizer, replicas: int, key: Key[Array, ""]
+) -> tuple[Run, States]:
+    """The run of `replicas` replicas, and their states: each at `params`, at rest."""
+    tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)
+    return Run(system, jax.random.split(key, replicas), rule), States(tiled, rule.start(tiled))
 
 
-def train(run: Run, states: PyTree, times: np.ndarray, recorder: Any, progress: bool) -> Any:
-    """Train `states`, params with a leading replica axis, and have `recorder` save at `times`, in steps.
+def train(run: Run, states: States, times: np.ndarray, recorder: Any, progress: bool) -> Any:
+    """Train the ensemble, and have `recorder` save its parameters at `times`, in steps.
 
     Returns `recorder.path(...)`; `recorder` is a `Recorder`, or something with the same methods.
     """
@@ -111,8 +125,8 @@ def train(run: Run, states: PyTree, times: np.ndarray, recorder: Any, progress: 
                     bad = _first_bad_step(run, states, done, count)
                     raise DivergenceError(
                         f"training diverged: after step {bad} a parameter is no longer finite "
-                        f"(step size {float(run.step_size):.6g}). What was saved until then is kept in "
-                        "the error's `path`. Take a smaller step size or less noise.",
+                        f"(step size {run.optimizer.sizes(np.array([bad]))[0]:.6g}). What was saved until "
+                        "then is kept in the error's `path`. Take a smaller step size or less noise.",
                         bad,
                         recorder.path(times, times, None) if recorder.started else None,
                     )
@@ -120,36 +134,32 @@ def train(run: Run, states: PyTree, times: np.ndarray, recorder: Any, progress: 
                 show(float(done))
                 if count == chunk and seconds < _SECONDS_PER_CHUNK / 2:
                     chunk *= 2
-            recorder.save(_flat(states, recorder.batched))
+            recorder.save(_flat(states.params, recorder.batched))
     return recorder.path(times, times, None)
 
 
-def _advance(run: Run, states: PyTree, start: int, count: int) -> PyTree:
+def _advance(run: Run, states: States, start: int, count: int) -> States:
     return _advance_compiled(run, states, jnp.asarray(start), jnp.asarray(count))
 
 
 @eqx.filter_jit
-def _advance_compiled(run: Run, states: PyTree, start: Array, count: Array) -> PyTree:
+def _advance_compiled(run: Run, states: States, start: Array, count: Array) -> States:
     """Steps `start` to `start + count` of every replica: one compiled loop, whatever the count."""
 
-    def one(params: PyTree, key: Key[Array, ""]) -> PyTree:
-        def step(index: Array, params: PyTree) -> PyTree:
+    def one(state: States, key: Key[Array, ""]) -> States:
+        def step(index: Array, state: States) -> States:
             now, following = (jax.random.fold_in(key, step) for step in (index, index + 1))
-            gradient = run.system.noisy_gradient(params, now)
-            moved = jax.tree.map(
-                lambda leaf, slope: leaf - run.step_size.astype(leaf.dtype) * slope,
-                params,
-                gradient,
-            )
-            before = run.system.perturbation(params, now)
-            if before is None:
-                return moved
-            after = run.system.perturbation(params, following)
-            return jax.tree.map(
-                lambda leaf, new, old: leaf + new - jnp.where(index > 0, old, 0.0), moved, after, before
-            )
+            gradient = run.system.noisy_gradient(state.params, now)
+            moved, velocity = run.optimizer.update(index, state.params, state.velocity, gradient)
+            before = run.system.perturbation(state.params, now)
+            if before is not None:
+                after = run.system.perturbation(state.params, following)
+                moved = jax.tree.map(
+                    lambda leaf, new, old: leaf + new - jnp.where(index > 0, old, 0.0), moved, after, before
+                )
+            return States(moved, velocity)
 
-        return jax.lax.fori_loop(start, start + count, step, params)
+        return jax.lax.fori_loop(start, start + count, step, state)
 
     return jax.vmap(one)(states, run.keys)
 
@@ -159,7 +169,7 @@ def _all_finite(states: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(states)]))
 
 
-def _first_bad_step(run: Run, states: PyTree, start: int, count: int) -> int:
+def _first_bad_step(run: Run, states: States, start: int, count: int) -> int:
     """The first step after which something is not finite, found by bisection: runs repeat exactly."""
     good, bad = 0, count
     while bad - good > 1:
@@ -172,25 +182,6 @@ def _first_bad_step(run: Run, states: PyTree, start: int, count: int) -> int:
 
 
 @eqx.filter_jit
-def _flat(states: PyTree, batched: bool) -> Array:
-    flat = jax.vmap(lambda params: flatten(params)[0])(states)
+def _flat(params: PyTree, batched: bool) -> Array:
+    flat = jax.vmap(lambda one: flatten(one)[0])(params)
     return flat if batched else flat[0]
-
-
-def _save_steps(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    if not _is_positive_integer(steps):
-        raise InputError(f"steps must be a positive integer, got {steps}.")
-    if save_steps is None:
-        if saves < 2:
-            raise InputError(f"saves must be at least 2, got {saves}.")
-        return np.unique(np.linspace(0, steps, saves).round().astype(int))
-    times = np.asarray(save_steps)
-    if times.ndim != 1 or times.size == 0 or not np.issubdtype(times.dtype, np.integer):
-        raise InputError("save_steps must be a non-empty one-dimensional sequence of integers.")
-    if times[0] < 0 or times[-1] > steps or (np.diff(times) <= 0).any():
-        raise InputError(f"save_steps must be increasing and within 0 and steps = {steps}, got {times}.")
-    return times if times[-1] == steps else np.append(times, steps)
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and bool(value >= 1)

@@ -38,6 +38,16 @@ class AbstractExpansion(eqx.Module):
     def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
         """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
 
+    def excess_covariance(
+        self, w: Vector, geometry: Any, fluctuations: Float[Array, "q q"]
+    ) -> Float[Array, "q q"]:
+        """What minibatches add to the noise beside the set, with iterates of covariance Q C Q^T around w.
+
+        E[(H_B - H) C (H_B - H)] of the batch's random Hessian, and the batch noise of residuals that are not
+        zero (theory.md, section 5). Does not scale with sigma.
+        """
+        return jnp.zeros_like(fluctuations)
+
     @abc.abstractmethod
     def moving_law(self, w: Vector) -> AbstractLaw | None:
         """The law of the noises that may have a tangential part; None where none has."""
@@ -153,6 +163,15 @@ class LeastSquaresExpansion(AbstractExpansion):
             covariance = covariance + coordinates @ coordinates.T
         return covariance
 
+    def excess_covariance(
+        self, w: Vector, geometry: GramGeometry, fluctuations: Float[Array, "q q"]
+    ) -> Float[Array, "q q"]:
+        if self.system.minibatch is None:
+            return jnp.zeros_like(fluctuations)
+        left, residuals = geometry.jacobian_coordinates, self.manifold.residuals(w).reshape(-1)
+        spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
+        return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
+
     def moving_law(self, w: Vector) -> Joint | None:
         pushing = self.system.pushing(self.manifold.unravel(w))
         return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
@@ -221,21 +240,27 @@ class LeastSquaresExpansion(AbstractExpansion):
         """S = E[c c^T] o B B^T."""
         own, shared = self._sensitivities(w)
         number, outputs = self.system.problem.number, self.system.problem.targets.size
-        minibatch = self.system.minibatch
-        same, different = (1.0, 1.0) if minibatch is None else minibatch.second_moments(number)
         covariance = jnp.zeros((outputs, outputs))
         for block in shared:
             flat = block.reshape(outputs, -1)
             covariance = covariance + flat @ flat.T
-        per_example = outputs // number
-        is_same = jnp.kron(jnp.eye(number), jnp.ones((per_example, per_example)))
-        covariance = covariance * jnp.where(is_same > 0, same, different)
+        moments = self._second_moments()
+        covariance = covariance * moments
         for block in own:
-            blocks = same * jnp.einsum("ika,ila->ikl", block, block)
+            blocks = moments[0, 0] * jnp.einsum("ika,ila->ikl", block, block)
             covariance = covariance + jnp.einsum("ij,ikl->ikjl", jnp.eye(number), blocks).reshape(
                 outputs, outputs
             )
         return covariance
+
+    def _second_moments(self) -> Float[Array, "residuals residuals"]:
+        """E[c c^T], the moments of the minibatch counts; ones without minibatches."""
+        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        minibatch = self.system.minibatch
+        same, different = (1.0, 1.0) if minibatch is None else minibatch.second_moments(number)
+        per_example = outputs // number
+        is_same = jnp.kron(jnp.eye(number), jnp.ones((per_example, per_example)))
+        return jnp.where(is_same > 0, same, different)
 
 
 def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:

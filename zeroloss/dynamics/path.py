@@ -33,6 +33,7 @@ class Path(eqx.Module):
     - `step_bias`: for stochastic limits, by name of what is measured, an estimate of how far its mean at
       each time is off because of the finite time step: twice the step on the same noise moved it by as much
       again. None for other paths.
+    - `uncertainty`: of predictions, what their error is estimated to be. None for other paths.
     """
 
     ts: Float[np.ndarray, " time"]
@@ -44,6 +45,7 @@ class Path(eqx.Module):
     observables: dict[str, np.ndarray]
     time_scale: str | None = eqx.field(static=True)
     step_bias: dict[str, np.ndarray] | None = None
+    uncertainty: "Uncertainty | None" = None
 
     @property
     def final(self) -> PyTree[Array]:
@@ -94,6 +96,26 @@ class Path(eqx.Module):
         return xr.Dataset(data, coordinates, {"time_scale": self.time_scale or "none"})
 
 
+class Uncertainty(eqx.Module):
+    """How far a prediction's mean parameters may be from training's, relative to the way from the start.
+
+    - `integration`: from a second integration with a coarser tolerance.
+    - `sampling`: standard error of averages over the noise; 0 where they are exact.
+    - `model`: error of the correction for the spread of the runs, and half of it for what it leaves out.
+    - `spread`: root mean square distance of a single run from the mean. It is no error.
+    """
+
+    integration: Float[np.ndarray, " time"]
+    sampling: Float[np.ndarray, " time"]
+    model: Float[np.ndarray, " time"]
+    spread: Float[np.ndarray, " time"]
+
+    @property
+    def total(self) -> Float[np.ndarray, " time"]:
+        """All three together, as if independent."""
+        return np.sqrt(self.integration**2 + self.sampling**2 + self.model**2)
+
+
 def flat_paths(params: PyTree, lead: int) -> np.ndarray:
     """Saved parameters as one array, `[..., parameters]` behind their first `lead` axes."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
@@ -136,9 +158,10 @@ class Recorder:
         measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
         return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
 
-    def save(self, w: Array) -> None:
-        """Measure and keep `w`."""
-        self._saved.append((np.asarray(w), self.measure(w)))
+    def save(self, w: Array, known: Mapping[str, Any] | None = None) -> None:
+        """Measure and keep `w`, with what is `known` of it in the place of what can be measured."""
+        better = {name: np.asarray(value) for name, value in (known or {}).items()}
+        self._saved.append((np.asarray(w), self.measure(w) | better))
 
     @property
     def last(self) -> dict[str, np.ndarray]:
@@ -186,3 +209,24 @@ def _measure(
         }
 
     return jax.lax.map(one, batch)
+
+
+def save_steps_of(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """The steps to save at: those given, or `saves` evenly spaced ones, and the last."""
+    if not is_positive_integer(steps):
+        raise InputError(f"steps must be a positive integer, got {steps}.")
+    if save_steps is None:
+        if saves < 2:
+            raise InputError(f"saves must be at least 2, got {saves}.")
+        return np.unique(np.linspace(0, steps, saves).round().astype(int))
+    times = np.asarray(save_steps)
+    if times.ndim != 1 or times.size == 0 or not np.issubdtype(times.dtype, np.integer):
+        raise InputError("save_steps must be a non-empty one-dimensional sequence of integers.")
+    if times[0] < 0 or times[-1] > steps or (np.diff(times) <= 0).any():
+        raise InputError(f"save_steps must be increasing and within 0 and steps = {steps}, got {times}.")
+    return times if times[-1] == steps else np.append(times, steps)
+
+
+def is_positive_integer(value: object) -> bool:
+    """Whether `value` is an integer of at least 1."""
+    return isinstance(value, int | np.integer) and bool(value >= 1)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import expected_half_width
+from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.regime import power_of_step_size
 from zeroloss.dynamics.rungs import Rung, Target, climb
 from zeroloss.errors import DivergenceError, InputError, UnsupportedError
@@ -152,7 +153,7 @@ class Plan:
         return factors, replicas
 
     def _time_steps(self, key: Key[Array, ""]) -> float:
-        run, states = ensemble(self.system, self.point, self.step_size, self.replicas, key)
+        run, states = ensemble(self.system, self.point, optimizer(self.step_size), self.replicas, key)
         count = int(min(self.steps, 500))
         began = perf_counter()
         train(run, states, np.array([count]), Nothing(), False)

@@ -14,6 +14,7 @@ from zeroloss.dynamics.drift import first_drift, second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.dynamics.fits import jackknife
 from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.path import flat_paths
 from zeroloss.dynamics.regime import FAST, Regime, TimeScale, steps_for
 from zeroloss.errors import InputError, IntegrationError
@@ -145,7 +146,7 @@ def climb(
         nonlocal trained
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
-        run, states = ensemble(system, params, step_size, replicas, key)
+        run, states = ensemble(system, params, optimizer(step_size), replicas, key)
         train(run, states, at, collector, progress)
         trained += int(at[-1])
         made = np.stack(collector.progress, axis=1)  # [replica, time]

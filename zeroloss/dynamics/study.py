@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import Approach, Exponent, approach, power_law
+from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.plan import FEWEST_RUNGS, LARGEST_STEP, PRIOR, Nothing, Plan
 from zeroloss.dynamics.regime import Regime, classify, power_of_step_size
 from zeroloss.dynamics.rungs import Rung, target_of
@@ -246,7 +247,7 @@ def _bound(
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
-    run, states = ensemble(system, point, step_size, _REPLICAS, key)
+    run, states = ensemble(system, point, optimizer(step_size), _REPLICAS, key)
     train(run, states, np.array([10]), Nothing(), False)  # compiles
     began = perf_counter()
     train(run, states, np.array([100]), Nothing(), False)

@@ -74,7 +74,7 @@ class GramManifold(AbstractManifold):
 
     def correction(self, w: Vector) -> Vector:
         geometry = self.at(w)  # -J^T K^+ r, with K^+ = A A^T
-        return -geometry.embed(geometry.scaled_rotation.T @ self._residuals(w).reshape(-1))
+        return -geometry.embed(geometry.scaled_rotation.T @ self.residuals(w).reshape(-1))
 
     def third(
         self,
@@ -95,7 +95,7 @@ class GramManifold(AbstractManifold):
         def along(function: Callable[[Vector], Array], w: Vector) -> Array:
             return jax.jvp(function, (w,), (vector,))[1]
 
-        second = along(lambda w: along(self._residuals, w), w).reshape(-1)  # v^T hess r_i v
+        second = along(lambda w: along(self.residuals, w), w).reshape(-1)  # v^T hess r_i v
         return -geometry.embed(geometry.scaled_rotation.T @ second)
 
     def trace(self, w: Vector) -> Scalar:
@@ -104,7 +104,7 @@ class GramManifold(AbstractManifold):
     def relative_residual(self, w: Vector) -> Scalar:
         targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
         scale = jnp.where(targets > 0, targets, jnp.linalg.norm(self.jacobian(w)) * length(w))
-        residual = jnp.linalg.norm(self._residuals(w).reshape(-1))
+        residual = jnp.linalg.norm(self.residuals(w).reshape(-1))
         return residual / jnp.where(scale > 0, scale, 1.0)
 
     def jacobian(self, w: Vector) -> Float[Array, "residuals parameters"]:
@@ -115,7 +115,8 @@ class GramManifold(AbstractManifold):
 
         return jax.vmap(one)(self.problem.inputs).reshape(-1, w.shape[0])
 
-    def _residuals(self, w: Vector) -> Array:
+    def residuals(self, w: Vector) -> Array:
+        """R(w), shaped like the targets."""
         return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
 
     def _outputs_of_one(self, w: Vector, inputs: Any) -> Array:

@@ -1,0 +1,269 @@
+"""What a real training run does, at its own step size and noise, without running it (docs/prediction.md)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss.dynamics.averages import ExactAverage, average
+from zeroloss.dynamics.expansion import expand
+from zeroloss.dynamics.follow import Follower, Look
+from zeroloss.dynamics.mean_path import MeanPath, State
+from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
+from zeroloss.dynamics.path import (
+    Observables,
+    Path,
+    Recorder,
+    Uncertainty,
+    is_positive_integer,
+    save_steps_of,
+)
+from zeroloss.dynamics.spread import fluctuations
+from zeroloss.errors import InputError, IntegrationError
+from zeroloss.manifold import largest_eigenvalue, manifold_of
+from zeroloss.progress import progress_bar
+from zeroloss.pytrees import Vector, flatten, refuse_tracing, require_float64
+from zeroloss.system import AbstractSystem, Scalar
+
+_LARGEST_RTOL = 1e-2
+_COARSER = 16.0  # tolerance of the ensemble; of second order, its error is as many times larger
+_PAIRS = 8  # of runs in the ensemble of a prediction of means
+_STOCHASTIC = 1e-8  # share of the noise's variance along the set
+_LOSS_DRAWS = 512
+_NEXT_ORDER = 0.5  # what the spread's effect on the mean leaves out, relative to itself
+
+
+def predict(
+    system: AbstractSystem,
+    params: PyTree,
+    step_size: StepSize,
+    steps: int,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    saves: int = 50,
+    save_steps: Sequence[int] | np.ndarray | None = None,
+    observables: Observables | None = None,
+    rtol: float = 1e-4,
+    key: Key[Array, ""] | None = None,
+    replicas: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Predict training at its own step size and noise, both time scales together.
+
+    The mean w and the covariance C of the iterates follow the recursion of training averaged over the noise,
+
+        w <- w - alpha (grad L_bar(w) + 1/2 T[C]),    C <- (I - alpha H) C (I - alpha H) + alpha^2 Sigma,
+
+    with L_bar(w) = E L_hat(w, eta) at the sigma of the system (theory.md, section 5; docs/prediction.md),
+    many training steps at a time, from any start: the fast phase, down to the zero-loss set, is part of
+    the prediction. Around that mean path a small ensemble is kicked along the set as training is, for what the
+    spread of the runs makes of their mean.
+
+    **Arguments:**
+
+    - `system`, `params`: a system and any start.
+    - `step_size`, `steps`, `momentum`, `nesterov`, `weight_decay`: those of the training, as in
+      `zeroloss.descend`; `step_size` may be a schedule.
+    - `saves`, `save_steps`, `observables`, `progress`: as in `zeroloss.descend`.
+    - `rtol`: how far a step's end may move when it is corrected, relative to the way made, or to |w| / 10.
+    - `key`: of the ensemble, and of averages over the noise where they have to be sampled, which is where the
+      loss is not quadratic in it. By default a fixed one.
+    - `replicas`: None for the mean of training; R for R draws of single runs, with a leading replica axis,
+      made in antithetic pairs. Needed where the noise has a part along the zero-loss set (Langevin).
+
+    **Returns:** a `Path` with `ts` counting training steps. Without replicas, `params` are the mean of
+    training, and what is measured is its mean over training runs; `loss` is above zero by the
+    fluctuations, and the noisy loss is among the observables, as "noisy_loss". `Path.uncertainty`
+    estimates the error and the spread.
+
+    **Raises:** `StabilityError` where a step size is beyond the stability limit, 2 (1 + momentum) / lambda_max,
+    at the start or along the way, or where minibatches make the fluctuations grow; `IntegrationError`, with
+    the path so far; `InputError`, also for a stochastic limit without `replicas`.
+
+    The cost does not depend on `steps`: one to three hundred steps of the integrator, each of 3 geometries
+    and 2 averages over the noise, and a quarter as many for every run of the ensemble (16, or `replicas`).
+    Sampled averages take 64 to 4096 draws each, so that sampling errs by about half a percent.
+    """
+    times = save_steps_of(steps, saves, save_steps)
+    if not 0 < rtol <= _LARGEST_RTOL:
+        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
+    if replicas is not None and not is_positive_integer(replicas):
+        raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    require_float64("predict")
+    refuse_tracing((system, params, step_size), "predict")
+    rule = optimizer(step_size, momentum, nesterov, weight_decay)
+    system.check(params)
+    rule.check_stability(largest_eigenvalue(system, params), steps)
+    mean_path, start = mean_path_of(system, params, rule)
+    if mean_path.stochastic and replicas is None:
+        raise InputError(
+            "this noise has a part along the zero-loss set, so that single runs do not stay near their mean: "
+            "pass replicas=, and take means and quantiles over them."
+        )
+    key = jax.random.key(0) if key is None else key
+    pairs = _PAIRS if replicas is None else (replicas + 1) // 2
+    journey = _Journey(mean_path, start, rtol, key, pairs)
+    recorder = Recorder(mean_path.expansion, observables, batched=replicas is not None)
+    members = Recorder(mean_path.expansion, observables, batched=True)
+    sights: list[_Sight] = []
+    try:
+        with progress_bar("prediction", float(times[-1]), progress) as show:
+            for time in times:
+                sights.append(journey.to(int(time)))
+                show(float(time))
+                if replicas is None:
+                    recorder.save(*_mean(mean_path, sights[-1], members, key))
+                else:
+                    recorder.save(_runs(sights[-1], key)[:replicas])
+    except IntegrationError as error:
+        error.path = recorder.path(times, times, None) if recorder.started else None
+        raise
+    path = recorder.path(times, times, None)
+    return eqx.tree_at(
+        lambda path: path.uncertainty, path, _uncertainty(start, sights), is_leaf=lambda x: x is None
+    )
+
+
+def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tuple[MeanPath, Vector]:
+    """The mean of training a system, and its start as a flat vector."""
+    w, unravel = flatten(params)
+    expansion = expand(system, manifold_of(system, unravel))
+    averaged = average(expansion, w, system.noise_law(params).sigma)
+    along = float(_share_along_the_set(MeanPath(expansion, averaged, rule, False), w))
+    return MeanPath(expansion, averaged, rule, along > _STOCHASTIC), w
+
+
+class _Sight(eqx.Module):
+    """What there is to see at a time saved.
+
+    - `look`: at the mean path, followed finely.
+    - `around`: at the ensemble and the mean path in its midst, followed coarsely.
+    - `gap`: between a fine and a coarse mean path.
+    """
+
+    look: Look
+    around: Look
+    gap: float
+
+    @property
+    def shift(self) -> Vector:
+        """From the coarse mean path to the fine one."""
+        return self.look.mean.w - self.around.mean.w
+
+
+class _Journey:
+    """A mean path, and an ensemble around it.
+
+    Where averages have to be sampled the ensemble takes them to second order in the noise, which is quiet:
+    only differences between its runs count. Where the limit is stochastic, the ensemble is all there is.
+    """
+
+    def __init__(self, mean_path: MeanPath, start: Vector, rtol: float, key: Key[Array, ""], pairs: int):
+        quiet = eqx.tree_at(
+            lambda path: path.average,
+            mean_path,
+            ExactAverage(mean_path.average.expansion, mean_path.average.sigma),
+        )
+        sampled, stochastic = not isinstance(mean_path.average, ExactAverage), mean_path.stochastic
+        own = Follower(mean_path, start, rtol, key, pairs if stochastic else 0)
+        self._fine = own
+        self._around = own if stochastic else Follower(quiet, start, _COARSER * rtol, key, pairs)
+        self._compared = Follower(quiet, start, rtol, key) if sampled and not stochastic else own
+
+    def to(self, step: int) -> _Sight:
+        look, around, compared = (each.to(step) for each in (self._fine, self._around, self._compared))
+        return _Sight(look, around, float(jnp.linalg.norm(compared.mean.w - around.mean.w)))
+
+
+@eqx.filter_jit
+def _share_along_the_set(mean_path: MeanPath, w: Vector) -> Scalar:
+    expansion = mean_path.expansion
+    total = expansion.total_variance(w)
+    along = expansion.tangential_variance(w, expansion.manifold.at(w))
+    return along / jnp.where(total > 0, total, 1.0)
+
+
+def _mean(
+    mean_path: MeanPath, sight: _Sight, members: Recorder, key: Key[Array, ""]
+) -> tuple[Vector, dict[str, Any]]:
+    """The mean of training and what is measured of it, corrected for the spread."""
+    w = sight.look.mean.w + _correction(sight)[0]
+    central = members.measure(jnp.stack([sight.look.mean.w, sight.around.mean.w]))
+    scattered = members.measure(_runs(sight, key) - sight.shift)
+    known = {name: central[name][0] + scattered[name].mean() - central[name][1] for name in central}
+    losses, inner, outer = _all_losses(mean_path, sight.look.mean, sight.around.states, key)
+    spread = {name: outer[name].mean() - inner[name] for name in losses}
+    return w, known | {name: losses[name] + spread[name] for name in losses}
+
+
+@eqx.filter_jit
+def _all_losses(
+    mean_path: MeanPath, mean: State, around: State, key: Key[Array, ""]
+) -> tuple[dict[str, Scalar], dict[str, Scalar], dict[str, Array]]:
+    def losses(state: State) -> dict[str, Scalar]:
+        averaged = mean_path.average.at(state.w, state.geometry, key, jnp.asarray(_LOSS_DRAWS))
+        return mean_path.losses(state, averaged.loss)
+
+    ensemble = jax.lax.map(losses, around)
+    return (
+        losses(mean),
+        {name: value[0] for name, value in ensemble.items()},
+        {name: value[1:] for name, value in ensemble.items()},
+    )
+
+
+def _runs(sight: _Sight, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+    """Draws of single runs: the ensemble, with fluctuations normal to the set."""
+    return _scattered(sight.around.runs, jax.random.fold_in(key, sight.look.step)) + sight.shift
+
+
+@eqx.filter_jit
+def _scattered(runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+    pairs = runs.w.shape[0] // 2
+    keys = jax.random.split(key, pairs)
+    signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
+
+    def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
+        return state.w + sign * state.geometry.embed(fluctuations(state, key, 1)[0])
+
+    return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), signs)
+
+
+def _correction(sight: _Sight) -> tuple[np.ndarray, float]:
+    """What the spread adds to the mean, and the squared standard error of that.
+
+    Shrunk by as much of its square as is due to its error (James and Stein 1961).
+    """
+    runs = np.asarray(sight.around.runs.w)
+    pairs = len(runs) // 2
+    middles = (runs[:pairs] + runs[pairs:]) / 2
+    shift = middles.mean(axis=0) - np.asarray(sight.around.mean.w)
+    variance = float(middles.var(axis=0, ddof=1).sum()) / pairs if pairs > 1 else 0.0
+    squared = float(shift @ shift)
+    return shift * (max(0.0, 1 - variance / squared) if squared > 0 else 0.0), variance
+
+
+def _uncertainty(start: Vector, sights: list[_Sight]) -> Uncertainty:
+    each = [np.array(row) for row in zip(*(_one_uncertainty(start, sight) for sight in sights), strict=True)]
+    return Uncertainty(*each)
+
+
+def _one_uncertainty(start: Vector, sight: _Sight) -> tuple[float, float, float, float]:
+    way = float(np.linalg.norm(sight.look.mean.w - start))
+    unit = way if way > 0 else 1.0
+    runs = np.asarray(sight.around.runs.w)
+    correction, variance = _correction(sight)
+    normal = float(jnp.mean(jnp.trace(sight.around.runs.covariance, axis1=1, axis2=2)))
+    along = np.mean(np.sum((runs - runs.mean(axis=0)) ** 2, axis=1))
+    return (
+        sight.gap / (_COARSER - 1) / unit,
+        sight.look.variance**0.5 / unit,
+        float(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction)) / unit,
+        float(np.sqrt(normal + along)) / unit,
+    )
