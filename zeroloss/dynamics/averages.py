@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.manifold import AbstractGeometry
@@ -65,7 +65,7 @@ class SampledAverage(AbstractAverage):
         law = system.noise_law(params)
         zero = law.zeros(w.dtype)
 
-        def loss_and_gradient(eta: Array) -> tuple[Scalar, Vector]:
+        def loss_and_gradient(eta: PyTree) -> tuple[Scalar, Vector]:
             loss, gradient = jax.value_and_grad(system.noisy_loss)(params, eta)
             return loss, flatten(gradient)[0]
 
@@ -109,7 +109,7 @@ def _third_difference(expansion: AbstractExpansion, w: Vector) -> Scalar:
     a, b, c = (law.unit(law.sample(key, w.dtype)) for key in keys[:3])
 
     def at(w: Vector) -> Scalar:
-        def loss(*noises: Array) -> Scalar:
+        def loss(*noises: PyTree) -> Scalar:
             zero = law.zeros(w.dtype)
             eta = jax.tree.map(lambda zero, *leaves: sum(leaves, zero), zero, *noises)
             return system.noisy_loss(manifold.unravel(w), eta)

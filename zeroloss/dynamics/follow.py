@@ -22,6 +22,7 @@ _SAMPLING = 4e-3  # error of sampled averages that is aimed at, relative to the 
 _STEPS_EXPECTED = 100
 _FEWEST_DRAWS, _MOST_DRAWS = 64, 4096
 _UNSETTLED = 0.1
+_LOSS = 100.0  # times as large an error is allowed in the expected loss
 _NEAR = 0.1  # |w|: on a shorter way errors need not be smaller still
 
 
@@ -88,7 +89,7 @@ class Follower:
         key = jax.random.fold_in(self._key, self.now.step)
         states, outcomes = _step(self.mean_path, self.now.states, size, steps, key, self._draws)
         error = float(jnp.max(outcomes.error if self.mean_path.stochastic else outcomes.error[:1]))
-        error /= max(self._way(states.w[0]), _NEAR)
+        error = max(error / max(self._way(states.w[0]), _NEAR), float(outcomes.loss_error[0]) / _LOSS)
         outcome = jax.tree.map(lambda leaf: leaf[0], outcomes)
         finite = bool(jnp.all(jnp.isfinite(states.w))) and np.isfinite(error)
         if finite:

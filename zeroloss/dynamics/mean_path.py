@@ -14,6 +14,7 @@ from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar
 
 _FEWER = 8  # times fewer draws for a change of the force than for the force
+_TINY = 1e-300
 _SETTLING = 8  # iterations for the random Hessian of minibatches
 
 
@@ -33,6 +34,7 @@ class Outcome(eqx.Module):
     """What a step tells about itself.
 
     - `error`: predicted against corrected end point, relative to |w|.
+    - `loss_error`: what the change of the noise within the step adds to the expected loss, relative to it.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
@@ -41,6 +43,7 @@ class Outcome(eqx.Module):
     """
 
     error: Scalar
+    loss_error: Scalar
     variance: Scalar
     first: Vector
     second: Vector
@@ -82,11 +85,18 @@ class MeanPath(eqx.Module):
         draws: Array,
         kick: Vector | float = 0.0,
     ) -> tuple[State, Outcome]:
-        """`steps` training steps at `step_size`, with a `kick` at the end."""
-        decayed, geometry, manifold = self.optimizer.weight_decay, state.geometry, self.expansion.manifold
+        """`steps` training steps at `step_size`, with a `kick`.
+
+        Small kicks come at the end. Those of a stochastic limit come first, so that the steps bring back
+        to the set what has left it along a tangent.
+        """
+        decayed, manifold = self.optimizer.weight_decay, self.expansion.manifold
+        if self.stochastic:
+            state, kick = self._kicked(state, kick), 0.0
+        geometry = state.geometry
         curvatures = jnp.append(geometry.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
-        within, _, noise, unsettled = self._fluctuate(
+        within, _, noise, _, unsettled = self._fluctuate(
             state.w, geometry, state.covariance, step_size, steps, None
         )
         averaged = self.average.at(state.w, geometry, key, draws)
@@ -98,7 +108,7 @@ class MeanPath(eqx.Module):
         ahead = manifold.at(predicted)
         rotation = _rotation(geometry, ahead)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, noise)
-        within, after, _, _ = self._fluctuate(predicted, ahead, covariance, step_size, steps, noise)
+        within, after, _, added, _ = self._fluctuate(predicted, ahead, covariance, step_size, steps, noise)
         # The same draws on both sides: their difference is smooth, and a few of them show it.
         few = (draws + _FEWER - 1) // _FEWER
         here = self.average.at(state.w, geometry, key, few)
@@ -117,16 +127,25 @@ class MeanPath(eqx.Module):
         )
         half = position.force[-1] / 2
         tangential = jnp.sum(geometry.tangent(averaged.gradient + turned) ** 2)
+        excess = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
+        loss = manifold.loss(w) + jnp.abs(excess)
         outcome = Outcome(
             error=jnp.linalg.norm(correction) / length(w),
+            loss_error=0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY),
             variance=position.force[-1] ** 2 * averaged.variance,
             first=half * geometry.tangent(2 * averaged.gradient + then.gradient - here.gradient),
             second=half * geometry.tangent(turned + turned_then),
             sharpness=step_size * jnp.max(curvatures) / self.optimizer.stability_limit,
             unsettled=unsettled,
-            noise_to_signal=averaged.variance * draws / jnp.maximum(tangential, 1e-300),
+            noise_to_signal=averaged.variance * draws / jnp.maximum(tangential, _TINY),
         )
         return State(w, speed, after, final), outcome
+
+    def _kicked(self, state: State, kick: Vector | float) -> State:
+        w = state.w + kick
+        geometry = self.expansion.manifold.at(w)
+        covariance = _rotate(_rotation(state.geometry, geometry), state.covariance)
+        return State(w, state.velocity, covariance, geometry)
 
     def _turned(
         self, w: Vector, geometry: AbstractGeometry, covariance: Float[Array, "q q"], step_size: Scalar
@@ -158,10 +177,10 @@ class MeanPath(eqx.Module):
         step_size: Scalar,
         steps: Int[Array, ""],
         noise_before: Float[Array, "q q"] | None,
-    ) -> tuple[Array, Array, Array, Scalar]:
+    ) -> tuple[Array, Array, Array, Array, Scalar]:
         """The covariance on average over the steps, and after them; the covariance of the gradient noise.
 
-        With `noise_before` the noise grows from that to what it is at w.
+        With `noise_before` the noise grows from that to what it is at w; last but one, what that adds.
         """
         expansion, sigma = self.expansion, self.average.sigma
         own = sigma**2 * expansion.normal_covariance(w, geometry)
@@ -172,15 +191,16 @@ class MeanPath(eqx.Module):
             within, _, _ = guess
             noise = own + expansion.excess_covariance(w, geometry, within)
             new = sums.constant / steps * covariance + sums.ramp * law.gain * noise
-            change = jnp.linalg.norm(new - within) / jnp.maximum(jnp.linalg.norm(new), 1e-300)
+            change = jnp.linalg.norm(new - within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
             return new, noise, change
 
         # Without minibatches the first iteration is exact.
         count = _SETTLING if self._has_minibatch else 1
         within, noise, unsettled = jax.lax.fori_loop(0, count, improve, (covariance, own, jnp.zeros(())))
         before = noise if noise_before is None else noise_before
-        after = sums.power * covariance + law.gain * (sums.constant * before + sums.ramp * (noise - before))
-        return within, after, noise, unsettled if count > 1 else jnp.zeros(())
+        grown = law.gain * sums.ramp * (noise - before)
+        after = sums.power * covariance + law.gain * sums.constant * before + grown
+        return within, after, noise, grown, unsettled if count > 1 else jnp.zeros(())
 
     @property
     def _has_minibatch(self) -> bool:

@@ -101,7 +101,8 @@ class Uncertainty(eqx.Module):
 
     - `integration`: from a second integration with a coarser tolerance.
     - `sampling`: standard error of averages over the noise; 0 where they are exact.
-    - `model`: error of the correction for the spread of the runs, and half of it for what it leaves out.
+    - `model`: what is left out: of the correction for the spread of the runs its error and half of itself,
+      and of the recursion for mean and covariance the terms of next order, as sampled along the path.
     - `spread`: root mean square distance of a single run from the mean. It is no error.
     """
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.dynamics.averages import ExactAverage, average
+from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.follow import Follower, Look
 from zeroloss.dynamics.mean_path import MeanPath, State
@@ -24,7 +25,7 @@ from zeroloss.dynamics.path import (
 )
 from zeroloss.dynamics.spread import fluctuations
 from zeroloss.errors import InputError, IntegrationError
-from zeroloss.manifold import largest_eigenvalue, manifold_of
+from zeroloss.manifold import GramManifold, largest_eigenvalue, locate, manifold_of, project
 from zeroloss.progress import progress_bar
 from zeroloss.pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, Scalar
@@ -34,6 +35,7 @@ _COARSER = 16.0  # tolerance of the ensemble; of second order, its error is as m
 _PAIRS = 8  # of runs in the ensemble of a prediction of means
 _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOSS_DRAWS = 512
+_LOOKS = 8  # at what is left out
 _NEXT_ORDER = 0.5  # what the spread's effect on the mean leaves out, relative to itself
 
 
@@ -62,8 +64,8 @@ def predict(
 
     with L_bar(w) = E L_hat(w, eta) at the sigma of the system (theory.md, section 5; docs/prediction.md),
     many training steps at a time, from any start: the fast phase, down to the zero-loss set, is part of
-    the prediction. Around that mean path a small ensemble is kicked along the set as training is, for what the
-    spread of the runs makes of their mean.
+    the prediction. Around that mean path a small ensemble is kicked along the set as training is, for
+    what the spread of the runs makes of their mean.
 
     **Arguments:**
 
@@ -82,9 +84,9 @@ def predict(
     fluctuations, and the noisy loss is among the observables, as "noisy_loss". `Path.uncertainty`
     estimates the error and the spread.
 
-    **Raises:** `StabilityError` where a step size is beyond the stability limit, 2 (1 + momentum) / lambda_max,
-    at the start or along the way, or where minibatches make the fluctuations grow; `IntegrationError`, with
-    the path so far; `InputError`, also for a stochastic limit without `replicas`.
+    **Raises:** `StabilityError` where a step size is beyond the stability limit (2 / lambda_max without
+    momentum), at the start or along the way, or where minibatches make the fluctuations grow;
+    `IntegrationError`, with the path so far; `InputError`, also for a stochastic limit without `replicas`.
 
     The cost does not depend on `steps`: one to three hundred steps of the integrator, each of 3 geometries
     and 2 averages over the noise, and a quarter as many for every run of the ensemble (16, or `replicas`).
@@ -120,20 +122,25 @@ def predict(
                 if replicas is None:
                     recorder.save(*_mean(mean_path, sights[-1], members, key))
                 else:
-                    recorder.save(_runs(sights[-1], key)[:replicas])
+                    recorder.save(_runs(mean_path, sights[-1], key)[:replicas])
     except IntegrationError as error:
         error.path = recorder.path(times, times, None) if recorder.started else None
         raise
     path = recorder.path(times, times, None)
-    return eqx.tree_at(
-        lambda path: path.uncertainty, path, _uncertainty(start, sights), is_leaf=lambda x: x is None
-    )
+    uncertainty = _uncertainty(mean_path, start, sights, key)
+    return eqx.tree_at(lambda path: path.uncertainty, path, uncertainty, is_leaf=lambda x: x is None)
 
 
 def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tuple[MeanPath, Vector]:
-    """The mean of training a system, and its start as a flat vector."""
+    """The mean of training a system, and its start as a flat vector.
+
+    Beside the set a Hessian has full rank: how many of its eigenvalues are normal to the set is found on it.
+    """
     w, unravel = flatten(params)
-    expansion = expand(system, manifold_of(system, unravel))
+    manifold = manifold_of(system, unravel)
+    if not isinstance(manifold, GramManifold):
+        manifold = locate(system, project(system, params)).manifold
+    expansion = expand(system, manifold)
     averaged = average(expansion, w, system.noise_law(params).sigma)
     along = float(_share_along_the_set(MeanPath(expansion, averaged, rule, False), w))
     return MeanPath(expansion, averaged, rule, along > _STOCHASTIC), w
@@ -195,7 +202,7 @@ def _mean(
     """The mean of training and what is measured of it, corrected for the spread."""
     w = sight.look.mean.w + _correction(sight)[0]
     central = members.measure(jnp.stack([sight.look.mean.w, sight.around.mean.w]))
-    scattered = members.measure(_runs(sight, key) - sight.shift)
+    scattered = members.measure(_runs(mean_path, sight, key) - sight.shift)
     known = {name: central[name][0] + scattered[name].mean() - central[name][1] for name in central}
     losses, inner, outer = _all_losses(mean_path, sight.look.mean, sight.around.states, key)
     spread = {name: outer[name].mean() - inner[name] for name in losses}
@@ -218,19 +225,24 @@ def _all_losses(
     )
 
 
-def _runs(sight: _Sight, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+def _runs(mean_path: MeanPath, sight: _Sight, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
     """Draws of single runs: the ensemble, with fluctuations normal to the set."""
-    return _scattered(sight.around.runs, jax.random.fold_in(key, sight.look.step)) + sight.shift
+    return _scattered(mean_path, sight.around.runs, jax.random.fold_in(key, sight.look.step)) + sight.shift
 
 
 @eqx.filter_jit
-def _scattered(runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+    system, unravel = mean_path.expansion.system, mean_path.expansion.manifold.unravel
     pairs = runs.w.shape[0] // 2
     keys = jax.random.split(key, pairs)
     signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
 
     def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
-        return state.w + sign * state.geometry.embed(fluctuations(state, key, 1)[0])
+        moved = state.geometry.embed(fluctuations(state, key, 1)[0])
+        perturbation = system.perturbation(unravel(state.w), key)  # part of what training reports
+        if perturbation is not None:
+            moved = moved + flatten(perturbation)[0]
+        return state.w + sign * moved
 
     return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), signs)
 
@@ -249,12 +261,28 @@ def _correction(sight: _Sight) -> tuple[np.ndarray, float]:
     return shift * (max(0.0, 1 - variance / squared) if squared > 0 else 0.0), variance
 
 
-def _uncertainty(start: Vector, sights: list[_Sight]) -> Uncertainty:
-    each = [np.array(row) for row in zip(*(_one_uncertainty(start, sight) for sight in sights), strict=True)]
-    return Uncertainty(*each)
+def _uncertainty(
+    mean_path: MeanPath, start: Vector, sights: list[_Sight], key: Key[Array, ""]
+) -> Uncertainty:
+    count = len(sights)
+    looked_at = np.unique(np.linspace(0, count - 1, _LOOKS).round().astype(int))
+    gaps = [
+        neglected(
+            mean_path,
+            sights[i].look.mean,
+            jnp.asarray(sights[i].look.step_size),
+            jax.random.fold_in(key, i),
+        )
+        for i in looked_at
+    ]
+    steps = np.array([sight.look.step for sight in sights])
+    rate = np.interp(steps, steps[looked_at], np.array(gaps, float))
+    left_out = rate[0] * steps[0] + np.append(0.0, np.cumsum(np.diff(steps) * (rate[1:] + rate[:-1]) / 2))
+    rows = [_one_uncertainty(start, sight, gap) for sight, gap in zip(sights, left_out, strict=True)]
+    return Uncertainty(*np.transpose(rows))
 
 
-def _one_uncertainty(start: Vector, sight: _Sight) -> tuple[float, float, float, float]:
+def _one_uncertainty(start: Vector, sight: _Sight, left_out: float) -> tuple[float, float, float, float]:
     way = float(np.linalg.norm(sight.look.mean.w - start))
     unit = way if way > 0 else 1.0
     runs = np.asarray(sight.around.runs.w)
@@ -264,6 +292,6 @@ def _one_uncertainty(start: Vector, sight: _Sight) -> tuple[float, float, float,
     return (
         sight.gap / (_COARSER - 1) / unit,
         sight.look.variance**0.5 / unit,
-        float(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction)) / unit,
+        float(np.hypot(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction), left_out)) / unit,
         float(np.sqrt(normal + along)) / unit,
     )

@@ -82,9 +82,9 @@ class Decay(NamedTuple):
 def decay(optimizer: Optimizer, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
     """How the covariance of the iterates decays, and what gradient noise of covariance S adds to it.
 
-    Without momentum rate = l_i + l_j - l_i l_j with l = step_size * curvature, and gain = step_size^2: the Stein
-    equation of theory.md, section 5. With momentum gain / rate is the exact stationary covariance of the
-    iteration, and the rate that of its slower root (docs/prediction.md).
+    Without momentum rate = l_i + l_j - l_i l_j with l = step_size * curvature, and gain = step_size^2: the
+    Stein equation of theory.md, section 5. With momentum gain / rate is the exact stationary covariance of
+    the iteration, and the rate that of its slower root (docs/prediction.md).
     """
     l = step_size * curvatures  # noqa: E741
     if not optimizer.has_momentum:

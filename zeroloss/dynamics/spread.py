@@ -18,8 +18,8 @@ def pushes_of(
     """Displacements of the runs of an ensemble along the set, like those of `steps` training steps.
 
     `states` holds the mean path first. The sum of many independent kicks is Gaussian: some are drawn, and
-    added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is stochastic, the runs
-    stay so near the mean path that its kicks do for all.
+    added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is stochastic,
+    the runs stay so near the mean path that its kicks do for all.
     """
     pairs = (states.w.shape[0] - 1) // 2
     to_kicks, to_weights = jax.random.split(key)
@@ -46,8 +46,8 @@ def kicks(
     Along the set most noises act to second order, through eta and the fluctuation x = Q z of the iterate:
     P_T (grad L_hat(w + x, eta) - grad L(w + x)) is fresh at every step, and 1/2 P_T T[x x^T] is correlated in
     time. By the Poisson equation of z <- (1 - alpha Lambda) z - alpha xi the latter adds up to fresh
-    increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With momentum that
-    is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
+    increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With
+    momentum that is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
     """
     expansion, geometry = mean_path.expansion, state.geometry
     system, manifold = expansion.system, expansion.manifold
