@@ -44,6 +44,14 @@ def test_same_seed_same_results(tmp_path):
     xr.testing.assert_identical(one["label:0.5/training_0"].dataset, two["label:0.5/training_0"].dataset)
 
 
+def test_predict_and_how_long():
+    arguments = ["hyperbola", "--noise", "weight:0.05", "--step-size", "0.1"]
+    printed = run("predict", *arguments, "--steps", "500", "--momentum", "0.5")
+    assert "noisy_loss" in printed and "of the way" in printed
+    printed = run("how-long", *arguments, "--fraction", "0.5")
+    assert "steps until regularizer has gone from" in " ".join(printed.split())
+
+
 def test_classify_prints_every_noise():
     printed = run("classify", "hyperbola")
     lines = {line.split()[0]: line for line in printed.splitlines() if line.strip()}

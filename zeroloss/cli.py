@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zeroloss import problems, report, runs
-from zeroloss.dynamics import Comparison, Study, classify, compare, study
+from zeroloss.dynamics import Comparison, Study, classify, compare, how_long, predict, study
 from zeroloss.errors import InputError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
@@ -46,6 +46,12 @@ _Rate = Annotated[float, typer.Option(help="Rate of dropout and DropConnect wher
 _Sigma = Annotated[float | None, typer.Option(help="Sigma of all other noises, likewise.")]
 _Batch = Annotated[int, typer.Option(help="Size of minibatches, likewise.")]
 _Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise.")]
+
+
+_StepSize = Annotated[float, typer.Option(help="Step size times the largest Hessian eigenvalue.")]
+_Momentum = Annotated[float, typer.Option(help="Momentum of heavy ball.")]
+_Nesterov = Annotated[bool, typer.Option(help="Nesterov's momentum.")]
+_WeightDecay = Annotated[float, typer.Option(help="Weight decay, added to the gradient.")]
 
 
 @app.callback()
@@ -218,6 +224,92 @@ def study_command(
         if out is not None:
             page = report.write(out)
             _messages.print(f"Wrote {page}")
+
+
+@app.command("predict")
+def predict_command(
+    problem: _ProblemName,
+    noise: _Noise = None,
+    width: _Width = None,
+    examples: _Examples = None,
+    option: _Option = None,
+    step_size: _StepSize = 0.5,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 50_000,
+    momentum: _Momentum = 0.0,
+    nesterov: _Nesterov = False,
+    weight_decay: _WeightDecay = 0.0,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    seed: _Seed = 0,
+) -> None:
+    """Predict training on PROBLEM at its own step size and noise, without running it."""
+    with _errors():
+        options = _options(problem, width, examples, option, seed)
+        chosen = problems.load(problem, **options)
+        strengths = _strengths(rate, sigma, batch)
+        names = noise or list(chosen.noises)
+        systems = {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
+        point = project(next(iter(systems.values())), chosen.start)
+        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        table = Table(title=chosen.description, title_justify="left", box=SIMPLE)
+        for column in ("noise", "", "start", f"after {steps:,} steps"):
+            table.add_column(column, no_wrap=True)
+        endings = []
+        for name, system in systems.items():
+            path = predict(
+                system, point, step_size / largest, steps, saves=2, observables=chosen.observables,
+                momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, progress=True,
+            )  # fmt: skip
+            for index, (label, values) in enumerate(path.measured().items()):
+                table.add_row("" if index else name, label, f"{values[0]:.4g}", f"{values[-1]:.4g}")
+            assert path.uncertainty is not None
+            endings.append(
+                f"{name}: mean parameters to {100 * path.uncertainty.total[-1]:.2g} % of the way from the "
+                f"start; single runs lie {100 * path.uncertainty.spread[-1]:.2g} % of it from their mean."
+            )
+        _out.print(table)
+        for ending in endings:
+            _out.print(ending, highlight=False)
+
+
+@app.command("how-long")
+def how_long_command(
+    problem: _ProblemName,
+    noise: _Noise = None,
+    width: _Width = None,
+    examples: _Examples = None,
+    option: _Option = None,
+    step_size: _StepSize = 0.5,
+    of: Annotated[
+        str | None, typer.Option(help="regularizer, hessian_trace, loss or an observable of the problem.")
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Of the change that is to come.")] = 0.5,
+    value: Annotated[float | None, typer.Option(help="A value to reach, instead of --fraction.")] = None,
+    momentum: _Momentum = 0.0,
+    nesterov: _Nesterov = False,
+    weight_decay: _WeightDecay = 0.0,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    seed: _Seed = 0,
+) -> None:
+    """How many training steps on PROBLEM until each noise has done half of what it will do."""
+    with _errors():
+        options = _options(problem, width, examples, option, seed)
+        chosen = problems.load(problem, **options)
+        strengths = _strengths(rate, sigma, batch)
+        names = noise or [name for name in chosen.noises if name not in ("minibatch", "langevin")]
+        systems = {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
+        point = project(next(iter(systems.values())), chosen.start)
+        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        quantity = chosen.observables.get(of, of) if of is not None else None
+        for name, system in systems.items():
+            found = how_long(
+                system, point, step_size / largest, of=quantity, fraction=fraction, value=value,
+                momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
+            )  # fmt: skip
+            _out.print(f"{name}: {found}", highlight=False)
 
 
 def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:

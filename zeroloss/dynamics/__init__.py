@@ -3,6 +3,7 @@
 from zeroloss.dynamics.compare import Comparison, Training, compare
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.drift import Drift, drift, regularizer
+from zeroloss.dynamics.how_long import HowLong, how_long
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.path import Path, Uncertainty
 from zeroloss.dynamics.predict import predict
@@ -12,6 +13,7 @@ from zeroloss.dynamics.study import Study, study
 __all__ = [
     "Comparison",
     "Drift",
+    "HowLong",
     "Path",
     "Regime",
     "Study",
@@ -21,6 +23,7 @@ __all__ = [
     "compare",
     "descend",
     "drift",
+    "how_long",
     "limit",
     "predict",
     "regularizer",

@@ -23,8 +23,8 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
     From draws z of the fluctuations and of the noise, for two things that the recursion takes to leading
     order. The force, whose average over z is grad L_bar + 1/2 T[C] and terms of fourth order; and the
     covariance of the gradient noise, which has the random Hessian (H_eta - H) z in it, taken with z and -z
-    against the same noise at z = 0. Costs 64 times two averages and three gradients; the first part is left out where
-    averages have to be sampled.
+    against the same noise at z = 0. Costs 64 times two averages and three gradients; the first part is left
+    out where averages have to be sampled.
     """
     expansion, geometry = mean_path.expansion, state.geometry
     system, manifold = expansion.system, expansion.manifold

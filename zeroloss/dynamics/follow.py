@@ -64,7 +64,7 @@ class Follower:
         self.mean_path, self.rtol, self.pairs = mean_path, rtol, pairs
         self._key, self._start = key, start
         self._steps, self._draws = 1, _FEWEST_DRAWS
-        self._attempts = 0
+        self._attempts = self._taken = 0
         states = _start(mean_path, start, 1 + 2 * pairs)
         self.now = Look(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
 
@@ -86,7 +86,7 @@ class Follower:
                 None,
             )
         steps, size = self._within_schedule(min(self._steps, target - self.now.step))
-        key = jax.random.fold_in(self._key, self.now.step)
+        key = jax.random.fold_in(self._key, self._taken)
         states, outcomes = _step(self.mean_path, self.now.states, size, steps, key, self._draws)
         error = float(jnp.max(outcomes.error if self.mean_path.stochastic else outcomes.error[:1]))
         error = max(error / max(self._way(states.w[0]), _NEAR), float(outcomes.loss_error[0]) / _LOSS)
@@ -103,6 +103,7 @@ class Follower:
         accepted = finite and (error <= self.rtol or steps == 1)
         factor = _SAFETY * np.sqrt(self.rtol / max(error, 1e-30)) if finite else _LARGEST_SHRINK
         if accepted:
+            self._taken += 1
             self.now = Look(
                 self.now.step + steps,
                 size,

@@ -227,7 +227,10 @@ def _all_losses(
 
 def _runs(mean_path: MeanPath, sight: _Sight, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
     """Draws of single runs: the ensemble, with fluctuations normal to the set."""
-    return _scattered(mean_path, sight.around.runs, jax.random.fold_in(key, sight.look.step)) + sight.shift
+    return (
+        _scattered(mean_path, sight.around.runs, jax.random.fold_in(key, sight.look.step % 2**32))
+        + sight.shift
+    )
 
 
 @eqx.filter_jit
