@@ -248,7 +248,7 @@ def predict_command(
         options = _options(problem, width, examples, option, seed)
         chosen = problems.load(problem, **options)
         strengths = _strengths(rate, sigma, batch)
-        names = noise or list(chosen.noises)
+        names = noise or [name for name in chosen.noises if name != "langevin"]  # which has no mean path
         systems = {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
         point = project(next(iter(systems.values())), chosen.start)
         largest = largest_eigenvalue(next(iter(systems.values())), point)

@@ -140,12 +140,24 @@ def test_the_spread_of_runs():
     assert np.sqrt(drawn.params[:, -1].var(axis=0).sum()) == pytest.approx(spread, rel=0.15)
 
 
+def along_one(w, eta):
+    """Noise along one coordinate, tangential and normal at once (theory.md, section 6)."""
+    return (w[0] * w[1] - 1) ** 2 / 2 + eta[0] * w[0]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("problem", [HYPERBOLA, HYPERBOLA_LOSS], ids=["gram", "dense"])
-def test_noise_along_the_set_gives_an_ensemble(problem):
-    system = problem.with_noise(zl.Langevin(0.2))
+@pytest.mark.parametrize(
+    "system,momentum",
+    [
+        (HYPERBOLA.with_noise(zl.Langevin(0.2)), 0.0),
+        (HYPERBOLA_LOSS.with_noise(zl.Langevin(0.2)), 0.0),
+        (zl.System(along_one, zl.Gaussian((1,), 0.1)), 0.5),
+    ],
+    ids=["gram", "dense", "mixed"],
+)
+def test_noise_along_the_set_gives_an_ensemble(system, momentum):
     measure = {"q": lambda w: jnp.log(w[0] / w[1])}
-    arguments = dict(saves=2, observables=measure, key=KEY)
+    arguments = dict(saves=2, observables=measure, key=KEY, momentum=momentum)
     trained = zl.descend(system, HYPERBOLA_POINT, 0.1, 500, replicas=2000, **arguments)
     predicted = zl.predict(system, HYPERBOLA_POINT, 0.1, 500, replicas=1000, **arguments)
     (mean, error), (expected, own) = trained.mean("q"), predicted.mean("q")

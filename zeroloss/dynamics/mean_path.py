@@ -150,14 +150,18 @@ class MeanPath(eqx.Module):
     def _turned(
         self, w: Vector, geometry: AbstractGeometry, covariance: Float[Array, "q q"], step_size: Scalar
     ) -> Vector:
-        """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b."""
+        """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
+
+        With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
+        """
         manifold = self.expansion.manifold
         force = 0.5 * manifold.third_of_normal(w, geometry, covariance)
         if not self.stochastic:
             return force
         left = geometry.embed(jnp.diag(geometry.inverses))
         common = self.expansion.tangential_covariance(w, geometry)
-        return force + step_size * self.average.sigma**2 * manifold.third(w, left, common)
+        effective = step_size / (1 - self.optimizer.momentum)
+        return force + effective * self.average.sigma**2 * manifold.third(w, left, common)
 
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""

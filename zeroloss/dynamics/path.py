@@ -1,5 +1,6 @@
 """What the drivers return: parameters and observables along a path."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,17 @@ from zeroloss.pytrees import Vector
 Observables = Mapping[str, Callable[[PyTree], Array]]
 
 
-_TAKEN = ("loss", "regularizer", "hessian_trace", "time", "steps", "slow_time", "distance", "distance_error")
+_TAKEN = (
+    "loss",
+    "noisy_loss",
+    "regularizer",
+    "hessian_trace",
+    "time",
+    "steps",
+    "slow_time",
+    "distance",
+    "distance_error",
+)
 
 
 class Path(eqx.Module):
@@ -84,6 +95,9 @@ class Path(eqx.Module):
         """The path as an `xarray.Dataset`: dims `time` and `replica`, parameters as `params<where>`."""
         lead = ("time",) if self.loss.ndim == 1 else ("replica", "time")
         data: dict[str, Any] = {name: (lead, np.asarray(v)) for name, v in self.measured().items()}
+        if self.uncertainty is not None:
+            for name, values in dataclasses.asdict(self.uncertainty).items():
+                data[f"uncertainty_{name}"] = ("time", values)
         if params:
             for where, leaf in jax.tree_util.tree_leaves_with_path(self.params):
                 name = "params" + jax.tree_util.keystr(where).replace("/", ".")  # no "/" in Zarr names
