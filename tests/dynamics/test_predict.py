@@ -135,6 +135,10 @@ def test_the_spread_of_runs():
     predicted = zl.predict(system, HYPERBOLA_POINT, 0.08, 400, saves=2)
     way = np.linalg.norm(runs.mean(axis=0) - HYPERBOLA_POINT)
     assert predicted.uncertainty.spread[-1] * way == pytest.approx(spread, rel=0.3)  # of 16 runs
+    stored = predicted.to_xarray()
+    assert {"noisy_loss", "uncertainty_model", "uncertainty_spread"} <= set(stored) and stored.sizes[
+        "time"
+    ] == 2
     drawn = zl.predict(system, HYPERBOLA_POINT, 0.08, 400, saves=2, replicas=300, key=KEY)
     assert drawn.params.shape == (300, 2, 2) and drawn.loss.shape == (300, 2)
     assert np.sqrt(drawn.params[:, -1].var(axis=0).sum()) == pytest.approx(spread, rel=0.15)
