@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import jax
 import typer
+from jaxtyping import PyTree
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,7 @@ from zeroloss.errors import InputError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise
 from zeroloss.report.notation import greek
+from zeroloss.system import LeastSquaresSystem, LossSystem
 
 app = typer.Typer(
     help="What the noise in a training recipe does once the loss is zero.",
@@ -249,9 +251,7 @@ def predict_command(
         chosen = problems.load(problem, **options)
         strengths = _strengths(rate, sigma, batch)
         names = noise or [name for name in chosen.noises if name != "langevin"]  # which has no mean path
-        systems = {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
-        point = project(next(iter(systems.values())), chosen.start)
-        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        systems, point, largest = _systems(chosen, names, strengths)
         table = Table(title=chosen.description, title_justify="left", box=SIMPLE)
         for column in ("noise", "", "start", f"after {steps:,} steps"):
             table.add_column(column, no_wrap=True)
@@ -300,9 +300,7 @@ def how_long_command(
         chosen = problems.load(problem, **options)
         strengths = _strengths(rate, sigma, batch)
         names = noise or [name for name in chosen.noises if name not in ("minibatch", "langevin")]
-        systems = {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
-        point = project(next(iter(systems.values())), chosen.start)
-        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        systems, point, largest = _systems(chosen, names, strengths)
         quantity = chosen.observables.get(of, of) if of is not None else None
         for name, system in systems.items():
             found = how_long(
@@ -310,6 +308,16 @@ def how_long_command(
                 momentum=momentum, nesterov=nesterov, weight_decay=weight_decay,
             )  # fmt: skip
             _out.print(f"{name}: {found}", highlight=False)
+
+
+def _systems(
+    problem: Problem, names: list[str], strengths: dict[str, float]
+) -> tuple[dict[str, LeastSquaresSystem | LossSystem], PyTree, float]:
+    """The problem under each noise, its start projected onto the zero-loss set, and lambda_max there."""
+    systems = {name: problem.problem.with_noise(parse_noise(problem, name, strengths)) for name in names}
+    first = next(iter(systems.values()))
+    point = project(first, problem.start)
+    return systems, point, largest_eigenvalue(first, point)
 
 
 def _comparison_table(problem: Problem, comparisons: dict[str, Comparison]) -> Table:

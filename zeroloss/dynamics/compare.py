@@ -11,8 +11,8 @@ import xarray as xr
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.dynamics.descend import descend
-from zeroloss.dynamics.drift import check_stability
 from zeroloss.dynamics.limit import limit
+from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.path import Observables, Path, flat_paths
 from zeroloss.dynamics.regime import Regime, TimeScale, classify, slow_time, steps_for
 from zeroloss.errors import DivergenceError, InputError
@@ -173,7 +173,7 @@ def compare(
     point = project(system, params)
     largest = largest_eigenvalue(system, point)
     for step_size in step_sizes:
-        check_stability(step_size, largest)
+        optimizer(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
     regime = classify(system, point)
     if regime.time_scale is None:

@@ -8,7 +8,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.errors import InputError, LossError, StabilityError
+from zeroloss.dynamics.optimizer import optimizer
+from zeroloss.errors import InputError, LossError
 from zeroloss.manifold import AbstractGeometry, largest_eigenvalue, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
@@ -72,7 +73,7 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     if not is_traced(step_size):
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
-            check_stability(float(step_size), largest_eigenvalue(system, point))
+            optimizer(step_size).check_stability(largest_eigenvalue(system, point))
     first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
     _check_finite_derivatives((first, second))
     return Drift(manifold.unravel(first), manifold.unravel(second), _diffusion(expansion, w))
@@ -144,16 +145,6 @@ def _check_step_size(system: AbstractSystem, step_size: float) -> None:
         raise InputError(
             "the drift of minibatches at a finite step size involves the random Hessian of the batch, "
             "which this version does not compute; use step_size=0."
-        )
-
-
-def check_stability(step_size: float, largest_eigenvalue: float) -> None:
-    """Raise `StabilityError` unless step_size * largest_eigenvalue < 2."""
-    if not step_size * largest_eigenvalue < 2:
-        raise StabilityError(
-            f"step_size {step_size:.6g} is beyond the stability limit 2 / lambda_max = "
-            f"{2 / largest_eigenvalue:.6g}: the largest eigenvalue of the Hessian is "
-            f"{largest_eigenvalue:.6g}. Take a smaller step size."
         )
 
 

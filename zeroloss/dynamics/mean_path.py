@@ -114,8 +114,8 @@ class MeanPath(eqx.Module):
         here = self.average.at(state.w, geometry, key, few)
         then = self.average.at(predicted, ahead, key, few)
         turned_then = self._turned(predicted, ahead, within, step_size)
-        linear = geometry.embed(geometry.eigenvalues * geometry.coordinates(moved)) + decayed * moved
-        change = then.gradient - here.gradient + decayed * moved + turned_then - turned - linear
+        linear = geometry.embed(geometry.eigenvalues * geometry.coordinates(moved))
+        change = then.gradient - here.gradient + turned_then - turned - linear
         correction = _apply(geometry, position.ramp, change)
         w = predicted + correction + kick
         final = manifold.at(w)
