@@ -23,7 +23,7 @@ from zeroloss.system import AbstractSystem, Scalar
 _SETTLED = 0.01  # of the whole change, within the last doubling of the number of steps
 _FEWEST = 100.0
 _REACH = 0.1  # |w|
-_RTOL = 3e-4
+_RTOL = 1e-3
 
 
 class HowLong(eqx.Module):

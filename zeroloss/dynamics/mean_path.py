@@ -61,8 +61,10 @@ class MeanPath(eqx.Module):
     the mean and covariance of training to leading order in the fluctuations. Linear along the eigenvectors of
     the Gauss-Newton Hessian and solved exactly there; what is left is integrated to second order, a
     predictor and a corrector with the force growing linearly between them (exponential Runge-Kutta, Hochbruck
-    and Ostermann 2010, with the discrete recursion in the place of the exponential). At n = 1 it is the
-    recursion itself. Costs 3 geometries, 2 averages and 2 T[C].
+    and Ostermann 2010, with the discrete recursion in the place of the exponential). The corrector takes
+    the eigenvectors where the predictor ends: on a curved set, what has left it there would otherwise
+    act along it, the more the smaller sigma is. At n = 1 it is the recursion itself. Costs 3 geometries, 2
+    averages and 2 T[C].
     """
 
     expansion: AbstractExpansion
@@ -116,15 +118,19 @@ class MeanPath(eqx.Module):
         turned_then = self._turned(predicted, ahead, within, step_size)
         linear = geometry.embed(geometry.eigenvalues * geometry.coordinates(moved))
         change = then.gradient - here.gradient + turned_then - turned - linear
-        correction = _apply(geometry, position.ramp, change)
+        # Along the eigenvectors ahead, so that nothing of what pulls back to the set there acts along it.
+        curvatures = jnp.append(ahead.eigenvalues + decayed, decayed)
+        position_then, velocity_then = responses(self.optimizer, step_size, curvatures, steps)
+        correction = _apply(ahead, position_then.ramp, change)
         w = predicted + correction + kick
         final = manifold.at(w)
         after = _rotate(_rotation(ahead, final), after)
         speed = (
             _apply(geometry, velocity.velocity, state.velocity)
             + _apply(geometry, velocity.force, force)
-            + _apply(geometry, velocity.ramp, change)
+            + _apply(ahead, velocity_then.ramp, change)
         )
+        gradient_then = averaged.gradient + then.gradient - here.gradient
         half = position.force[-1] / 2
         tangential = jnp.sum(geometry.tangent(averaged.gradient + turned) ** 2)
         excess = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
@@ -133,8 +139,8 @@ class MeanPath(eqx.Module):
             error=jnp.linalg.norm(correction) / length(w),
             loss_error=0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY),
             variance=position.force[-1] ** 2 * averaged.variance,
-            first=half * geometry.tangent(2 * averaged.gradient + then.gradient - here.gradient),
-            second=half * geometry.tangent(turned + turned_then),
+            first=half * (geometry.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
+            second=half * (geometry.tangent(turned) + ahead.tangent(turned_then)),
             sharpness=step_size * jnp.max(curvatures) / self.optimizer.stability_limit,
             unsettled=unsettled,
             noise_to_signal=averaged.variance * draws / jnp.maximum(tangential, _TINY),
