@@ -1,23 +1,25 @@
 """The page and the figures of a run, from comparisons made by hand: nothing here trains."""
 
+import dataclasses
 import json
 import re
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path as FilePath
 
+import equinox as eqx
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from matplotlib.figure import Figure
 
 from zeroloss import report, runs
-from zeroloss.dynamics import Comparison, Path, Regime, Training
+from zeroloss.dynamics import Comparison, Path, Prediction, Regime, Training
 from zeroloss.errors import RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.report.figures import write_figures
 from zeroloss.report.labels import noise_in_words
-from zeroloss.report.notation import interval, number
+from zeroloss.report.notation import interval, number, percent
 from zeroloss.report.series import panels, table_rows, time_axis, windows
 from zeroloss.report.words import table, verdict
 
@@ -36,11 +38,12 @@ def verdict_on(scale, stochastic=False) -> Regime:
 
 
 def comparison(
-    scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True, paths=None
+    scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True, paths=None, predicted=False
 ) -> Comparison:
     """A comparison in which everything decays by half; `reached` saves of training are finite.
 
     With `paths` the limit is that many, with a standard deviation of a tenth at the end, and so is training.
+    What is `predicted` is 2 % more than the limit.
     """
     regime = verdict_on(scale, paths is not None)
     share = np.linspace(0, 1, SAVES)
@@ -72,6 +75,9 @@ def comparison(
         3.5,
         diverged_at,
     )
+    if predicted:
+        prediction = Prediction(path(1.02 * decay, steps), 0.001 * share[:reached], 0.25)
+        training = eqx.tree_at(lambda t: t.prediction, training, prediction, is_leaf=lambda x: x is None)
     return Comparison("Noise", SIGMA, regime, 10.0, path(followed, None), 0.5, (training,))
 
 
@@ -176,6 +182,33 @@ def test_figures_are_png_and_named_after_their_noise(run):
     assert set(figures) == {"overview.png", "dropout.png", "label.png", "minibatch.png"}
     for name, content in figures.items():
         assert content.startswith(b"\x89PNG\r\n\x1a\n") and len(content) > 10_000, name
+
+
+def test_a_prediction_is_the_third_curve(tmp_path):
+    """In every panel and legend, on disk, in the table and in words; beside a noise that has none."""
+    made = {"dropout": comparison(FAST, predicted=True), "minibatch": comparison(None)}
+    page = written(tmp_path / "run", made)
+    reader = Reader(page.read_text())
+    for noise, specification in zip(["dropout", "minibatch"] * 4, json.loads(reader.scripts[0]), strict=True):
+        roles = [trace["meta"] for trace in specification["data"]]
+        assert ("prediction" in roles) == (noise == "dropout")
+    shows = [attributes.get("data-shows") for _, attributes in reader.tags]
+    assert shows.count("prediction") == 4
+    results = runs.read(page.parent)[1]
+    assert "prediction_0" in results["dropout"].children
+    cells = dict(table(table_rows(results)))
+    assert cells["trace of the Hessian, predicted"] == ["49.98", "\u2013"]
+    assert cells["distance prediction-training"] == ["0.001", "\u2013"]
+    text = " ".join(reader.text)
+    assert f"says 0.357 for the regularizer and is {percent(0.001)} of the distance away" in text
+
+
+def test_why_there_is_no_prediction(tmp_path):
+    made = comparison(FAST)
+    training = dataclasses.replace(made.trainings[0], no_prediction="the noise is too large & wild.")
+    made = dataclasses.replace(made, trainings=(training,))
+    text = " ".join(Reader(written(tmp_path / "run", {"dropout": made}).read_text()).text)
+    assert "There is no prediction at this step size and noise: the noise is too large & wild." in text
 
 
 def test_a_constant_is_shown_as_one(run):

@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,9 +40,32 @@ def test_rows(comparison):
     assert "distance to the limit" in str(comparison)
 
 
+def test_the_prediction_is_closer_than_the_limit(comparison):
+    """At both step sizes as close as the ensemble can show, but for terms of order sigma^2 = 0.04."""
+    for row in comparison.rows():
+        assert row["prediction_distance"] < 3 * row["distance_error"] + 0.04
+        assert row["prediction_distance"] < row["distance"]
+        assert row["prediction_estimate"] < 0.04 and row["seconds_prediction"] > 0
+        assert abs(row["log_ratio_prediction"] - row["log_ratio_training"]) < 0.1
+
+
+def test_what_cannot_be_predicted_is_compared_without(monkeypatch):
+    def refuse(*_, **__):
+        raise StabilityError("too much.")
+
+    monkeypatch.setattr(sys.modules["zeroloss.dynamics.compare"], "predict", refuse)
+    system = PROBLEM.problem.with_noise(zl.LabelNoise(0.2))
+    made = zl.compare(system, PROBLEM.start, [0.2], key=KEY, t1=0.1, saves=3, replicas=2)
+    assert made.trainings[0].prediction is None and made.rows()[0]["no_prediction"] == "too much."
+    assert set(made.to_xarray().children) == {"limit", "training_0"}
+
+
 def test_to_xarray(comparison):
     tree = comparison.to_xarray()
-    assert set(tree.children) == {"limit", "training_0", "training_1"}
+    assert set(tree.children) == {"limit", "training_0", "training_1", "prediction_0", "prediction_1"}
+    prediction = tree["prediction_0"]
+    assert prediction["loss"].dims == ("time",) and "uncertainty_model" in prediction
+    np.testing.assert_array_equal(prediction["slow_time"], tree["training_0"]["slow_time"])
     training = tree["training_0"]
     assert training["loss"].dims == ("replica", "time") and training["loss"].shape == (300, 26)
     np.testing.assert_allclose(training["slow_time"], tree["limit"]["time"], rtol=1e-12)
@@ -54,6 +79,7 @@ def test_trivial_noise():
     )
     (row,) = comparison.rows()
     assert row["regime"] == "trivial" and row["steps"] == 2000
+    assert row["prediction_distance"] is None and "trivial" in row["no_prediction"]
     assert row["distance"] < 1e-14  # of |w|: nothing moves, to rounding
 
 

@@ -1,6 +1,6 @@
 """The slow dynamics of training at zero loss: drift, verdict, limit, training, and all side by side."""
 
-from zeroloss.dynamics.compare import Comparison, Training, compare
+from zeroloss.dynamics.compare import Comparison, Prediction, Training, compare
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.drift import Drift, drift, regularizer
 from zeroloss.dynamics.how_long import HowLong, how_long
@@ -15,6 +15,7 @@ __all__ = [
     "Drift",
     "HowLong",
     "Path",
+    "Prediction",
     "Regime",
     "Study",
     "Training",

@@ -1,4 +1,4 @@
-"""The limit and the training it stands for, side by side: the only place where they meet."""
+"""The limit, the prediction and the training they stand for, side by side: the only place where they meet."""
 
 import time
 from collections.abc import Sequence
@@ -14,13 +14,27 @@ from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.path import Observables, Path, flat_paths
+from zeroloss.dynamics.predict import predict
 from zeroloss.dynamics.regime import Regime, TimeScale, classify, slow_time, steps_for
-from zeroloss.errors import DivergenceError, InputError
+from zeroloss.errors import DivergenceError, InputError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.pytrees import refuse_tracing
 from zeroloss.system import AbstractSystem
 
 _TRIVIAL_STEPS = 20_000
+
+
+class Prediction(eqx.Module):
+    """What `zeroloss.predict` says of the training, at the same times.
+
+    - `path`: without replicas, or with them where the limit is stochastic; `path.ts` counts steps.
+    - `distance`: |mean over replicas of w - prediction|, in the unit of `Training.distance`.
+    - `seconds`: wall-clock time, compilation included.
+    """
+
+    path: Path
+    distance: Float[np.ndarray, " time"]
+    seconds: float
 
 
 class Training(eqx.Module):
@@ -34,6 +48,7 @@ class Training(eqx.Module):
       `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
     - `seconds`: wall-clock time, compilation included.
     - `diverged_at`: the step at which a run left the finite numbers, or None.
+    - `prediction`: what was predicted, or None; then `no_prediction` says why.
     """
 
     step_size: float
@@ -42,6 +57,8 @@ class Training(eqx.Module):
     distance_error: Float[np.ndarray, " time"]
     seconds: float
     diverged_at: int | None
+    prediction: Prediction | None = None
+    no_prediction: str = ""
 
 
 class Comparison(eqx.Module):
@@ -62,36 +79,49 @@ class Comparison(eqx.Module):
     trainings: tuple[Training, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per training: what was run, what came out, how far it is from the limit.
+        """One dictionary per training: what was run, what came out, how far limit and prediction are from it.
 
-        For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_training` and its standard
-        error `<name>_error`, all at the last time saved.
+        For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_prediction`, `<name>_training` and
+        its standard error `<name>_error`, all at the last time saved. What there is no prediction of is
+        None.
         """
         return [self._row(training) for training in self.trainings]
 
     def to_xarray(self) -> xr.DataTree:
-        """A tree with the groups `limit` and `training_<i>`, and the verdict as attributes."""
+        """A tree of `limit`, `training_<i>` and `prediction_<i>`, with the verdict as attributes."""
         nodes = {"limit": self.limit.to_xarray()}
         for index, training in enumerate(self.trainings):
-            dataset = training.path.to_xarray()
+            dataset = self._in_slow_time(training.path, training)
             dataset["distance"] = ("time", training.distance)
             dataset["distance_error"] = ("time", training.distance_error)
-            if self.regime.time_scale is not None:
-                slow = slow_time(training.path.ts, self.regime.time_scale, training.step_size, self.sigma)
-                unit = f"slow time, {self.regime.time_scale} steps"
-                dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
-            dataset.attrs["step_size"] = training.step_size
             nodes[f"training_{index}"] = dataset
+            if training.prediction is not None:
+                dataset = self._in_slow_time(training.prediction.path, training)
+                reached = len(training.prediction.distance)  # a training that diverged ends earlier
+                rest = np.full(dataset.sizes["time"] - reached, np.nan)
+                dataset["distance"] = ("time", np.append(training.prediction.distance, rest))
+                nodes[f"prediction_{index}"] = dataset
         tree = xr.DataTree.from_dict(nodes)
         tree.attrs.update(noise=self.noise, sigma=self.sigma, verdict=str(self.regime))
         return tree
 
+    def _in_slow_time(self, path: Path, training: Training) -> xr.Dataset:
+        dataset = path.to_xarray()
+        if self.regime.time_scale is not None:
+            slow = slow_time(path.ts, self.regime.time_scale, training.step_size, self.sigma)
+            unit = f"slow time, {self.regime.time_scale} steps"
+            dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
+        dataset.attrs["step_size"] = training.step_size
+        return dataset
+
     def __str__(self) -> str:
         lines = [f"{self.noise}: {self.regime}"]
         for row in self.rows():
+            known = row["prediction_distance"] is not None
+            predicted = f", to the prediction {row['prediction_distance']:.3g}" if known else ""
             lines.append(
                 f"  step size {row['step_size']:.4g} ({row['step_size_relative']:.2g} / lambda_max), "
-                f"{row['steps']} steps: distance to the limit {row['distance']:.3g} "
+                f"{row['steps']} steps: distance to the limit {row['distance']:.3g}{predicted} "
                 f"(ensemble error {row['distance_error']:.2g}), tr H {row['hessian_trace_start']:.5g} -> "
                 f"{row['hessian_trace_limit']:.5g} in the limit, {row['hessian_trace_training']:.5g} "
                 f"trained; {row['seconds_limit']:.1f} s against {row['seconds_training']:.1f} s"
@@ -99,6 +129,7 @@ class Comparison(eqx.Module):
         return "\n".join(lines)
 
     def _row(self, training: Training) -> dict[str, Any]:
+        prediction, last = training.prediction, len(training.path.ts) - 1
         row: dict[str, Any] = {
             "noise": self.noise,
             "sigma": self.sigma,
@@ -114,13 +145,21 @@ class Comparison(eqx.Module):
             "seconds_training": training.seconds,
             "ratio": training.seconds / self.limit_seconds,
             "diverged_at": training.diverged_at,
+            "prediction_distance": None if prediction is None else float(prediction.distance[-1]),
+            "prediction_estimate": None,
+            "seconds_prediction": None if prediction is None else prediction.seconds,
+            "no_prediction": training.no_prediction,
         }
-        last = len(training.path.ts) - 1
+        if prediction is not None and prediction.path.uncertainty is not None:
+            row["prediction_estimate"] = float(prediction.path.uncertainty.total[last])
         for name in self.limit.measured():
             values, _ = self.limit.mean(name)
             mean, error = training.path.mean(name)
             row[f"{name}_start"] = float(values[0])
             row[f"{name}_limit"] = float(values[last])
+            row[f"{name}_prediction"] = None
+            if prediction is not None:
+                row[f"{name}_prediction"] = float(prediction.path.mean(name)[0][last])
             row[f"{name}_training"] = float(mean[last])
             row[f"{name}_error"] = float(error[last]) if error is not None else None
         return row
@@ -140,7 +179,7 @@ def compare(
     observables: Observables | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Project, classify, follow the limit, and train ensembles to the same slow time.
+    """Project, classify, follow the limit, predict training, and train ensembles to the same slow time.
 
     **Arguments:**
 
@@ -150,12 +189,13 @@ def compare(
     - `t1`: the slow time to go to, rounded to whole steps at the largest step size. By default, what
       `steps` steps at the smallest step size take.
     - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
-    - `limit_replicas`: paths of the limit where it is stochastic, likewise.
+    - `limit_replicas`: paths of the limit where it is stochastic, and of the prediction, likewise.
     - `saves`: how many times to save at.
     - `observables`: functions of the parameters to measure, by name.
     - `progress`: whether to show progress bars in a terminal.
 
-    **Returns:** a `Comparison`. A training that diverges is kept up to there.
+    **Returns:** a `Comparison`. A training that diverges is kept up to there; what cannot be predicted is
+    compared without, and a trivial noise is not predicted.
 
     **Raises:** what `project`, `classify` and `limit` raise, and `StabilityError`, before any training.
     """
@@ -189,7 +229,11 @@ def compare(
     )
     limit_seconds = time.perf_counter() - began
     trainings = tuple(
-        _train(system, point, followed, step_size, at, one_key, replicas, observables, progress)
+        _with_prediction(
+            _train(system, point, followed, step_size, at, one_key, replicas, observables, progress),
+            *_predicted(system, point, regime, step_size, at, limit_replicas, observables, progress),
+            followed,
+        )
         for step_size, at, one_key in zip(
             step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True
         )
@@ -260,17 +304,80 @@ def _train(
     return Training(step_size, path, distance, distance_error, seconds, diverged_at)
 
 
+def _predicted(
+    system: AbstractSystem,
+    start: PyTree,
+    regime: Regime,
+    step_size: float,
+    save_steps: np.ndarray,
+    replicas: int,
+    observables: Observables | None,
+    progress: bool,
+) -> tuple[Path | None, str, float]:
+    """The prediction, or why there is none, and the seconds it took."""
+    if regime.time_scale is None:
+        return None, "a trivial noise does nothing that could be predicted.", 0.0
+    began = time.perf_counter()
+    path, reason = None, ""
+    try:
+        path = predict(
+            system,
+            start,
+            step_size,
+            int(save_steps[-1]),
+            save_steps=save_steps,
+            observables=observables,
+            replicas=replicas if regime.stochastic else None,
+            progress=progress,
+        )
+    except ZerolossError as error:
+        reason = str(error)
+    return path, reason, time.perf_counter() - began
+
+
+def _with_prediction(
+    training: Training, path: Path | None, reason: str, seconds: float, followed: Path
+) -> Training:
+    prediction = None
+    if path is not None:
+        distance = _distance_between(training.path, path, _travelled(followed))
+        prediction = Prediction(path, distance, seconds)
+    return Training(
+        training.step_size,
+        training.path,
+        training.distance,
+        training.distance_error,
+        training.seconds,
+        training.diverged_at,
+        prediction,
+        reason,
+    )
+
+
 def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
     """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
-    ensemble = flat_paths(training.params, 2)
-    paths = flat_paths(followed.params, followed.loss.ndim)
-    paths = paths if paths.ndim == 3 else paths[None]
-    reached = ensemble.shape[1]
+    ensemble, paths, unit = _runs(training), _runs(followed), _travelled(followed)
+    variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[: ensemble.shape[1]]
+    return _distance_between(training, followed, unit), np.sqrt(variance) / unit
+
+
+def _distance_between(training: Path, other: Path, unit: float) -> np.ndarray:
+    """Between the means over replicas, at the times that the training reached."""
+    mean = _runs(training).mean(axis=0)
+    return np.linalg.norm(mean - _runs(other).mean(axis=0)[: len(mean)], axis=-1) / unit
+
+
+def _travelled(followed: Path) -> float:
+    """The root mean square of what the paths of the limit travel; |w| where they do not."""
+    paths = _runs(followed)
     travelled = np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1)))
-    unit = travelled if travelled > 0 else np.linalg.norm(paths[0, 0])
-    distance = np.linalg.norm(ensemble.mean(axis=0) - paths.mean(axis=0)[:reached], axis=-1)
-    variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[:reached]
-    return distance / unit, np.sqrt(variance) / unit
+    return float(travelled if travelled > 0 else np.linalg.norm(paths[0, 0]))
+
+
+def _runs(path: Path) -> np.ndarray:
+    """Parameters, `[replica, time, parameters]`, one replica where there are none."""
+    flat = flat_paths(path.params, path.loss.ndim)
+    return flat if flat.ndim == 3 else flat[None]
 
 
 def _variance_of_mean(paths: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from zeroloss.report.ink import ALARM, BOX, LIMIT, MUTED, THOUSANDS, TRAINING, lighten, save, stem
+from zeroloss.report.ink import ALARM, BOX, LIMIT, MUTED, PREDICTION, THOUSANDS, TRAINING, lighten, save, stem
 from zeroloss.report.notation import greek
 from zeroloss.report.portraits import portrait
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, window, windows
@@ -114,6 +114,9 @@ def _draw(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     dashes, color = (_DASHES, LIMIT) if panel.quantity != DISTANCE else (":", MUTED)
     axes.plot(training.x, training.y, color=TRAINING, linewidth=2.2, label=training.name)
     axes.plot(reference.x, reference.y, color=color, linewidth=1.5, linestyle=dashes, label=reference.name)
+    if panel.prediction is not None:
+        x, y, name = panel.prediction.x, panel.prediction.y, panel.prediction.name
+        axes.plot(x, y, color=PREDICTION, linewidth=1.7, linestyle="-.", label=name)
     axes.set_ylim(limits)
     axes.set_xlim(0, panel.end)
     axes.set_xlabel(panel.axis.title, fontsize=9.5)
@@ -185,11 +188,14 @@ def _legend(figure: Figure, shown: Sequence[Panel]) -> None:
         Line2D([], [], color=TRAINING, linewidth=2.2, label=panel.training.name + error),
         Line2D([], [], color=LIMIT, linewidth=1.5, linestyle=_DASHES, label=limit),
     ]
+    if any(each.prediction is not None for each in shown):
+        line = Line2D([], [], color=PREDICTION, linewidth=1.7, linestyle="-.", label="prediction")
+        handles.append(line)
     if spread is not None:
         handles += [
             Line2D([], [], color=TRAINING, linewidth=0.8, label="5, 25, 75, 95 % of runs"),
             Patch(color=LIMIT, alpha=_WIDE, linewidth=0, label="limit, 5 to 95 %"),
             Patch(color=LIMIT, alpha=_WIDE + _NARROW, linewidth=0, label="limit, 25 to 75 %"),
         ]
-    columns = 2 if spread is None else 3 if figure.get_figwidth() > 8 else 2
+    columns = len(handles) if spread is None else 3 if figure.get_figwidth() > 8 else 2
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 # Okabe and Ito's palette, legible to the colour-blind.
-TRAINING, LIMIT, ALARM = "#0072B2", "#1a1a1a", "#D55E00"
+TRAINING, LIMIT, PREDICTION, ALARM = "#0072B2", "#1a1a1a", "#009E73", "#D55E00"
 NOISES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1a1a1a")
 MUTED, GRID = "#5a5a5a", "#e4e4e4"
 BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}

@@ -19,6 +19,7 @@
     const lines = {
       training: { color: color("training"), width: 2.5 },
       limit: { color: color("limit"), width: 1.8, dash: "dash" },
+      prediction: { color: color("prediction"), width: 2, dash: "dashdot" },
       scatter: { color: color("muted"), width: 1.8, dash: "dot" },
       fit: { color: color("training"), width: 1.6 },
       "quantile-wide": { color: color("training"), width: 1, dash: "dot" },

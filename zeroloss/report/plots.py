@@ -20,7 +20,7 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
     text from a run goes in, because Plotly reads some of it as HTML.
     """
     training, reference = panel.training, panel.reference
-    word = "distance" if panel.quantity == DISTANCE else "training"
+    word = training.name if panel.quantity == DISTANCE else "training"
     other = "mean of the limit" if panel.stochastic else reference.name
     at = "<br>at step %{customdata[3]:,}" if panel.axis.slow else ""
     data: list[dict[str, Any]] = []
@@ -43,6 +43,9 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
     data.append(_line(training, word, at, panel.axis.steps_per_unit) | _role("training", "training"))
     role = reference_role(panel)
     data.append(_line(reference, other, "", panel.axis.steps_per_unit) | _role(role, role))
+    if panel.prediction is not None:
+        line = _line(panel.prediction, panel.prediction.name, "", panel.axis.steps_per_unit)
+        data.append(line | _role("prediction", "prediction"))
     for trace in data:
         trace |= {"type": "scatter", "mode": "lines", "showlegend": False}
     title, header = panel.axis.title, "step %{x:,}"
@@ -81,10 +84,8 @@ def description(panel: Panel) -> str:
         text += "training diverged; "
     if panel.constant is not None:
         return text + panel.constant_in_words + "."
-    return text + "; ".join(
-        f"{name} from {number(curve.y[0])} to {number(curve.y[-1])}"
-        for name, curve in ((panel.training.name, panel.training), (panel.reference.name, panel.reference))
-    ) + "."  # fmt: skip
+    ends = (f"{curve.name} from {number(curve.y[0])} to {number(curve.y[-1])}" for curve in panel.curves)
+    return text + "; ".join(ends) + "."
 
 
 def legend_entries(shown: Sequence[Panel]) -> list[Entry]:
@@ -93,6 +94,9 @@ def legend_entries(shown: Sequence[Panel]) -> list[Entry]:
     name = training.name + (" \u00b1 2 standard errors" if training.error is not None else "")
     spread = next((panel.reference for panel in shown if panel.stochastic), None)
     entries = [Entry("training", "training" if training.error is not None else "training line", name)]
+    predicted = next((panel.prediction.name for panel in shown if panel.prediction is not None), None)
+    if predicted is not None:
+        entries.append(Entry("prediction", "prediction", predicted))
     if spread is None:
         return [*entries, Entry(role, role, shown[0].reference.name)]
     alone = all(panel.stochastic for panel in shown)

@@ -1,4 +1,4 @@
-"""What a report shows, taken out of a run: its table, and for each noise and quantity two curves."""
+"""What a report shows, taken out of a run: its table, and for each noise and quantity the curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class Panel(NamedTuple):
     """One quantity under one noise.
 
     - `training`: the ensemble; `reference`: the limit, or the ensemble error of the distance.
+    - `prediction`: where there is one; of the distance, that to it.
     - `end`: where the axis ends.
     - `diverged`: where on it a training run left the finite numbers.
     """
@@ -82,6 +83,7 @@ class Panel(NamedTuple):
     reference: Curve
     end: float
     diverged: float | None
+    prediction: Curve | None = None
 
     @property
     def stochastic(self) -> bool:
@@ -89,10 +91,14 @@ class Panel(NamedTuple):
         return self.reference.quantiles is not None
 
     @property
+    def curves(self) -> list[Curve]:
+        """All there are."""
+        return [self.training, self.reference, *([] if self.prediction is None else [self.prediction])]
+
+    @property
     def constant(self) -> float | None:
         """The value of a quantity that does not change, up to rounding."""
-        values = np.concatenate([_all(self.training), _all(self.reference)])
-        values = values[np.isfinite(values)]
+        values = _finite(np.concatenate([_all(curve) for curve in self.curves]))
         if self.diverged is not None or not values.size:
             return None
         still = np.ptp(values) <= _UNCHANGED * np.abs(values).max()
@@ -198,20 +204,35 @@ def _measured(row: Mapping[str, Any], results: xr.DataTree, quantity: str, label
     name = f"limit, mean of {limit.sizes['replica']} paths" if stochastic else "limit"
     reference = _curve(name, at, limit[quantity], stochastic)
     curve = _curve(f"training, {average}", _times(training, axis), training[quantity], stochastic)
+    predicted = _prediction(row, results)
+    if predicted is not None:
+        values = predicted[quantity]
+        if "replica" in values.dims:
+            values = values.mean("replica")
+        predicted = _curve("prediction", _times(predicted, axis), values, False)
     if diverged is not None:
         curve = _within(curve, float(np.abs(reference.y).max()))
-    return Panel(row["noise"], quantity, label, axis, curve, reference, end, diverged)
+    return Panel(row["noise"], quantity, label, axis, curve, reference, end, diverged, predicted)
 
 
 def _distance(row: Mapping[str, Any], results: xr.DataTree) -> Panel:
     axis, end, diverged, _, training = _parts(row, results)
-    label = "distance limit-training / " + ("travelled" if axis.slow else "|w|")
+    label = "distance of training / " + ("travelled" if axis.slow else "|w|")
     x = _times(training, axis)
-    distance = Curve("distance", x, training["distance"].values.astype(float))
+    distance = Curve("distance to the limit", x, training["distance"].values.astype(float))
     error = Curve("ensemble error", x, training["distance_error"].values.astype(float))
     if diverged is not None:
         distance, error = _within(distance, 1.0), _within(error, 1.0)
-    return Panel(row["noise"], DISTANCE, label, axis, distance, error, end, diverged)
+    predicted = _prediction(row, results)
+    if predicted is not None:
+        there = predicted["distance"].values.astype(float)
+        predicted = _within(Curve("distance to the prediction", _times(predicted, axis), there), 1.0)
+    return Panel(row["noise"], DISTANCE, label, axis, distance, error, end, diverged, predicted)
+
+
+def _prediction(row: Mapping[str, Any], results: xr.DataTree) -> xr.Dataset | None:
+    group = results[row["noise"]]
+    return group["prediction_0"].to_dataset() if "prediction_0" in group.children else None
 
 
 def _parts(
@@ -266,6 +287,7 @@ def _spreads(group: xr.DataTree, names: Iterable[str]) -> dict[str, Any]:
 
 def _ends(panel: Panel) -> tuple[float, float]:
     reference, training = _finite(_all(panel.reference)), _finite(_all(panel.training))
+    predicted = np.array([]) if panel.prediction is None else _finite(panel.prediction.y)
     if panel.diverged is not None and reference.size:
         # What a diverging training still has to do with the limit: within as much again of it, or,
         # for a distance, within the distance travelled.
@@ -274,8 +296,8 @@ def _ends(panel: Panel) -> tuple[float, float]:
         training = training[(training >= low - room) & (training <= high + room)]
         if panel.quantity == DISTANCE:
             reference = reference[reference <= 1.0]
-    both = np.concatenate([reference, training])
-    return (float(both.min()), float(both.max())) if both.size else (np.inf, -np.inf)
+    shown = np.concatenate([reference, training, predicted])
+    return (float(shown.min()), float(shown.max())) if shown.size else (np.inf, -np.inf)
 
 
 def _all(curve: Curve) -> np.ndarray:

@@ -48,15 +48,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     for quantity, label in measured(rows).items():
         add(f"{label}, start", "{:.5g}", f"{quantity}_start")
         add_mean(f"{label}, limit", f"{quantity}_limit", f"{quantity}_limit_error")
+        if any(row.get(f"{quantity}_prediction") is not None for row in rows):
+            add(f"{label}, predicted", "{:.5g}", f"{quantity}_prediction")
         add_mean(f"{label}, trained", f"{quantity}_training", f"{quantity}_error")
         for name, where in (("limit", "limit"), ("trained", "training")):
             if any(row.get(f"{quantity}_{where}_spread") for row in rows):
                 add(f"{label}, spread {name}", "{:.4g}", f"{quantity}_{where}_spread")
     add("distance limit-training", "{:.2g} ± {:.1g}", "distance", "distance_error")
+    if any(row.get("prediction_distance") is not None for row in rows):
+        add("distance prediction-training", "{:.2g}", "prediction_distance")
+        add("... estimated", "{:.2g}", "prediction_estimate")
     lines.append(
         ("... relative to", ["distance travelled" if row.get("time_scale") else "|w|" for row in rows])
     )
     add("seconds for the limit", "{:.1f}", "seconds_limit")
+    if any(row.get("seconds_prediction") is not None for row in rows):
+        add("seconds for the prediction", "{:.1f}", "seconds_prediction")
     add("seconds for the training", "{:.1f}", "seconds_training")
     add("ratio", "{:.1f}", "ratio")
     return lines
@@ -92,7 +99,23 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
             f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of the distance "
             f"travelled away from {limit}; {so_few} accounts for {percent(error)}."
         )
+    sentences += _predicted(row, main, name)
     return sentences
+
+
+def _predicted(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
+    """What the prediction for this very step size and noise says."""
+    value, distance = row.get(f"{quantity}_prediction"), row.get("prediction_distance")
+    if row.get("no_prediction"):
+        return [f"There is no prediction at this step size and noise: {row['no_prediction']}"]
+    if value is None or distance is None:
+        return []
+    estimate = row.get("prediction_estimate")
+    own = "" if estimate is None else f", where it expects to be within {percent(estimate)}"
+    return [
+        f"The prediction at this step size and noise, made without training, says {number(value)} for the "
+        f"{label} and is {percent(distance)} of the distance away{own}."
+    ]
 
 
 def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
