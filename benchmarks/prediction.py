@@ -57,7 +57,7 @@ class Case(NamedTuple):
     - `noise`: the noise.
     - `relative`: the step size in units of 1 / lambda_max.
     - `steps`: how many steps.
-    - `replicas`: runs in the ensemble.
+    - `replicas`: runs in the ensemble; 0 where training takes too long here, and only time is compared.
     - `widths`: of the hidden layers.
     - `start`: "on" the zero-loss set, or "off" it, where the problem itself starts.
     - `cosine`: whether the step size falls to zero along half a cosine.
@@ -91,6 +91,7 @@ NESTEROV = {"momentum": 0.9, "nesterov": True}
 CASES = [
     Case("label noise, 0.25", LABEL, 0.25, 400_000, 64),
     Case("label noise, 0.5", LABEL, 0.5, 200_000, 64),
+    Case("label noise 0.01, 0.5", zl.LabelNoise(0.01), 0.5, 20_000_000, 0),
     Case("label noise, 1", LABEL, 1.0, 100_000, 96),
     Case("label noise, 1.5", LABEL, 1.5, 80_000, 96),
     Case("dropout 0.05", dropout(0.05), 0.5, 10_000, 256),
@@ -148,6 +149,24 @@ def measure(case: Case) -> dict[str, float | None]:
     setting = prepare(case)
     sizes = schedule(case, setting.step_size)
     path, cold, warm = predicted(case, setting, sizes)
+    pytorch = seconds_in_pytorch(case, setting)
+    start, end = flat_paths(setting.start, 0), flat_paths(path.params, 1)[-1]
+    return {
+        "steps": case.steps,
+        "way": float(np.linalg.norm(end - start) / np.linalg.norm(start)),
+        "estimate": float(path.uncertainty.total[-1]),
+        "predicted_spread": float(path.uncertainty.spread[-1]),
+        "predicted_loss": float(path.loss[-1]),
+        "cold_seconds": cold,
+        "warm_seconds": warm,
+        "pytorch_seconds": pytorch,
+        "ratio": None if pytorch is None else pytorch / warm,
+        **(against_training(case, setting, sizes, end) if case.replicas else {}),
+    }
+
+
+def against_training(case: Case, setting: Setting, sizes: Any, end: np.ndarray) -> dict[str, float | None]:
+    """Where an ensemble of training runs ends, and how far off the prediction and the limit end."""
     trained = zl.descend(
         setting.system,
         setting.start,
@@ -164,28 +183,19 @@ def measure(case: Case) -> dict[str, float | None]:
     scatter = float(np.sqrt(runs.var(axis=0, ddof=1).sum()))
     ensemble = scatter / math.sqrt(case.replicas)
 
-    def error(end: np.ndarray) -> float:
-        return math.sqrt(max(float(np.sum((mean - end) ** 2)) - ensemble**2, 0)) / way
+    def error(there: np.ndarray) -> float:
+        return math.sqrt(max(float(np.sum((mean - there) ** 2)) - ensemble**2, 0)) / way
 
     limit = end_of_limit(case, setting)
     loss, loss_error = trained.mean("loss")
-    pytorch = seconds_in_pytorch(case, setting)
     return {
-        "steps": case.steps,
         "way": way / float(np.linalg.norm(start)),
         "limit_error": None if limit is None else error(limit),
-        "error": error(flat_paths(path.params, 1)[-1]),
+        "error": error(end),
         "ensemble_error": ensemble / way,
-        "estimate": float(path.uncertainty.total[-1]),
-        "predicted_spread": float(path.uncertainty.spread[-1]),
         "spread": scatter / way,
-        "predicted_loss": float(path.loss[-1]),
         "loss": float(loss[-1]),
         "loss_error": None if loss_error is None else float(loss_error[-1]),
-        "cold_seconds": cold,
-        "warm_seconds": warm,
-        "pytorch_seconds": pytorch,
-        "ratio": None if pytorch is None else pytorch / warm,
     }
 
 
@@ -348,7 +358,7 @@ def line(name: str, found: dict[str, float | None]) -> str:
     """One line of the table."""
     cells = [f"{name:32}"]
     for key, _, width, write in COLUMNS:
-        number = found[key]
+        number = found.get(key)
         cells.append(f"{'-' if number is None else write(number):>{width}}")
     return " ".join(cells)
 
