@@ -1,8 +1,12 @@
 """Every test runs in float64, with the shapes and types of all signatures checked by beartype."""
 
+import os
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers of the tests would wait for each other
 
 jax.config.update("jax_enable_x64", True)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ _WeightDecay = Annotated[float, typer.Option(help="Weight decay, added to the gr
 @app.callback()
 def _main() -> None:
     jax.config.update("jax_enable_x64", True)
+    # LAPACK's threads wait for each other, for tens of times as long when another process is busy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @app.command("classify")
@@ -123,28 +126,27 @@ def compare_command(
     seed: _Seed = 0,
     overwrite: Annotated[bool, typer.Option(help="Replace a run already in --out.")] = False,
 ) -> None:
-    """Follow the limit of each noise on PROBLEM, run the noisy training, and show both side by side."""
+    """Limit, prediction and training of each noise on PROBLEM, side by side."""
     with _errors():
         options = _options(problem, width, examples, option, seed)
         chosen = problems.load(problem, **options)
         names = noise or list(chosen.noises)
         strengths = _strengths(rate, sigma, batch)
-        noises = {name: parse_noise(chosen, name, strengths) for name in names}
+        for name in names:
+            parse_noise(chosen, name, strengths)
         config = dict(
-            command="compare", problem=problem, description=chosen.description, noise=list(noises),
+            command="compare", problem=problem, description=chosen.description, noise=list(names),
             options=options, step_size=step_size, strengths=strengths,
             horizon=horizon, steps=steps, replicas=replicas, seed=seed,
         )  # fmt: skip
         if out is not None:
             runs.check_free(out, overwrite=overwrite)
-        systems = {name: chosen.problem.with_noise(one) for name, one in noises.items()}
-        point = project(next(iter(systems.values())), chosen.start)
+        systems, point, largest = _systems(chosen, names, strengths)
         for system in systems.values():
             system.check(point)
-        largest = largest_eigenvalue(next(iter(systems.values())), point)
         comparisons: dict[str, Comparison] = {}
         for index, (name, system) in enumerate(systems.items()):
-            _messages.print(f"[bold]{name}[/bold]: limit, then {replicas} training runs ...")
+            _messages.print(f"[bold]{name}[/bold]: limit, {replicas} training runs, and prediction ...")
             began = time.perf_counter()
             comparisons[name] = compare(
                 system,

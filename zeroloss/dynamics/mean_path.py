@@ -21,7 +21,8 @@ _SETTLING = 8  # iterations for the random Hessian of minibatches
 class State(eqx.Module):
     """The mean of the iterates and of their velocity, and the covariance of the iterates around it.
 
-    The covariance is in the coordinates of `geometry`, that at `w`: normal to the zero-loss set.
+    The covariance is in the coordinates of `geometry`, that at `w` or, to second order, close by: normal to
+    the zero-loss set.
     """
 
     w: Vector
@@ -63,7 +64,7 @@ class MeanPath(eqx.Module):
     predictor and a corrector with the force growing linearly between them (exponential Runge-Kutta, Hochbruck
     and Ostermann 2010, with the discrete recursion in the place of the exponential). The corrector takes
     the eigenvectors where the predictor ends: on a curved set, what has left it there would otherwise
-    act along it, the more the smaller sigma is. At n = 1 it is the recursion itself. Costs 3 geometries, 2
+    act along it, the more the smaller sigma is. At n = 1 it is the recursion itself. Costs 2 geometries, 2
     averages and 2 T[C].
     """
 
@@ -87,14 +88,12 @@ class MeanPath(eqx.Module):
         draws: Array,
         kick: Vector | float = 0.0,
     ) -> tuple[State, Outcome]:
-        """`steps` training steps at `step_size`, with a `kick`.
+        """`steps` training steps at `step_size`, after a `kick`.
 
-        Small kicks come at the end. Those of a stochastic limit come first, so that the steps bring back
-        to the set what has left it along a tangent.
+        The kick comes first, so that the steps bring back to the set what has left it along a tangent.
         """
         decayed, manifold = self.optimizer.weight_decay, self.expansion.manifold
-        if self.stochastic:
-            state, kick = self._kicked(state, kick), 0.0
+        state = self._kicked(state, kick)
         geometry = state.geometry
         curvatures = jnp.append(geometry.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
@@ -108,7 +107,7 @@ class MeanPath(eqx.Module):
         predicted = state.w + moved
 
         ahead = manifold.at(predicted)
-        rotation = _rotation(geometry, ahead)
+        rotation = ahead.rotation_from(geometry)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, noise)
         within, after, _, added, _ = self._fluctuate(predicted, ahead, covariance, step_size, steps, noise)
         # The same draws on both sides: their difference is smooth, and a few of them show it.
@@ -122,9 +121,7 @@ class MeanPath(eqx.Module):
         curvatures = jnp.append(ahead.eigenvalues + decayed, decayed)
         position_then, velocity_then = responses(self.optimizer, step_size, curvatures, steps)
         correction = _apply(ahead, position_then.ramp, change)
-        w = predicted + correction + kick
-        final = manifold.at(w)
-        after = _rotate(_rotation(ahead, final), after)
+        w = predicted + correction
         speed = (
             _apply(geometry, velocity.velocity, state.velocity)
             + _apply(geometry, velocity.force, force)
@@ -145,12 +142,12 @@ class MeanPath(eqx.Module):
             unsettled=unsettled,
             noise_to_signal=averaged.variance * draws / jnp.maximum(tangential, _TINY),
         )
-        return State(w, speed, after, final), outcome
+        return State(w, speed, after, ahead), outcome
 
     def _kicked(self, state: State, kick: Vector | float) -> State:
         w = state.w + kick
         geometry = self.expansion.manifold.at(w)
-        covariance = _rotate(_rotation(state.geometry, geometry), state.covariance)
+        covariance = _rotate(geometry.rotation_from(state.geometry), state.covariance)
         return State(w, state.velocity, covariance, geometry)
 
     def _turned(
@@ -221,11 +218,6 @@ def _apply(geometry: AbstractGeometry, factors: Array, vector: Vector) -> Vector
     """Multiply a vector by factors for each normal mode, and by the last factor along the set."""
     along = factors[-1]
     return along * vector + geometry.embed((factors[:-1] - along) * geometry.coordinates(vector))
-
-
-def _rotation(old: AbstractGeometry, new: AbstractGeometry) -> Float[Array, "q q"]:
-    """From coordinates of one normal space to those of another close by."""
-    return new.coordinates(old.embed(jnp.eye(old.eigenvalues.shape[0])))
 
 
 def _rotate(rotation: Array, covariance: Array) -> Array:

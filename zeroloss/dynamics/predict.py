@@ -31,9 +31,11 @@ from zeroloss.pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, Scalar
 
 _LARGEST_RTOL = 1e-2
-_COARSER = 16.0  # tolerance of the ensemble; of second order, its error is as many times larger
-_PAIRS = 4  # of runs that join the ensemble at a time
-_MOST_PAIRS = 32
+_PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
+_NEGLIGIBLE = 5e-4  # effect of the spread on the mean, relative to the way made
+_COARSER = 4.0  # tolerance of the ensemble where it does
+_PAIRS = 4  # of runs that join it at a time
+_MOST_PAIRS = 16
 _SCATTER = 2e-3  # error of the ensemble's mean that is aimed at, relative to the way made
 _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOSS_DRAWS = 512
@@ -90,9 +92,10 @@ def predict(
     momentum), at the start or along the way, or where minibatches make the fluctuations grow;
     `IntegrationError`, with the path so far; `InputError`, also for a stochastic limit without `replicas`.
 
-    The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 3 geometries and 2
-    averages over the noise, and a third as many for every run of the ensemble: `replicas`, or 8 and as many
-    more, up to 64, as bring the error of their mean to 0.2 percent of the way. Sampled averages take 64 to
+    The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 2 geometries and 2
+    averages over the noise. A quarter as many for each of 4 runs tell whether their spread moves their mean;
+    if so, half as many for every run of an ensemble of 8, and of as many more, up to 32, as bring the
+    error of their mean to 0.2 percent of the way; or of `replicas` runs. Sampled averages take 64 to
     4096 draws each, so that sampling errs by about half a percent.
     """
     times = save_steps_of(steps, saves, save_steps)
@@ -112,8 +115,8 @@ def predict(
             "pass replicas=, and take means and quantiles over them."
         )
     key = jax.random.key(0) if key is None else key
-    pairs = _PAIRS if replicas is None else (replicas + 1) // 2
-    journey = _Journey(mean_path, start, rtol, key, pairs)
+    pairs, coarser = (_PROBED, _PROBE_COARSER) if replicas is None else ((replicas + 1) // 2, _COARSER)
+    journey = _Journey(mean_path, start, rtol, key, pairs, coarser)
     sights: list[_Sight] = []
 
     def path() -> Path:
@@ -131,9 +134,12 @@ def predict(
             for time in times:
                 sights.append(journey.to(int(time)))
                 show(float(time))
-        while replicas is None and _needs_more(start, sights):
-            with progress_bar("more runs", float(times[-1]), progress) as show:
-                sights = journey.enlarge(sights, show)
+        if replicas is None and _spread_matters(start, sights):
+            more, join = True, False
+            while more:
+                with progress_bar("spread of the runs", float(times[-1]), progress) as show:
+                    sights = journey.with_ensemble(sights, join, show)
+                more, join = _scatters(start, sights), True
     except IntegrationError as error:
         error.path = path() if sights else None
         raise
@@ -161,12 +167,12 @@ class _Sight(eqx.Module):
 
     - `look`: at the mean path, followed finely.
     - `around`: at the ensemble and the mean path in its midst, followed coarsely.
-    - `gap`: between a fine and a coarse mean path.
+    - `integration`: the error of the fine mean path, from that of a coarse one.
     """
 
     look: Look
     around: Look
-    gap: float
+    integration: float
 
     @property
     def shift(self) -> Vector:
@@ -181,30 +187,39 @@ class _Journey:
     only differences between its runs count. Where the limit is stochastic, the ensemble is all there is.
     """
 
-    def __init__(self, mean_path: MeanPath, start: Vector, rtol: float, key: Key[Array, ""], pairs: int):
-        quiet = _quiet(mean_path)
+    def __init__(
+        self,
+        mean_path: MeanPath,
+        start: Vector,
+        rtol: float,
+        key: Key[Array, ""],
+        pairs: int,
+        coarser: float,
+    ):
+        self._quiet, self._start, self._rtol, self._key = _quiet(mean_path), start, rtol, key
         sampled, stochastic = not isinstance(mean_path.average, ExactAverage), mean_path.stochastic
         own = Follower(mean_path, start, rtol, key, pairs if stochastic else 0)
-        self._ensemble = lambda key: Follower(quiet, start, _COARSER * rtol, key, pairs)
-        self._key = key
-        self._fine = own
-        self._around = own if stochastic else self._ensemble(key)
-        self._compared = Follower(quiet, start, rtol, key) if sampled and not stochastic else own
+        self._fine, self._coarser = own, coarser
+        self._around = own if stochastic else Follower(self._quiet, start, coarser * rtol, key, pairs)
+        self._compared = Follower(self._quiet, start, rtol, key) if sampled and not stochastic else own
 
     def to(self, step: int) -> _Sight:
         look, around, compared = (each.to(step) for each in (self._fine, self._around, self._compared))
-        return _Sight(look, around, float(jnp.linalg.norm(compared.mean.w - around.mean.w)))
+        gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
+        return _Sight(look, around, gap / (self._coarser - 1))  # of second order
 
-    def enlarge(self, sights: list[_Sight], show: Callable[[float], Any]) -> list[_Sight]:
-        """The same sights with as many runs more as there were at first."""
+    def with_ensemble(self, sights: list[_Sight], join: bool, show: Callable[[float], Any]) -> list[_Sight]:
+        """The same sights with a better ensemble, or with more runs that `join` the one there is."""
         self._key = jax.random.fold_in(self._key, 1)
-        more = self._ensemble(self._key)
+        more = Follower(self._quiet, self._start, _COARSER * self._rtol, self._key, _PAIRS)
 
         def enlarged(sight: _Sight) -> _Sight:
-            step = sight.look.step
-            states = jax.tree.map(_joined, sight.around.states, more.to(step).states)
-            show(float(step))
-            return eqx.tree_at(lambda sight: sight.around, sight, sight.around._replace(states=states))
+            around = more.to(sight.look.step)
+            if join:
+                states = jax.tree.map(_joined, sight.around.states, around.states)
+                around = around._replace(states=states)
+            show(float(around.step))
+            return _Sight(sight.look, around, sight.integration)
 
         return [enlarged(sight) for sight in sights]
 
@@ -229,12 +244,27 @@ def _quiet(mean_path: MeanPath) -> MeanPath:
     return eqx.tree_at(lambda path: path.average, mean_path, exact)
 
 
-def _needs_more(start: Vector, sights: list[_Sight]) -> bool:
-    """Whether more runs are called for: the mean of the ensemble scatters."""
+def _spread_matters(start: Vector, sights: list[_Sight]) -> bool:
+    """Whether the spread of the runs moves their mean."""
+    if sights[0].look is sights[0].around:
+        return False
+
+    def effect(sight: _Sight) -> float:
+        shift, variance = _shift(sight)
+        return float(np.sqrt(shift @ shift + variance))
+
+    return max(map(effect, sights)) > _NEGLIGIBLE * _longest_way(start, sights)
+
+
+def _scatters(start: Vector, sights: list[_Sight]) -> bool:
+    """Whether more runs are called for, since the mean of those there are is not sharp."""
     if len(sights[-1].around.runs.w) >= 2 * _MOST_PAIRS:
         return False
-    way = max(float(jnp.linalg.norm(sight.look.mean.w - start)) for sight in sights)
-    return max(_correction(sight)[1] for sight in sights) > (_SCATTER * way) ** 2
+    return max(_shift(sight)[1] for sight in sights) > (_SCATTER * _longest_way(start, sights)) ** 2
+
+
+def _longest_way(start: Vector, sights: list[_Sight]) -> float:
+    return max(float(jnp.linalg.norm(sight.look.mean.w - start)) for sight in sights)
 
 
 def _mean(
@@ -297,13 +327,18 @@ def _correction(sight: _Sight) -> tuple[np.ndarray, float]:
 
     Shrunk by as much of its square as is due to its error (James and Stein 1961).
     """
+    shift, variance = _shift(sight)
+    squared = float(shift @ shift)
+    return shift * (max(0.0, 1 - variance / squared) if squared > 0 else 0.0), variance
+
+
+def _shift(sight: _Sight) -> tuple[np.ndarray, float]:
+    """From the coarse mean path to the mean of the ensemble around it, and the squared error of that."""
     runs = np.asarray(sight.around.runs.w)
     pairs = len(runs) // 2
     middles = (runs[:pairs] + runs[pairs:]) / 2
-    shift = middles.mean(axis=0) - np.asarray(sight.around.mean.w)
     variance = float(middles.var(axis=0, ddof=1).sum()) / pairs if pairs > 1 else 0.0
-    squared = float(shift @ shift)
-    return shift * (max(0.0, 1 - variance / squared) if squared > 0 else 0.0), variance
+    return middles.mean(axis=0) - np.asarray(sight.around.mean.w), variance
 
 
 def _uncertainty(
@@ -335,7 +370,7 @@ def _one_uncertainty(start: Vector, sight: _Sight, left_out: float) -> tuple[flo
     normal = float(jnp.mean(jnp.trace(sight.around.runs.covariance, axis1=1, axis2=2)))
     along = np.mean(np.sum((runs - runs.mean(axis=0)) ** 2, axis=1))
     return (
-        sight.gap / (_COARSER - 1) / unit,
+        sight.integration / unit,
         sight.look.variance**0.5 / unit,
         float(np.hypot(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction), left_out)) / unit,
         float(np.sqrt(normal + along)) / unit,

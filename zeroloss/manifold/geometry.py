@@ -40,6 +40,10 @@ class AbstractGeometry(eqx.Module):
     def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
         """Q c."""
 
+    def rotation_from(self, other: Any) -> Float[Array, "q q"]:
+        """Q^T Q_other: from coordinates at a point close by to those here."""
+        return self.coordinates(other.embed(jnp.eye(other.eigenvalues.shape[0])))
+
     def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_N v, the part in range(H)."""
         return self.embed(self.coordinates(vector))

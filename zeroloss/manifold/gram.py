@@ -39,6 +39,9 @@ class GramGeometry(AbstractGeometry):
     def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
         return self.jacobian.T @ (self.scaled_rotation @ coordinates)
 
+    def rotation_from(self, other: "GramGeometry") -> Float[Array, "q q"]:
+        return self.scaled_rotation.T @ (self.jacobian @ other.jacobian.T) @ other.scaled_rotation
+
     @property
     def dimension(self) -> Array:
         return self.jacobian.shape[1] - self.codimension
