@@ -6,8 +6,8 @@ On a grid of 40 configurations: digits with 30 examples and 8 tanh units, ten no
 start on the zero-loss set or at the problem's own. Each is trained as an ensemble and predicted, and compared
 at the last step. In percent of the way from the start to the ensemble's mean:
 
-- error: the distance between the prediction and the ensemble's mean, the ensemble's own error (its
-  standard error) subtracted in squares. The true error lies within twice the latter of it, or so.
+- error: the distance between the prediction and the ensemble's mean, with the ensemble's own (standard)
+  error subtracted in squares. The true error lies within twice the latter of it, or so.
 - estimate: of the prediction's error, by the prediction.
 
 A configuration is bracketed if the estimate is within a factor of 3 of an error in that interval, `too low` or

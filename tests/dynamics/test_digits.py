@@ -23,7 +23,7 @@ def spectrum(digits):
     named, point, _ = digits
     w, unravel = flatten(point)
     manifold = GramManifold(named.problem, unravel)
-    return np.asarray(manifold.at(w).eigenvalues), np.asarray(manifold.jacobian(w))
+    return np.asarray(manifold.at(w).eigenvalues), np.asarray(manifold.jacobians.at(w).matrix)
 
 
 def scatter(found):

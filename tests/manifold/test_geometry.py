@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from problems_for_tests import flat, flat_noisy_loss, network_problem
 
 import zeroloss as zl
 from zeroloss.manifold import DenseManifold, GramManifold, locate
+from zeroloss.manifold.structure import analyse, structure_of
 from zeroloss.pytrees import flatten
 
 
@@ -20,10 +23,15 @@ def located():
     noisy_loss, _, n = flat_noisy_loss(system, point)
     exact = reference.projectors(noisy_loss, w, n)
     third = reference.third_derivative(noisy_loss, w, n)
-    return {"gram": GramManifold(problem, unravel), "dense": DenseManifold(problem, unravel)}, w, exact, third
+    manifolds = {
+        "gram": GramManifold(problem, unravel),
+        "structured": GramManifold(problem, unravel, structure=analyse(problem.model, point, problem.inputs)),
+        "dense": DenseManifold(problem, unravel),
+    }
+    return manifolds, w, exact, third
 
 
-@pytest.mark.parametrize("way", ["gram", "dense"])
+@pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_projections_and_spectrum(located, way):
     manifolds, w, (hessian, normal, tangent, pseudo_inverse), _ = located
     geometry = manifolds[way].at(w)
@@ -40,7 +48,7 @@ def test_projections_and_spectrum(located, way):
     assert float(manifolds[way].trace(w)) == pytest.approx(np.trace(hessian), rel=1e-10)
 
 
-@pytest.mark.parametrize("way", ["gram", "dense"])
+@pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 @pytest.mark.parametrize("step_size", [0.0, 0.1])
 def test_lyapunov_equation(located, way, step_size):
     manifolds, w, (hessian, normal, _, _), _ = located
@@ -53,7 +61,7 @@ def test_lyapunov_equation(located, way, step_size):
     np.testing.assert_allclose(left, normal @ np.asarray(factor @ factor.T) @ normal, atol=1e-8)
 
 
-@pytest.mark.parametrize("way", ["gram", "dense"])
+@pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_third_derivative(located, way):
     manifolds, w, (_, _, tangent, _), third = located
     left, right = jax.random.normal(jax.random.key(0), (2, w.shape[0], 3))
@@ -62,7 +70,7 @@ def test_third_derivative(located, way):
     np.testing.assert_allclose(computed, tangent @ expected, atol=1e-9 * np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize("way", ["gram", "dense"])
+@pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_retraction_is_quadratic(located, way):
     manifolds, w, _, _ = located
     manifold = manifolds[way].with_rank(8)
@@ -83,6 +91,27 @@ def test_locate_chooses_gram_for_least_squares_and_dense_otherwise():
     assert isinstance(locate(system, zl.project(system, params)).manifold, GramManifold)
     plain = zl.Loss(lambda w: (w[0] * w[1] - 1) ** 2).with_noise(zl.WeightNoise(0.1))
     assert isinstance(locate(plain, jnp.array([2.0, 0.5])).manifold, DenseManifold)
+
+
+@pytest.mark.parametrize("noise", [zl.LabelNoise(0.1), zl.Dropout(0.1, at=["first", "second"])], ids=str)
+def test_large_jacobians_are_not_formed(monkeypatch, noise):
+    """With nothing small enough to be formed: the same drift, rank and limit, from a remembered structure."""
+    problem, params = network_problem()
+    system = problem.with_noise(noise)
+    point = zl.project(system, params)
+    expected, limit = zl.drift(system, point, 0.05), zl.limit(system, point, t1=0.1, saves=2)
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_LARGEST_JACOBIAN", 0)
+    manifold = locate(system, point).manifold
+    assert isinstance(manifold, GramManifold) and manifold.structure is not None
+    again = structure_of(problem.model, point, problem.inputs)
+    assert again.maker.plan is manifold.structure.maker.plan
+    found = zl.drift(system, point, 0.05)
+    for each in ("first", "second"):
+        there, here = flat(getattr(expected, each)), flat(getattr(found, each))
+        np.testing.assert_allclose(here, there, atol=1e-10 * np.linalg.norm(there) + 1e-14)
+    assert zl.classify(system, point).codimension == 8
+    end = flat(zl.limit(system, point, t1=0.1, saves=2).final)
+    np.testing.assert_allclose(end, flat(limit.final), atol=1e-6)
 
 
 def test_duplicated_examples_change_nothing():

@@ -79,7 +79,7 @@ def descend(
     params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
     run, start = ensemble(system, params, rule, count, key)
-    manifold = manifold_of(system, flatten(params)[1])
+    manifold = manifold_of(system, *flatten(params))
     recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
     return train(run, start, times, recorder, progress)
 

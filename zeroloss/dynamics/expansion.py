@@ -192,9 +192,9 @@ class LeastSquaresExpansion(AbstractExpansion):
         )
 
     def total_variance(self, w: Vector) -> Scalar:
-        jacobian = self.manifold.jacobian(w)
+        jacobian = self.manifold.jacobians.at(w)
         covariance = self._residual_covariance(w)
-        variance = jnp.sum(covariance * (jacobian @ jacobian.T)) / self.system.problem.number**2
+        variance = jnp.sum(covariance * jacobian.gram(jacobian)) / self.system.problem.number**2
         if self.moving_law(w) is None:
             return variance
         factor = self.factor(w)

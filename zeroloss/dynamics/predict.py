@@ -153,7 +153,7 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tup
     Beside the set a Hessian has full rank: how many of its eigenvalues are normal to the set is found on it.
     """
     w, unravel = flatten(params)
-    manifold = manifold_of(system, unravel)
+    manifold = manifold_of(system, w, unravel)
     if not isinstance(manifold, GramManifold):
         manifold = locate(system, project(system, params)).manifold
     expansion = expand(system, manifold)

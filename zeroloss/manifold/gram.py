@@ -6,7 +6,7 @@ a rank decided from the spectrum does the work.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
-from zeroloss.manifold.spectra import squared_singular_values
+from zeroloss.manifold.jacobians import (
+    AbstractJacobian,
+    AbstractJacobians,
+    PerExampleJacobians,
+    StructuredJacobians,
+)
+from zeroloss.manifold.structure import Structure
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
@@ -27,24 +33,25 @@ class GramGeometry(AbstractGeometry):
     Projections cost two products with J and one with A.
     """
 
-    jacobian: Float[Array, "residuals parameters"]
+    jacobian: AbstractJacobian
     scaled_rotation: Float[Array, "residuals q"]
     squares: Float[Array, " q"]
     eigenvalues: Float[Array, " q"]
     is_normal: Bool[Array, " q"]
+    parameters: int = eqx.field(static=True)
 
     def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
-        return self.scaled_rotation.T @ (self.jacobian @ vector)
+        return jnp.tensordot(self.scaled_rotation.T, self.jacobian.mv(vector), axes=1)
 
     def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
-        return self.jacobian.T @ (self.scaled_rotation @ coordinates)
+        return self.jacobian.rmv(jnp.tensordot(self.scaled_rotation, coordinates, axes=1))
 
     def rotation_from(self, other: "GramGeometry") -> Float[Array, "q q"]:
-        return self.scaled_rotation.T @ (self.jacobian @ other.jacobian.T) @ other.scaled_rotation
+        return self.scaled_rotation.T @ self.jacobian.gram(other.jacobian) @ other.scaled_rotation
 
     @property
     def dimension(self) -> Array:
-        return self.jacobian.shape[1] - self.codimension
+        return self.parameters - self.codimension
 
     @property
     def jacobian_coordinates(self) -> Float[Array, "q residuals"]:
@@ -53,26 +60,32 @@ class GramGeometry(AbstractGeometry):
 
 
 class GramManifold(AbstractManifold):
-    """Costs m per-example gradients and O(m^2 d + m^3) operations at every point, and m x d memory."""
+    """Costs O(m^3) operations at every point, and those of K.
+
+    Without `structure` K takes m per-example gradients, m x d memory and O(m^2 d) operations; with it, some
+    gradients for each output.
+    """
 
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
+    structure: Structure | None = None
     rank_tolerance: ClassVar[float] = 1e-12
     fall_tolerance: ClassVar[float] = 1e-20
 
     def at(self, w: Vector) -> GramGeometry:
-        jacobian = self.jacobian(w)
-        squares, rotation = squared_singular_values(self.rank)(jacobian)
+        jacobian = self.jacobians.at(w)
+        squares, rotation = jacobian.squares(self.rank)
         is_normal = self._is_normal(squares)
         squares, rotation, is_normal = (each[..., : self.rank] for each in (squares, rotation, is_normal))
         scale = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, _TINY), 1.0))
         return GramGeometry(
-            jacobian,
-            jnp.where(is_normal, rotation / scale, 0.0),
-            jnp.where(is_normal, squares, 0.0),
-            jnp.where(is_normal, squares / self.problem.number, 0.0),
-            is_normal,
+            jacobian=jacobian,
+            scaled_rotation=jnp.where(is_normal, rotation / scale, 0.0),
+            squares=jnp.where(is_normal, squares, 0.0),
+            eigenvalues=jnp.where(is_normal, squares / self.problem.number, 0.0),
+            is_normal=is_normal,
+            parameters=w.shape[0],
         )
 
     def correction(self, w: Vector) -> Vector:
@@ -87,12 +100,14 @@ class GramManifold(AbstractManifold):
     ) -> Vector:
         # d_w tr(J(w) M J(w)^T) / N with M frozen = d_w <J(w), J M + J M^T> / N. The part of T[M] from
         # the residuals' own Hessians is normal, J^T(...), and left out.
-        jacobian = self.jacobian(w)
-        return self._slope_along(w, (jacobian @ left) @ right.T + (jacobian @ right) @ left.T)
+        jacobian = self.jacobians.at(w)
+        cotangents = jnp.concatenate([jacobian.mv(left), jacobian.mv(right)], axis=1)
+        slope = self.jacobians.slope(w, cotangents, jnp.concatenate([right, left], axis=1))
+        return slope / self.problem.number
 
     def third_of_normal(self, w: Vector, geometry: GramGeometry, covariance: Float[Array, "q q"]) -> Vector:
         mixing = geometry.jacobian_coordinates.T @ covariance @ geometry.scaled_rotation.T
-        return self._slope_along(w, 2 * mixing @ geometry.jacobian)
+        return self.jacobians.slope_against(w, 2 * mixing / self.problem.number, geometry.jacobian)
 
     def acceleration(self, w: Vector, geometry: GramGeometry, vector: Vector) -> Vector:
         def along(function: Callable[[Vector], Array], w: Vector) -> Array:
@@ -102,47 +117,24 @@ class GramManifold(AbstractManifold):
         return -geometry.embed(geometry.scaled_rotation.T @ second)
 
     def trace(self, w: Vector) -> Scalar:
-        return jnp.sum(self.jacobian(w) ** 2) / self.problem.number
+        return self.jacobians.squared_norm(w) / self.problem.number
 
     def relative_residual(self, w: Vector) -> Scalar:
         targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
-        scale = jnp.where(targets > 0, targets, jnp.linalg.norm(self.jacobian(w)) * length(w))
+        scale = jnp.where(targets > 0, targets, jnp.sqrt(self.jacobians.squared_norm(w)) * length(w))
         residual = jnp.linalg.norm(self.residuals(w).reshape(-1))
         return residual / jnp.where(scale > 0, scale, 1.0)
 
-    def jacobian(self, w: Vector) -> Float[Array, "residuals parameters"]:
-        """J = dr/dw, example by example: N single-example gradients per output."""
-
-        def one(inputs: Any) -> Array:
-            return jax.jacrev(lambda w: self._outputs_of_one(w, inputs))(w)
-
-        return jax.vmap(one)(self.problem.inputs).reshape(-1, w.shape[0])
+    @property
+    def jacobians(self) -> AbstractJacobians:
+        """J as a function of w."""
+        if self.structure is None:
+            return PerExampleJacobians(self.problem, self.unravel)
+        return StructuredJacobians(self.structure, self.unravel)
 
     def residuals(self, w: Vector) -> Array:
         """R(w), shaped like the targets."""
         return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
-
-    def _outputs_of_one(self, w: Vector, inputs: Any) -> Array:
-        return self.problem.model(self.unravel(w), jax.tree.map(lambda leaf: leaf[None], inputs))[0]
-
-    def _slope_along(self, w: Vector, directions: Float[Array, "residuals parameters"]) -> Vector:
-        """d_w <J(w), directions> / N with the directions frozen.
-
-        Each residual is differentiated along a direction of its own: no m gradients, only m tangents.
-        """
-        shaped = directions.reshape(*self.problem.targets.shape, -1)
-
-        def one(w: Vector, inputs: Any, direction: Array) -> Scalar:
-            def along(single: Vector) -> Array:
-                return jax.jvp(lambda w: self._outputs_of_one(w, inputs), (w,), (single,))[1]
-
-            return along(direction) if direction.ndim == 1 else jnp.trace(jax.vmap(along)(direction))
-
-        def total(w: Vector) -> Scalar:
-            each = jax.vmap(one, in_axes=(None, 0, 0))(w, self.problem.inputs, shaped)
-            return jnp.sum(each) / self.problem.number
-
-        return jax.grad(total)(w)
 
     def _is_normal(self, squares: Float[Array, " residuals"]) -> Bool[Array, " residuals"]:
         if self.rank is None:

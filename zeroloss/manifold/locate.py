@@ -1,5 +1,6 @@
 """Finding the zero-loss set, and making sure that a point is a good one."""
 
+import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
+from zeroloss.manifold.structure import structure_of
 from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
@@ -31,14 +33,23 @@ _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
 _LARGEST_HESSIAN = 1000
 _POWER_ITERATIONS = 1000
+_LARGEST_JACOBIAN = 2**20  # bytes, beyond which it is not formed
+_LOG = logging.getLogger(__name__)
 
 
-def manifold_of(system: AbstractSystem, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
-    """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise."""
+def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
+    """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise.
+
+    The Gram matrix comes from the Jacobian as a matrix up to 1 MiB of it, beyond from the structure of the
+    model. Logs which, for debugging. Only the shape of w is used.
+    """
     problem = system.clean_problem()
-    if isinstance(problem, LeastSquares):
-        return GramManifold(problem, unravel)
-    return DenseManifold(problem, unravel)
+    if not isinstance(problem, LeastSquares):
+        return DenseManifold(problem, unravel)
+    size = problem.targets.size * w.size * w.dtype.itemsize
+    structure = None if size <= _LARGEST_JACOBIAN else structure_of(problem.model, unravel(w), problem.inputs)
+    _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds if structure else "as a matrix")
+    return GramManifold(problem, unravel, structure=structure)
 
 
 class Located(NamedTuple):
@@ -58,7 +69,7 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     require_float64("the geometry of the zero-loss set")
     system.check(point)
     w, unravel = flatten(point)
-    manifold = manifold_of(system, unravel)
+    manifold = manifold_of(system, w, unravel)
     if is_traced((system, point)):
         return Located(manifold, w)
     _check_smooth(manifold, w)
@@ -91,7 +102,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     refuse_tracing((system, params), "project")
     system.check(params)
     w, unravel = flatten(params)
-    manifold = manifold_of(system, unravel)
+    manifold = manifold_of(system, w, unravel)
     taken, chunk, caution = 0, _FIRST_DESCENT, 1.0
     while True:
         found, moved = _attempt(manifold, w)
@@ -133,7 +144,7 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     1000 Hessian-vector products (power iteration, to a relative 1e-6) beyond.
     """
     w, unravel = flatten(params)
-    manifold = manifold_of(system, unravel)
+    manifold = manifold_of(system, w, unravel)
     if isinstance(manifold, DenseManifold) and w.shape[0] > _LARGEST_HESSIAN:
         return float(_largest_by_products(manifold, w))
     return float(jnp.max(_inspect(manifold.with_rank(w.shape[0]), w)[0].eigenvalues))

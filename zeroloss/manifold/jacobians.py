@@ -1,0 +1,187 @@
+"""The Jacobian of the residuals, J = dr/dw, m x d: as a matrix, or through the structure of the model.
+
+m is examples times outputs. Small matrices are faster as they are; large ones need not be formed at all
+(theory.md, section 7).
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss.manifold.spectra import eigh, squared_singular_values
+from zeroloss.manifold.structure import Factors, Structure
+from zeroloss.pytrees import Vector
+from zeroloss.system import LeastSquares, Scalar
+
+
+class AbstractJacobian(eqx.Module):
+    """J at one point."""
+
+    @abc.abstractmethod
+    def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
+        """J v, for a vector or for columns."""
+
+    @abc.abstractmethod
+    def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
+        """J^T u, for a vector or for columns."""
+
+    @abc.abstractmethod
+    def gram(self, other: Any) -> Float[Array, "residuals residuals"]:
+        """K(w, w0) = J J_0^T, with J_0 that of the same model at another point."""
+
+    @abc.abstractmethod
+    def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
+        """The squared singular values, from the largest, and their vectors in the space of residuals.
+
+        Where those of the first `rank` span many orders, of as high an accuracy as there is.
+        """
+
+
+class AbstractJacobians(eqx.Module):
+    """J as a function of the flat parameters."""
+
+    @abc.abstractmethod
+    def at(self, w: Vector) -> AbstractJacobian:
+        """J(w)."""
+
+    @abc.abstractmethod
+    def squared_norm(self, w: Vector) -> Scalar:
+        """||J||_F^2."""
+
+    @abc.abstractmethod
+    def slope(
+        self,
+        w: Vector,
+        cotangents: Float[Array, "residuals columns"],
+        vectors: Float[Array, "parameters columns"],
+    ) -> Vector:
+        """d_w sum_c u_c^T J(w) v_c, the columns u_c and v_c frozen."""
+
+    @abc.abstractmethod
+    def slope_against(self, w: Vector, weights: Float[Array, "residuals residuals"], other: Any) -> Vector:
+        """d_w <B, J(w) J_0^T>, with B = `weights` and J_0 = `other` frozen."""
+
+
+class MatrixJacobian(AbstractJacobian):
+    """J as it is."""
+
+    matrix: Float[Array, "residuals parameters"]
+
+    def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
+        return jnp.tensordot(self.matrix, vector, axes=1)
+
+    def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
+        return jnp.tensordot(self.matrix.T, cotangent, axes=1)
+
+    def gram(self, other: "MatrixJacobian") -> Float[Array, "residuals residuals"]:
+        return self.matrix @ other.matrix.T
+
+    def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
+        return squared_singular_values(rank)(self.matrix)
+
+
+class PerExampleJacobians(AbstractJacobians):
+    """Row by row: m single-example gradients, and m x d memory."""
+
+    problem: LeastSquares
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+
+    def at(self, w: Vector) -> MatrixJacobian:
+        def one(inputs: Any) -> Array:
+            return jax.jacrev(lambda w: self._outputs_of_one(w, inputs))(w)
+
+        return MatrixJacobian(jax.vmap(one)(self.problem.inputs).reshape(-1, w.shape[0]))
+
+    def squared_norm(self, w: Vector) -> Scalar:
+        return jnp.sum(self.at(w).matrix ** 2)
+
+    def slope(
+        self,
+        w: Vector,
+        cotangents: Float[Array, "residuals columns"],
+        vectors: Float[Array, "parameters columns"],
+    ) -> Vector:
+        return self._slope_along(w, cotangents @ vectors.T)
+
+    def slope_against(
+        self, w: Vector, weights: Float[Array, "residuals residuals"], other: MatrixJacobian
+    ) -> Vector:
+        return self._slope_along(w, weights @ other.matrix)
+
+    def _slope_along(self, w: Vector, directions: Float[Array, "residuals parameters"]) -> Vector:
+        """d_w <J(w), directions>: each residual along a direction of its own, m tangents and no gradients."""
+        shaped = directions.reshape(*self.problem.targets.shape, -1)
+
+        def one(w: Vector, inputs: Any, direction: Array) -> Scalar:
+            def along(single: Vector) -> Array:
+                return jax.jvp(lambda w: self._outputs_of_one(w, inputs), (w,), (single,))[1]
+
+            return along(direction) if direction.ndim == 1 else jnp.trace(jax.vmap(along)(direction))
+
+        def total(w: Vector) -> Scalar:
+            return jnp.sum(jax.vmap(one, in_axes=(None, 0, 0))(w, self.problem.inputs, shaped))
+
+        return jax.grad(total)(w)
+
+    def _outputs_of_one(self, w: Vector, inputs: Any) -> Array:
+        return self.problem.model(self.unravel(w), jax.tree.map(lambda leaf: leaf[None], inputs))[0]
+
+
+class StructuredJacobian(AbstractJacobian):
+    """J through the layers of the model, at the cost of some gradients (`Structure`)."""
+
+    structure: Structure
+    params: PyTree
+    factors: Factors
+
+    def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
+        images = self.structure.mv(self.params, vector.reshape(vector.shape[0], -1))
+        return images.reshape(-1, *vector.shape[1:])
+
+    def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
+        images = self.structure.rmv(self.params, cotangent.reshape(cotangent.shape[0], -1))
+        return images.reshape(-1, *cotangent.shape[1:])
+
+    def gram(self, other: "StructuredJacobian") -> Float[Array, "residuals residuals"]:
+        return self.structure.gram(self.factors, other.factors)
+
+    def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
+        """From K alone: good to 1e-16 of the largest."""
+        values, vectors = eigh(self.structure.gram(self.factors))
+        return values[::-1], vectors[:, ::-1]
+
+
+class StructuredJacobians(AbstractJacobians):
+    """Through the layers of the model: memory as `Structure` is told, beside m x m matrices."""
+
+    structure: Structure
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+
+    def at(self, w: Vector) -> StructuredJacobian:
+        params = self.unravel(w)
+        return StructuredJacobian(self.structure, params, self.structure.factors(params))
+
+    def squared_norm(self, w: Vector) -> Scalar:
+        return self.structure.squared_norm(self.structure.factors(self.unravel(w)))
+
+    def slope(
+        self,
+        w: Vector,
+        cotangents: Float[Array, "residuals columns"],
+        vectors: Float[Array, "parameters columns"],
+    ) -> Vector:
+        return self.structure.slope(self.unravel(w), cotangents, vectors)
+
+    def slope_against(
+        self, w: Vector, weights: Float[Array, "residuals residuals"], other: StructuredJacobian
+    ) -> Vector:
+        def product(w: Vector) -> Scalar:
+            factors = self.structure.factors(self.unravel(w))
+            return jnp.sum(weights * self.structure.gram(factors, other.factors))
+
+        return jax.grad(product)(w)
