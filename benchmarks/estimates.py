@@ -10,9 +10,9 @@ at the last step. In percent of the way from the start to the ensemble's mean:
   error subtracted in squares. The true error lies within twice the latter of it, or so.
 - estimate: of the prediction's error, by the prediction.
 
-A configuration is bracketed if the estimate is within a factor of 3 of an error in that interval, `too low` or
-`too high` otherwise. Where the distance is below twice the ensemble's error, this training cannot tell an
-estimate from a smaller one; these are counted apart.
+A configuration is `bracketed` if the estimate is within a factor of 3 of an error in that interval, `too low`
+or `too high` otherwise. Where the distance is below twice the ensemble's error, this training cannot tell an
+estimate from a smaller one; these are `unresolved`.
 """
 
 import argparse
