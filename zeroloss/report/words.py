@@ -110,11 +110,12 @@ def _predicted(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
         return [f"There is no prediction at this step size and noise: {row['no_prediction']}"]
     if value is None or distance is None:
         return []
-    estimate = row.get("prediction_estimate")
-    own = "" if estimate is None else f", where it expects to be within {percent(estimate)}"
+    error, estimate = row.get("distance_error"), row.get("prediction_estimate")
+    runs = "" if error is None else f"; the scatter of the runs accounts for {percent(error)}"
+    own = "" if estimate is None else f", and it expects to be off by {percent(estimate)}"
     return [
         f"The prediction at this step size and noise, made without training, says {number(value)} for the "
-        f"{label} and is {percent(distance)} of the distance away{own}."
+        f"{label} and is {percent(distance)} of the distance away{runs}{own}."
     ]
 
 
