@@ -2,9 +2,10 @@
 
     python benchmarks/spread.py [--replicas 256]
 
-On digits with 60 examples, for label noise and dropout at half the inverse largest eigenvalue: the standard
-deviation across runs, at the end, of what is measured. That of training is known to 1 / sqrt(2 replicas) of
-itself; predicted runs come in antithetic pairs, and count for half as many where a quantity is linear in them.
+On digits with 60 examples, for label noise and dropout at half the inverse largest eigenvalue: mean and
+standard deviation across runs, at the end, of what is measured, predicted and trained. A standard deviation is
+known to 1 / sqrt(2 replicas) of itself; predicted runs come in antithetic pairs, and count for half as many
+where a quantity is linear in them.
 """
 
 import argparse
@@ -27,9 +28,8 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=256)
     replicas = parser.parse_args().replicas
     observables = zl.problems.load("digits", widths=(20,), examples=60).observables
-    print(
-        f"{'case':20} {'quantity':16} {'mean':>10} {'trained':>10} {'spread':>10} {'trained':>10} {'ratio':>7}"
-    )
+    heads = ("mean", "trained", "spread", "trained", "ratio")
+    print(f"{'case':20} {'quantity':16}", *(f"{head:>10}" for head in heads))
     for case in CASES:
         if case.name not in NAMES:
             continue
@@ -49,7 +49,7 @@ def main() -> None:
             ratio = ours.std(ddof=1) / theirs.std(ddof=1) if theirs.std() > 0 else float("nan")
             print(
                 f"{case.name:20} {name:16} {ours.mean():10.4g} {theirs.mean():10.4g} "
-                f"{ours.std(ddof=1):10.3g} {theirs.std(ddof=1):10.3g} {ratio:7.3f}  {seconds}",
+                f"{ours.std(ddof=1):10.3g} {theirs.std(ddof=1):10.3g} {ratio:10.3f}  {seconds}",
                 flush=True,
             )
 
