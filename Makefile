@@ -9,10 +9,10 @@ demo: .venv/installed
 	@echo "Open runs/demo/report.html in a browser."
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
 
 fast: .venv/installed
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

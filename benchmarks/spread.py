@@ -3,7 +3,7 @@
     python benchmarks/spread.py [--replicas 256]
 
 On digits with 60 examples, for label noise and dropout at half the inverse largest eigenvalue: mean and
-standard deviation across runs, at the end, of what is measured, predicted and trained. The latter is
+standard deviation across runs, at the end, of what is measured, predicted and trained. The deviation is
 known to 1 / sqrt(2 replicas) of itself; predicted runs come in antithetic pairs, and count for half as many
 where a quantity is linear in them.
 """
