@@ -1,5 +1,6 @@
 """The limit, the prediction and the training they stand for, side by side: the only place where they meet."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -342,16 +343,7 @@ def _with_prediction(
     if path is not None:
         distance = _distance_between(training.path, path, _travelled(followed))
         prediction = Prediction(path, distance, seconds)
-    return Training(
-        training.step_size,
-        training.path,
-        training.distance,
-        training.distance_error,
-        training.seconds,
-        training.diverged_at,
-        prediction,
-        reason,
-    )
+    return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
 
 
 def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -96,7 +96,8 @@ def predict(
     averages over the noise. A quarter as many for each of 4 runs tell whether their spread moves their mean;
     if so, half as many for every run of an ensemble of 8, and of as many more, up to 32, as bring the
     error of their mean to 0.2 percent of the way; or of `replicas` runs. Sampled averages take 64 to
-    4096 draws each, so that sampling errs by about half a percent.
+    4096 draws each, so that sampling errs by about half a percent. Memory: three m x m matrices, and J or
+    what stands for it, for every run and every time saved.
     """
     times = save_steps_of(steps, saves, save_steps)
     if not 0 < rtol <= _LARGEST_RTOL:
