@@ -41,10 +41,10 @@ class GramGeometry(AbstractGeometry):
     parameters: int = eqx.field(static=True)
 
     def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
-        return jnp.tensordot(self.scaled_rotation.T, self.jacobian.mv(vector), axes=1)
+        return self.scaled_rotation.T @ self.jacobian.mv(vector)
 
     def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
-        return self.jacobian.rmv(jnp.tensordot(self.scaled_rotation, coordinates, axes=1))
+        return self.jacobian.rmv(self.scaled_rotation @ coordinates)
 
     def rotation_from(self, other: "GramGeometry") -> Float[Array, "q q"]:
         return self.scaled_rotation.T @ self.jacobian.gram(other.jacobian) @ other.scaled_rotation
@@ -107,7 +107,7 @@ class GramManifold(AbstractManifold):
 
     def third_of_normal(self, w: Vector, geometry: GramGeometry, covariance: Float[Array, "q q"]) -> Vector:
         mixing = geometry.jacobian_coordinates.T @ covariance @ geometry.scaled_rotation.T
-        return self.jacobians.slope_against(w, 2 * mixing / self.problem.number, geometry.jacobian)
+        return self.jacobians.slope_against(w, 2 * mixing, geometry.jacobian) / self.problem.number
 
     def acceleration(self, w: Vector, geometry: GramGeometry, vector: Vector) -> Vector:
         def along(function: Callable[[Vector], Array], w: Vector) -> Array:

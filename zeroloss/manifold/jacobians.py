@@ -73,10 +73,10 @@ class MatrixJacobian(AbstractJacobian):
     matrix: Float[Array, "residuals parameters"]
 
     def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
-        return jnp.tensordot(self.matrix, vector, axes=1)
+        return self.matrix @ vector
 
     def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
-        return jnp.tensordot(self.matrix.T, cotangent, axes=1)
+        return self.matrix.T @ cotangent
 
     def gram(self, other: "MatrixJacobian") -> Float[Array, "residuals residuals"]:
         return self.matrix @ other.matrix.T

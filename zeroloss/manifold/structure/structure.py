@@ -56,11 +56,17 @@ class Structure(eqx.Module):
     leaf that falls back costs its per-example Jacobian, N x k x its size.
     """
 
-    model: Callable[[PyTree, PyTree], Array]
+    arrays: PyTree  # of the model, which is a function, or a module with arrays and functions in it
+    functions: Any = eqx.field(static=True)
     inputs: PyTree
     maker: RowMaker
     number: int = eqx.field(static=True)
     names: tuple[str, ...] = eqx.field(static=True)
+
+    @property
+    def model(self) -> Callable[[PyTree, PyTree], Array]:
+        """The model that this is the structure of."""
+        return eqx.combine(self.arrays, self.functions)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -261,4 +267,5 @@ def analyse(
     names = tuple(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     plan = make_plan(program, names, number, outputs)
     maker = RowMaker(constants, plan, outputs, max_memory)
-    return Structure(model, inputs, maker, number, names)
+    arrays, functions = eqx.partition(model, eqx.is_array)
+    return Structure(arrays, functions, inputs, maker, number, names)
