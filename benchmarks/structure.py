@@ -123,7 +123,7 @@ def tasks(model, params, inputs, max_memory, materialized):
         "gradient of <B, J J0^T>": lambda s, p: jax.grad(
             lambda p: jnp.sum(weights * s.gram(s.factors(p), at_start))
         )(p),
-        "J v": lambda s, p: s.mv(p, flat),
+        "J v": lambda s, p: s.mv(s.factors(p), flat),
     }
     if materialized:
         found["materialized J J^T"] = lambda s, p: (lambda J: J @ J.T)(jacobian(s, p))

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.errors import InputError, LossError
-from zeroloss.manifold import AbstractGeometry, largest_eigenvalue, locate
+from zeroloss.manifold import AbstractGeometry, AbstractSpaces, largest_eigenvalue, locate
 from zeroloss.pytrees import Vector, is_traced
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -74,14 +74,17 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
             optimizer(step_size).check_stability(largest_eigenvalue(system, point))
-    first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
+    if not is_traced(step_size) and step_size == 0 and expansion.hessian_multiple(w) is not None:
+        first, second = _both_scales_of_multiple(expansion, w)
+    else:
+        first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
     _check_finite_derivatives((first, second))
     return Drift(manifold.unravel(first), manifold.unravel(second), _diffusion(expansion, w))
 
 
-def first_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
+def first_drift(expansion: AbstractExpansion, w: Vector, spaces: AbstractSpaces) -> Vector:
     """D_1 = -P_T grad Reg (theory.md, section 2)."""
-    return -geometry.tangent(jax.grad(expansion.regularizer)(w))
+    return -spaces.tangent(jax.grad(expansion.regularizer)(w))
 
 
 def second_drift(
@@ -98,6 +101,19 @@ def second_drift(
         left = geometry.embed(jnp.diag(geometry.inverses))  # H^+ Q
         push = push - manifold.third(w, left, expansion.tangential_covariance(w, geometry))
     return geometry.tangent(push)
+
+
+def second_drift_of(expansion: AbstractExpansion, w: Vector) -> Vector:
+    """P_T b, without the spectrum of H where there is a way.
+
+    Where Sigma = c H, as of label noise, C = c P_N / 2 solves the Lyapunov equation, and
+    b = -c/4 P_T grad tr H (theory.md, section 4).
+    """
+    multiple = expansion.hessian_multiple(w)
+    if multiple is None:
+        return second_drift(expansion, w, expansion.manifold.at(w))
+    slope = jax.grad(expansion.manifold.trace)(w)
+    return -0.25 * multiple * expansion.manifold.spaces(w).tangent(slope)
 
 
 def curvature_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
@@ -146,6 +162,11 @@ def _check_step_size(system: AbstractSystem, step_size: float) -> None:
             "the drift of minibatches at a finite step size involves the random Hessian of the batch, "
             "which this version does not compute; use step_size=0."
         )
+
+
+@eqx.filter_jit
+def _both_scales_of_multiple(expansion: AbstractExpansion, w: Vector):
+    return first_drift(expansion, w, expansion.manifold.spaces(w)), second_drift_of(expansion, w)
 
 
 @eqx.filter_jit

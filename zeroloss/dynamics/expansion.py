@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.manifold import AbstractGeometry, AbstractManifold, GramGeometry, GramManifold
-from zeroloss.noise import AbstractLaw, Joint
+from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
 
@@ -37,6 +37,10 @@ class AbstractExpansion(eqx.Module):
     @abc.abstractmethod
     def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
         """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
+
+    def hessian_multiple(self, w: Vector) -> Scalar | None:
+        """The c with Sigma = c H on the set, where the kind of noise tells that there is one; else None."""
+        return None
 
     def excess_covariance(
         self, w: Vector, geometry: Any, fluctuations: Float[Array, "q q"]
@@ -162,6 +166,18 @@ class LeastSquaresExpansion(AbstractExpansion):
             coordinates = self.normal_factor(w, geometry)
             covariance = covariance + coordinates @ coordinates.T
         return covariance
+
+    def hessian_multiple(self, w: Vector) -> Scalar | None:
+        # S = s I of white label noise, with batches or without, gives Sigma = s J^T J / N^2 = (s / N) H.
+        if not self.system.injections or not all(
+            isinstance(each, LabelNoise) and each.root is None for each in self.system.injections
+        ):
+            return None
+        law, number = self._law(w), self.system.problem.number
+        ones = law.unit(jax.tree.map(jnp.ones_like, law.zeros(jnp.float64)))
+        variance = sum(jnp.ravel(part)[0] ** 2 for part in ones) + jnp.zeros(())
+        minibatch = self.system.minibatch
+        return variance / number * (1.0 if minibatch is None else minibatch.second_moments(number)[0])
 
     def excess_covariance(
         self, w: Vector, geometry: GramGeometry, fluctuations: Float[Array, "q q"]

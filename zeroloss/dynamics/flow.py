@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from zeroloss.dynamics.drift import first_drift, second_drift
+from zeroloss.dynamics.drift import first_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
 from zeroloss.dynamics.regime import FAST, TimeScale
@@ -73,8 +73,7 @@ class _State(eqx.Module):
 
 def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
     expansion, fast = args
-    geometry = expansion.manifold.at(w)
-    return first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
+    return first_drift(expansion, w, expansion.manifold.spaces(w)) if fast else second_drift_of(expansion, w)
 
 
 _TERM = diffrax.ODETerm(_field)
@@ -106,8 +105,7 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
 
 
 def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
-    sizes = jnp.abs(expansion.manifold.at(w).eigenvalues)
-    return jnp.sum(sizes > expansion.manifold.fall_tolerance * largest)
+    return expansion.manifold.rank_above(w, expansion.manifold.fall_tolerance * largest)
 
 
 @eqx.filter_jit

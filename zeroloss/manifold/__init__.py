@@ -1,7 +1,7 @@
 """The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
 
 from zeroloss.manifold.dense import DenseManifold
-from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, AbstractSpaces, length
 from zeroloss.manifold.gram import GramGeometry, GramManifold
 from zeroloss.manifold.locate import (
     Located,
@@ -15,6 +15,7 @@ from zeroloss.manifold.locate import (
 __all__ = [
     "AbstractGeometry",
     "AbstractManifold",
+    "AbstractSpaces",
     "DenseManifold",
     "GramGeometry",
     "GramManifold",

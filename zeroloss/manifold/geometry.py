@@ -22,11 +22,24 @@ RETRACTION_TOLERANCE = 1e-7
 RETRACTION_ITERATIONS = 12
 
 
-class AbstractGeometry(eqx.Module):
-    """Normal and tangent space of the zero-loss set at a point.
+class AbstractSpaces(eqx.Module):
+    """Normal space, range(H), and tangent space of the zero-loss set at a point."""
 
-    The normal space, range(H), has an orthonormal basis Q of eigenvectors of the Hessian H. It has q
-    columns, as many as the codimension or more: those where `is_normal` is False are zero.
+    @abc.abstractmethod
+    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        """P_N v, the part in range(H)."""
+
+    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
+        once = vector - self.normal(vector)
+        return once - self.normal(once)
+
+
+class AbstractGeometry(AbstractSpaces):
+    """Normal and tangent space with the spectrum of the Hessian H.
+
+    The normal space has an orthonormal basis Q of eigenvectors of H. It has q columns, as many as the
+    codimension or more: those where `is_normal` is False are zero.
     """
 
     eigenvalues: eqx.AbstractVar[Float[Array, " q"]]
@@ -45,13 +58,7 @@ class AbstractGeometry(eqx.Module):
         return self.coordinates(other.embed(jnp.eye(other.eigenvalues.shape[0])))
 
     def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
-        """P_N v, the part in range(H)."""
         return self.embed(self.coordinates(vector))
-
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
-        """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
-        once = vector - self.normal(vector)
-        return once - self.normal(once)
 
     def pseudo_inverse(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """H^+ v."""
@@ -105,6 +112,14 @@ class AbstractManifold(eqx.Module):
     @abc.abstractmethod
     def at(self, w: Vector) -> AbstractGeometry:
         """The geometry at a point of the set (beside the set: of the level set through it)."""
+
+    def spaces(self, w: Vector) -> AbstractSpaces:
+        """What `at` gives, less the spectrum, for less where there is a way."""
+        return self.at(w)
+
+    def rank_above(self, w: Vector, floor: Scalar) -> Array:
+        """How many eigenvalues of H are larger than `floor` > 0 in size."""
+        return jnp.sum(jnp.abs(self.at(w).eigenvalues) > floor)
 
     @abc.abstractmethod
     def correction(self, w: Vector) -> Vector:

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.manifold.spectra import eigh, squared_singular_values
+from zeroloss.manifold.spectra import (
+    Inverse,
+    eigh,
+    inverse_from_gram,
+    inverse_from_jacobian,
+    squared_singular_values,
+)
 from zeroloss.manifold.structure import Factors, Structure
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
@@ -40,6 +46,10 @@ class AbstractJacobian(eqx.Module):
 
         Where those of the first `rank` span many orders, of as high an accuracy as there is.
         """
+
+    @abc.abstractmethod
+    def inverse(self, rank: int | None, tolerance: float) -> Inverse:
+        """K^+, with K = J J^T of rank m, or of that which `tolerance` decides where `rank` is None."""
 
 
 class AbstractJacobians(eqx.Module):
@@ -83,6 +93,9 @@ class MatrixJacobian(AbstractJacobian):
 
     def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
         return squared_singular_values(rank)(self.matrix)
+
+    def inverse(self, rank: int | None, tolerance: float) -> Inverse:
+        return inverse_from_jacobian(rank, tolerance)(self.matrix)
 
 
 class PerExampleJacobians(AbstractJacobians):
@@ -136,15 +149,14 @@ class StructuredJacobian(AbstractJacobian):
     """J through the layers of the model, at the cost of some gradients (`Structure`)."""
 
     structure: Structure
-    params: PyTree
     factors: Factors
 
     def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
-        images = self.structure.mv(self.params, vector.reshape(vector.shape[0], -1))
+        images = self.structure.mv(self.factors, vector.reshape(vector.shape[0], -1))
         return images.reshape(-1, *vector.shape[1:])
 
     def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
-        images = self.structure.rmv(self.params, cotangent.reshape(cotangent.shape[0], -1))
+        images = self.structure.rmv(self.factors, cotangent.reshape(cotangent.shape[0], -1))
         return images.reshape(-1, *cotangent.shape[1:])
 
     def gram(self, other: "StructuredJacobian") -> Float[Array, "residuals residuals"]:
@@ -155,6 +167,10 @@ class StructuredJacobian(AbstractJacobian):
         values, vectors = eigh(self.structure.gram(self.factors))
         return values[::-1], vectors[:, ::-1]
 
+    def inverse(self, rank: int | None, tolerance: float) -> Inverse:
+        """From K alone, as `squares`."""
+        return inverse_from_gram(rank, tolerance)(self.structure.gram(self.factors))
+
 
 class StructuredJacobians(AbstractJacobians):
     """Through the layers of the model: memory as `Structure` is told, beside m x m matrices."""
@@ -163,8 +179,7 @@ class StructuredJacobians(AbstractJacobians):
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
 
     def at(self, w: Vector) -> StructuredJacobian:
-        params = self.unravel(w)
-        return StructuredJacobian(self.structure, params, self.structure.factors(params))
+        return StructuredJacobian(self.structure, self.structure.factors(self.unravel(w)))
 
     def squared_norm(self, w: Vector) -> Scalar:
         return self.structure.squared_norm(self.structure.factors(self.unravel(w)))

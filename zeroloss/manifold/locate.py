@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.manifold.dense import DenseManifold
@@ -64,7 +64,8 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
 
     Raises `NotOnSetError` when the loss at `point` is not zero and `RankError` when the set is no
     manifold of constant rank there. Under tracing nothing can be checked, and every point decides on
-    the rank by its own spectrum. Costs about ten `correction`s.
+    the rank by its own spectrum. Costs some thirty gradients where the residuals are independent,
+    otherwise about ten eigendecompositions beside.
     """
     require_float64("the geometry of the zero-loss set")
     system.check(point)
@@ -73,14 +74,14 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     if is_traced((system, point)):
         return Located(manifold, w)
     _check_smooth(manifold, w)
-    geometry, residual, loss = _inspect(manifold, w)
+    residual, loss, is_onto = _look(manifold, w)
     if not residual <= ON_SET:
         raise NotOnSetError(
             f"the point is not on the zero-loss set: its loss is {float(loss):.6g}, its relative "
             f"residual {float(residual):.3g} (at most {ON_SET:g} is allowed). Call "
             "zeroloss.project(system, params) first."
         )
-    return Located(_check_rank(manifold, w, geometry), w)
+    return Located(_with_checked_rank(manifold, w, bool(is_onto)), w)
 
 
 def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) -> PyTree:
@@ -108,9 +109,8 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
         found, moved = _attempt(manifold, w)
         exhausted = taken >= max_steps
         if found is not None and (moved <= _SHORT_JUMP or exhausted):
-            geometry, _, _ = _inspect(manifold, found)
             _check_smooth(manifold, found)
-            _check_rank(manifold, found, geometry)
+            _with_checked_rank(manifold, found, bool(_look(manifold, found)[2]))
             return unravel(found)
         if exhausted:
             break
@@ -147,7 +147,7 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     manifold = manifold_of(system, w, unravel)
     if isinstance(manifold, DenseManifold) and w.shape[0] > _LARGEST_HESSIAN:
         return float(_largest_by_products(manifold, w))
-    return float(jnp.max(_inspect(manifold.with_rank(w.shape[0]), w)[0].eigenvalues))
+    return float(jnp.max(_geometry(manifold.with_rank(w.shape[0]), w).eigenvalues))
 
 
 @eqx.filter_jit
@@ -183,10 +183,10 @@ def neighbours(
 
 @eqx.filter_jit
 def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Scalar):
-    geometry = manifold.at(w)
+    spaces = manifold.spaces(w)
 
     def one(key: Array) -> tuple[Vector, Scalar]:
-        direction = geometry.tangent(jax.random.normal(key, w.shape, w.dtype))
+        direction = spaces.tangent(jax.random.normal(key, w.shape, w.dtype))
         norm = jnp.linalg.norm(direction)
         step = distance * length(w) * direction / jnp.where(norm > 0, norm, 1.0)
         point = manifold.retract(w + step)
@@ -200,13 +200,23 @@ def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Sc
 
 
 @eqx.filter_jit
-def _inspect(manifold: AbstractManifold, w: Vector) -> tuple[AbstractGeometry, Scalar, Scalar]:
-    return manifold.at(w), manifold.relative_residual(w), manifold.loss(w)
+def _geometry(manifold: AbstractManifold, w: Vector) -> AbstractGeometry:
+    return manifold.at(w)
 
 
-def _check_rank(manifold: AbstractManifold, w: Vector, geometry: AbstractGeometry) -> AbstractManifold:
-    """`manifold` with the rank at w fixed, once some neighbours agree that it is constant."""
-    rank, size = int(geometry.codimension), w.shape[0]
+@eqx.filter_jit
+def _look(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar, Bool[Array, ""]]:
+    is_onto = manifold.is_onto(w) if isinstance(manifold, GramManifold) else jnp.asarray(False)
+    return manifold.relative_residual(w), manifold.loss(w), is_onto
+
+
+def _with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> AbstractManifold:
+    """`manifold` with the rank at w fixed: that of all residuals, or one that some neighbours agree with."""
+    size = w.shape[0]
+    if is_onto and isinstance(manifold, GramManifold) and manifold.problem.targets.size < size:
+        return manifold.with_rank(manifold.problem.targets.size)
+    geometry = _geometry(manifold, w)
+    rank = int(geometry.codimension)
     fixed = manifold.with_rank(rank)
     spectrum = _spectrum(geometry)
     if float(jnp.min(geometry.eigenvalues)) < 0:
@@ -312,17 +322,16 @@ def _attempt(manifold: AbstractManifold, w: Vector) -> tuple[Vector | None, floa
     point, residual = _newton(manifold, w)
     if not residual <= PROJECTED:
         return None, np.inf
-    if manifold.rank is not None:
-        on_set, _, _ = _inspect(manifold.with_rank(None), point)
-        if int(on_set.codimension) != manifold.rank:
-            return None, np.inf
+    decided = _geometry(manifold.with_rank(None), point).codimension if manifold.rank is not None else None
+    if decided is not None and int(decided) != manifold.rank:
+        return None, np.inf
     return point, float(jnp.linalg.norm(point - w) / length(w))
 
 
 def _rank_by_gap(manifold: AbstractManifold, w: Vector) -> int:
     """The rank suggested by the widest gap in the spectrum of H beside the set."""
     every = manifold.with_rank(w.shape[0])
-    sizes = np.abs(np.asarray(_inspect(every, w)[0].eigenvalues))
+    sizes = np.abs(np.asarray(_geometry(every, w).eigenvalues))
     floor = 1e-14 * max(sizes[0], np.finfo(float).tiny)
     sizes = np.append(np.maximum(sizes, floor), floor)
     return int(np.argmax(sizes[:-1] / sizes[1:])) + 1

@@ -4,13 +4,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 WIDE = 1e-9
-"""A spectrum wider than this, smallest over largest, is taken from singular values."""
+"""A spectrum wider than this, smallest over largest, is taken from singular values, an inverse from it."""
+
+_INVERSE_ITERATIONS = 4
 
 
 def one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
@@ -51,6 +54,20 @@ orthonormal = one_by_one(_orthonormal)
 """An orthonormal basis of the range of a matrix of full rank."""
 
 
+def _squares(jacobian: Float[Array, "m d"], rank: int | None) -> tuple[Array, Array]:
+    values, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
+    values, rotation = values[::-1], rotation[:, ::-1]
+    if rank is None or jacobian.shape[0] > jacobian.shape[1]:
+        return values, rotation
+
+    def from_singular_values() -> tuple[Array, Array]:
+        left, singular, _ = jnp.linalg.svd(jacobian, full_matrices=False)
+        return singular**2, left
+
+    wide = values[rank - 1] < WIDE * values[0]
+    return jax.lax.cond(wide, from_singular_values, lambda: (values, rotation))
+
+
 @functools.cache
 def squared_singular_values(rank: int | None) -> Callable[[Array], tuple[Array, Array]]:
     """A function from J, m x d, to the squares of its singular values, from the largest, and the vectors U.
@@ -58,18 +75,78 @@ def squared_singular_values(rank: int | None) -> Callable[[Array], tuple[Array, 
     From K = J J^T, whose eigenvalues are lost below 1e-16 of the largest. Where the last of the first `rank`
     falls below WIDE, as towards a sparse solution, from J itself, good to the square of that.
     """
+    return one_by_one(functools.partial(_squares, rank=rank))
 
-    def squares(jacobian: Array) -> tuple[Array, Array]:
-        values, rotation = jnp.linalg.eigh(jacobian @ jacobian.T)
-        values, rotation = values[::-1], rotation[:, ::-1]
-        if rank is None or jacobian.shape[0] > jacobian.shape[1]:
-            return values, rotation
 
-        def from_singular_values() -> tuple[Array, Array]:
-            left, singular, _ = jnp.linalg.svd(jacobian, full_matrices=False)
-            return singular**2, left
+class Inverse(eqx.Module):
+    """K^+ of K = J J^T, m x m.
 
-        wide = values[rank - 1] < WIDE * values[0]
-        return jax.lax.cond(wide, from_singular_values, lambda: (values, rotation))
+    `factor` is the Cholesky factor of K where `is_triangular`, and A with K^+ = A A^T elsewhere. Where it is
+    triangular, the eigenvalues of K are at least of the order of `smallest`, which is not below WIDE of the
+    largest.
+    """
 
-    return one_by_one(squares)
+    factor: Float[Array, "m m"]
+    is_triangular: Bool[Array, ""]
+    smallest: Float[Array, ""]
+
+    def mv(self, vector: Float[Array, " m"]) -> Float[Array, " m"]:
+        """K^+ u, in O(m^2) operations."""
+        return jax.lax.cond(
+            self.is_triangular,
+            lambda: jax.scipy.linalg.cho_solve((self.factor, True), vector),
+            lambda: self.factor @ (self.factor.T @ vector),
+        )
+
+
+@functools.cache
+def inverse_from_jacobian(rank: int | None, tolerance: float) -> Callable[[Array], Inverse]:
+    """A function from J, m x d, to the pseudo-inverse of J J^T.
+
+    Eigenvalues below `tolerance` of the largest are zero, unless J is of full `rank` m. Costs a product and a
+    Cholesky factorization, where the spectrum is wider than WIDE some twenty times as much.
+    """
+
+    def inverse(jacobian: Float[Array, "m d"]) -> Inverse:
+        return _inverse(jacobian @ jacobian.T, lambda: _squares(jacobian, rank), rank, tolerance)
+
+    return one_by_one(inverse)
+
+
+@functools.cache
+def inverse_from_gram(rank: int | None, tolerance: float) -> Callable[[Array], Inverse]:
+    """A function from K to its pseudo-inverse; otherwise as `inverse_from_jacobian`."""
+
+    def inverse(gram: Float[Array, "m m"]) -> Inverse:
+        def spectrum() -> tuple[Array, Array]:
+            values, vectors = jnp.linalg.eigh(gram)
+            return values[::-1], vectors[:, ::-1]
+
+        return _inverse(gram, spectrum, rank, tolerance)
+
+    return one_by_one(inverse)
+
+
+def _inverse(
+    gram: Float[Array, "m m"], spectrum: Callable[[], tuple[Array, Array]], rank: int | None, tolerance: float
+) -> Inverse:
+    lower = jnp.linalg.cholesky(gram)
+    # Inverse iteration comes down on the smallest eigenvalue; where K has no factor, everything is NaN.
+    vector = jax.random.normal(jax.random.key(0), gram.shape[:1], gram.dtype)
+    length = jnp.ones((), gram.dtype)
+    for _ in range(_INVERSE_ITERATIONS):
+        vector = jax.scipy.linalg.cho_solve((lower, True), vector / jnp.linalg.norm(vector))
+        length = jnp.linalg.norm(vector)
+    narrow = 1 / length > WIDE * jnp.linalg.norm(gram)
+
+    def root() -> Array:
+        squares, rotation = spectrum()
+        kept = jnp.arange(squares.shape[0]) < squares.shape[0] if rank else squares > tolerance * squares[0]
+        scale = jnp.sqrt(jnp.where(kept, jnp.maximum(squares, TINY), 1.0))
+        return jnp.where(kept, rotation / scale, 0.0)
+
+    return Inverse(jax.lax.cond(narrow, lambda: lower, root), narrow, 1 / length)
+
+
+TINY = 1e-300
+"""Of a rank that is fixed, an eigenvalue that rounding has brought below this is taken to be this."""

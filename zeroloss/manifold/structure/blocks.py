@@ -29,6 +29,10 @@ class AbstractRows(eqx.Module):
     def squares(self) -> Float[Array, "n k"]:
         """The squared norms of the rows."""
 
+    @abc.abstractmethod
+    def mv(self, elements: Any) -> Float[Array, "n k"]:
+        """The inner products of the rows with a vector, its `elements` in the columns of the block."""
+
 
 class Gradients(AbstractRows):
     """The rows as they are. J J^T costs n^2 k^2 p operations, p the width."""
@@ -43,6 +47,9 @@ class Gradients(AbstractRows):
 
     def squares(self) -> Float[Array, "n k"]:
         return jnp.sum(self.rows**2, axis=-1)
+
+    def mv(self, elements: Array) -> Float[Array, "n k"]:
+        return self.rows @ elements.reshape(-1)
 
 
 class Products(AbstractRows):
@@ -103,6 +110,14 @@ class Products(AbstractRows):
                 self.sensitivities**2, axis=(2, 3, 4)
             )
         return jnp.sum(self.sensitivities * self._met(), axis=(2, 3, 4))
+
+    def mv(self, elements: Float[Array, "g a b"]) -> Float[Array, "n k"]:
+        if jnp.issubdtype(self.layer_inputs.dtype, jnp.floating):
+            images = jnp.einsum("ntga,gab->ntgb", self.layer_inputs, elements)
+        else:
+            images = elements[0][jnp.maximum(self.layer_inputs[..., 0], 0)]
+            images = jnp.where(self.layer_inputs >= 0, images, 0)
+        return jnp.sum(self.sensitivities * images[:, None], axis=(2, 3, 4))
 
     def _met(self) -> Float[Array, "n k t g b"]:
         """Sum_s (A[t] . A[s]) D[s] within each example."""

@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from zeroloss.manifold.structure.operations import AbstractOperation, Embedding, recognize
 from zeroloss.manifold.structure.program import Atom, Equation, Program
@@ -94,6 +95,10 @@ class ProductBlock:
         """Positions of all operations together."""
         return sum(operation.positions for operation in self.operations)
 
+    def elements(self, leaf: Array) -> Float[Array, "groups inputs outputs"]:
+        """Those of a leaf, or of what is shaped like it, that this block is about."""
+        return self.operations[0].layout(_held(self.views[0], leaf))
+
     def floats(self, outputs: int) -> int:
         """Numbers kept for one example."""
         operation = self.operations[0]
@@ -110,6 +115,10 @@ class GradientBlock:
     leaf: int
     view: View
     size: int
+
+    def elements(self, leaf: Array) -> Float[Array, " size"]:
+        """Those of a leaf, or of what is shaped like it, that this block is about."""
+        return _held(self.view, leaf).reshape(-1)
 
     def floats(self, outputs: int) -> int:
         """Numbers kept for one example."""
@@ -265,16 +274,19 @@ def _shares_layout(group: list[Use]) -> bool:
 
 def _numbered(view: View) -> np.ndarray:
     """The leaf's elements, numbered, where the view holds them."""
-    root, *later = view.lineage
+    shape = view.lineage[0].shape
     with jax.ensure_compile_time_eval():
-        shape = root.shape
-        numbers = jnp.arange(math.prod(shape)).reshape(shape)
-        for each in later:
-            equation = each.equation
-            assert equation is not None
-            if equation.name in _REARRANGING or equation.name == "broadcast_in_dim":
-                numbers = equation.apply(numbers)[equation.results.index(each.variable)]
-        return np.asarray(numbers)
+        return np.asarray(_held(view, jnp.arange(math.prod(shape)).reshape(shape)))
+
+
+def _held(view: View, leaf: Array) -> Array:
+    """The elements of `leaf` where the view holds them, without its factors."""
+    for each in view.lineage[1:]:
+        equation = each.equation
+        assert equation is not None
+        if equation.name in _REARRANGING or equation.name == "broadcast_in_dim":
+            leaf = equation.apply(leaf)[equation.results.index(each.variable)]
+    return leaf
 
 
 def _block(group: list[Use], examples: int, outputs: int) -> tuple[Block, str]:

@@ -126,17 +126,27 @@ class Structure(eqx.Module):
         return jnp.sum(self.squared_norms(factors))
 
     def mv(
-        self, params: PyTree, vector: Float[Array, " parameters *columns"]
+        self, factors: Factors, vector: Float[Array, " parameters *columns"]
     ) -> Float[Array, " residuals *columns"]:
-        """J v, for one vector or for the columns of a matrix: one forward derivative each."""
-        return self._by_column(self._push(params), vector)
+        """J v, for one vector or for the columns of a matrix.
+
+        A third of a gradient each where all blocks are kept, otherwise one forward derivative.
+        """
+        push = self._push(factors.params) if factors.missing else self._product(factors)
+        return self._by_column(push, vector)
 
     def rmv(
-        self, params: PyTree, cotangent: Float[Array, " residuals *columns"]
+        self, factors: Factors, cotangent: Float[Array, " residuals *columns"]
     ) -> Float[Array, " parameters *columns"]:
-        """J^T u, for one vector or for the columns of a matrix: one gradient each."""
-        flat, outputs_of = self._flat(params)
-        _, pull = jax.vjp(outputs_of, flat)
+        """J^T u, for one vector or for the columns of a matrix.
+
+        A third of a gradient each where all blocks are kept, otherwise one gradient.
+        """
+        flat, outputs_of = self._flat(factors.params)
+        if factors.missing:
+            _, pull = jax.vjp(outputs_of, flat)
+        else:
+            pull = jax.linear_transpose(self._product(factors), flat)
         return self._by_column(lambda column: pull(column.astype(self.maker.dtype))[0], cotangent)
 
     def slope(
@@ -158,6 +168,20 @@ class Structure(eqx.Module):
             return jnp.sum(over_rows(of_some, pairs, self._columns_at_once))
 
         return jax.grad(total)(flat)
+
+    def _product(self, factors: Factors) -> Callable[[Array], Array]:
+        """V -> J v, from rows that are all kept."""
+        flat, unravel = ravel_pytree(factors.params)
+        pairs = list(zip(self.maker.plan.blocks, factors.kept, strict=True))
+
+        def product(vector: Array) -> Array:
+            leaves = jax.tree.leaves(unravel(vector.astype(flat.dtype)))
+            total = jnp.zeros((self.number, self.maker.outputs), self.maker.dtype)
+            for block, rows in pairs:
+                total = total + rows.mv(block.elements(leaves[block.leaf]))
+            return total.reshape(-1)
+
+        return product
 
     def _sum(
         self, factors: Factors, function: Callable[[AbstractRows], Array], shape: tuple[int, ...]
