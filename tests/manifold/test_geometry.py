@@ -9,6 +9,7 @@ from problems_for_tests import flat, flat_noisy_loss, network_problem
 
 import zeroloss as zl
 from zeroloss.manifold import DenseManifold, GramManifold, locate
+from zeroloss.manifold.spectra import inverse_from_gram, inverse_from_jacobian
 from zeroloss.manifold.structure import analyse, structure_of
 from zeroloss.pytrees import flatten
 
@@ -46,6 +47,53 @@ def test_projections_and_spectrum(located, way):
     kept = np.asarray(geometry.eigenvalues)[np.asarray(geometry.is_normal)]
     np.testing.assert_allclose(kept, np.sort(np.linalg.eigvalsh(hessian))[::-1][:8], rtol=1e-9)
     assert float(manifolds[way].trace(w)) == pytest.approx(np.trace(hessian), rel=1e-10)
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+@pytest.mark.parametrize("way", ["gram", "structured", "dense"])
+def test_spaces_are_those_of_the_spectrum(located, way, rank):
+    manifolds, w, (_, normal, tangent, _), _ = located
+    spaces = manifolds[way].with_rank(rank).spaces(w)
+    v = jax.random.normal(jax.random.key(0), w.shape)
+    np.testing.assert_allclose(spaces.tangent(v), tangent @ v, atol=1e-10)
+    np.testing.assert_allclose(spaces.normal(v), normal @ v, atol=1e-10)
+    both = jax.vmap(manifolds[way].with_rank(rank).spaces)(jnp.stack([w, 1.1 * w]))
+    np.testing.assert_allclose(jax.vmap(lambda spaces: spaces.tangent(v))(both)[0], tangent @ v, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "rank"), [(1.0, None), (1.0, 6), (1e-6, 6), (1e-9, 6), (0.0, None), (1e-9, None)]
+)
+@pytest.mark.parametrize("through", ["jacobian", "gram"])
+def test_inverses_of_any_spectrum(smallest, rank, through):
+    """A Cholesky factor while the squares span less than nine orders; else roots, as for redundant rows."""
+    left = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0]
+    right = np.linalg.qr(np.random.default_rng(1).normal(size=(20, 6)))[0]
+    singular = np.array([2.0, 1.5, 1.0, 1.0, 0.5, smallest])
+    jacobian = left @ np.diag(singular) @ right.T
+    if through == "jacobian":
+        inverse = inverse_from_jacobian(rank, 1e-12)(jnp.asarray(jacobian))
+    else:
+        inverse = inverse_from_gram(rank, 1e-12)(jnp.asarray(jacobian @ jacobian.T))
+    assert bool(inverse.is_triangular) == (smallest > 1e-4)
+    if rank == 6 and smallest == 1e-9 and through == "gram":
+        pytest.skip("K does not hold eigenvalues below 1e-16 of its largest")
+    known = np.where(singular > (0 if rank else 1e-6), singular, np.inf)
+    u = np.random.default_rng(2).normal(size=6)
+    # What matters is the projection J^T K^+ u, known to 1e-16 over the smallest singular value.
+    expected = right @ ((left.T @ u) / known)
+    computed = jacobian.T @ np.asarray(inverse.mv(jnp.asarray(u)))
+    lost = 1e-14 / known[np.isfinite(known)].min() ** (1 if through == "jacobian" else 2)
+    np.testing.assert_allclose(computed, expected, atol=max(1e-12, lost) * np.linalg.norm(expected))
+
+
+def test_the_rank_counts_what_is_above_a_floor(located):
+    manifolds, w, (hessian, _, _, _), _ = located
+    values = np.sort(np.linalg.eigvalsh(hessian))[::-1]
+    floor = np.sqrt(values[4] * values[5])
+    for manifold in manifolds.values():
+        assert int(manifold.with_rank(8).rank_above(w, jnp.asarray(floor))) == 5
+        assert int(manifold.with_rank(8).rank_above(w, jnp.asarray(1e-3 * values[7]))) == 8
 
 
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
