@@ -282,15 +282,14 @@ class LeastSquaresSystem(AbstractSystem):
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         inputs, targets = self.problem.inputs, self.problem.targets
-        batch_key, noise_key = jax.random.split(key)
 
         def draw(inputs: PyTree, targets: Array) -> PyTree:
-            return _draw(self.injections, self.law_of(params, inputs, targets), params, noise_key)
+            return _draw(self.injections, self.law_of(params, inputs, targets), params, self._noise_key(key))
 
         if self.minibatch is None:
             eta = draw(inputs, targets)
         else:
-            batch = self.minibatch.indices(batch_key, self.problem.number)
+            batch = self.minibatch.indices(jax.random.split(key)[0], self.problem.number)
             if self.minibatch.replace:  # an example drawn twice keeps one noise: draw it for all
                 eta = self.per_example(lambda leaf: leaf[batch], draw(inputs, targets))
                 inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
@@ -301,7 +300,7 @@ class LeastSquaresSystem(AbstractSystem):
 
     def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
         forward = Forward(self.problem.model, params, self.problem.inputs, self.problem.targets)
-        return _perturbation(self.injections, forward, jax.random.split(key)[1])
+        return _perturbation(self.injections, forward, self._noise_key(key))
 
     def describe(self) -> str:
         return _describe((*self.injections, *([self.minibatch] if self.minibatch else [])))
@@ -323,6 +322,10 @@ class LeastSquaresSystem(AbstractSystem):
             jax.tree.map(function, part) if injection.per == "example" else part
             for injection, part in zip(self.injections, eta, strict=True)
         )
+
+    def _noise_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """The key for the noise of one step; splitting costs as much as drawing two numbers."""
+        return key if self.minibatch is None else jax.random.split(key)[1]
 
     def _forward(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Forward:
         return _apply_all(self.injections, Forward(self.problem.model, params, inputs, targets), eta)

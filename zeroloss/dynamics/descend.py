@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.expansion import expand
@@ -21,6 +22,7 @@ from zeroloss.system import AbstractSystem
 
 _FIRST_CHUNK = 64
 _SECONDS_PER_CHUNK = 0.5
+_REPLICAS = "replicas"  # the mesh axis that they are spread over
 
 
 def descend(
@@ -67,7 +69,9 @@ def descend(
     momentum, less with nesterov); `DivergenceError`, with the
     step and the path so far, when a parameter stops being finite.
 
-    Costs one gradient a step and replica. Memory does not depend on `steps`.
+    Costs one gradient a step and replica. Memory does not depend on `steps`. Replicas are spread over the
+    devices that JAX has, over as many of them as divide their number (on a CPU there is one, unless
+    `jax_num_cpu_devices` says otherwise).
     """
     times = save_steps_of(steps, saves, save_steps)
     if replicas is not None and not is_positive_integer(replicas):
@@ -104,7 +108,21 @@ def ensemble(
 ) -> tuple[Run, States]:
     """The run of `replicas` replicas, and their states: each at `params`, at rest."""
     tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)
-    return Run(system, jax.random.split(key, replicas), rule), States(tiled, rule.start(tiled))
+    run, states = Run(system, jax.random.split(key, replicas), rule), States(tiled, rule.start(tiled))
+    return _over_devices(run, states, replicas)
+
+
+def _over_devices(run: Run, states: States, replicas: int) -> tuple[Run, States]:
+    """The same, with replicas spread evenly over as many devices as that is possible for."""
+    devices = jax.devices()
+    count = max(each for each in range(1, len(devices) + 1) if replicas % each == 0)
+    if count == 1:
+        return run, states
+    mesh = Mesh(np.array(devices[:count]), (_REPLICAS,))
+    everywhere, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_REPLICAS))
+    arrays, rest = eqx.partition((run.system, run.optimizer), eqx.is_array)
+    system, rule = eqx.combine(jax.device_put(arrays, everywhere), rest)
+    return Run(system, jax.device_put(run.keys, spread), rule), jax.device_put(states, spread)
 
 
 def train(run: Run, states: States, times: np.ndarray, recorder: Any, progress: bool) -> Any:
@@ -134,7 +152,7 @@ def train(run: Run, states: States, times: np.ndarray, recorder: Any, progress: 
                 show(float(done))
                 if count == chunk and seconds < _SECONDS_PER_CHUNK / 2:
                     chunk *= 2
-            recorder.save(_flat(states.params, recorder.batched))
+            recorder.save(_flat(_gathered(states).params, recorder.batched))
     return recorder.path(times, times, None)
 
 
@@ -185,3 +203,9 @@ def _first_bad_step(run: Run, states: States, start: int, count: int) -> int:
 def _flat(params: PyTree, batched: bool) -> Array:
     flat = jax.vmap(lambda one: flatten(one)[0])(params)
     return flat if batched else flat[0]
+
+
+def _gathered(states: States) -> States:
+    """On one device, where measuring expects them."""
+    spread = any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(states))
+    return jax.device_put(states, jax.devices()[0]) if spread else states
