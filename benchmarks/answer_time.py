@@ -1,9 +1,9 @@
 """Seconds until one knows where training ends up: the limit against the training it replaces.
 
-On digits, 200 examples, 64-50-1, step size 0.5 / lambda_max: `zeroloss.limit` to a slow time, cold (with
-compilation) and warm, against a plain PyTorch loop of the same noisy training in float64 on the same
-cores. The loop is timed over --steps steps, in turns with the limit, and extrapolated to the number of
-steps that the slow time takes; the ratio is of medians.
+On digits, by default 200 examples and 64-50-1, step size 0.5 / lambda_max: `zeroloss.limit` to a slow
+time, cold (with compilation) and warm, against a plain PyTorch loop of the same noisy training in
+float64 on the same cores. The loop is timed over --steps steps, in turns with the limit, and extrapolated
+to the number of steps that the slow time takes; the ratio is of medians.
 
     pip install -e ".[torch]" && python benchmarks/answer_time.py
 """
@@ -29,8 +29,9 @@ class TorchTraining:
 
     def __init__(self, problem, point, step_size, dropout=0.0, label=0.0):
         first, last = point
+        width = first["biases"].size
         self.model = torch.nn.Sequential(
-            torch.nn.Linear(64, 50), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(50, 1)
+            torch.nn.Linear(64, width), torch.nn.Tanh(), torch.nn.Dropout(dropout), torch.nn.Linear(width, 1)
         ).double()
         with torch.no_grad():
             for layer, values in ((self.model[0], first), (self.model[3], last)):
@@ -60,17 +61,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="PyTorch steps timed in each turn")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--width", type=int, default=50)
+    parser.add_argument("--time", type=float, default=200.0, help="slow time to follow the limit to")
     arguments = parser.parse_args()
-    named = zl.problems.load("digits")
+    named = zl.problems.load("digits", examples=arguments.examples, widths=(arguments.width,))
     problem = named.problem
     any_system = problem.with_noise(zl.LabelNoise(0.1))
     point = zl.project(any_system, named.start)
     step_size = 0.5 / largest_eigenvalue(any_system, point)
     cases = [
-        ("label noise 0.1", zl.LabelNoise(0.1), {"label": 0.1}, 100.0),
-        ("dropout 0.01", named.noises["dropout"](0.01), {"dropout": 0.01}, 100.0),
+        ("label noise 0.1", zl.LabelNoise(0.1), {"label": 0.1}, arguments.time),
+        ("dropout 0.01", named.noises["dropout"](0.01), {"dropout": 0.01}, arguments.time),
     ]
-    print(f"threads: {torch.get_num_threads()}; medians of {arguments.turns} turns")
+    print(
+        f"{arguments.examples} examples, 64-{arguments.width}-1; {torch.get_num_threads()} threads; "
+        f"medians of {arguments.turns} turns"
+    )
     print(
         "noise             slow time      steps   limit cold   limit warm   PyTorch loop   ratio cold   warm"
     )

@@ -14,7 +14,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.manifold import AbstractGeometry, AbstractManifold, GramGeometry, GramManifold
+from zeroloss.manifold import AbstractGeometry, AbstractManifold, AbstractSpaces, GramGeometry, GramManifold
 from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import AbstractSystem, LeastSquaresSystem, Scalar
@@ -74,14 +74,14 @@ class AbstractExpansion(eqx.Module):
         basis = geometry.embed(jnp.eye(geometry.eigenvalues.shape[0]))
         return _columns(self.factor(w).T.mv, basis).T
 
-    def tangential_variance(self, w: Vector, geometry: AbstractGeometry) -> Scalar:
+    def tangential_variance(self, w: Vector, spaces: AbstractSpaces) -> Scalar:
         """Tr P_T Sigma P_T."""
         if self.moving_law(w) is None:
             return jnp.zeros(())
         factor = self.factor(w)
 
         def moved(direction: Array) -> Scalar:
-            return jnp.sum(geometry.tangent(factor.mv(direction)) ** 2)
+            return jnp.sum(spaces.tangent(factor.mv(direction)) ** 2)
 
         return jnp.sum(jax.lax.map(moved, jnp.eye(factor.in_size()), batch_size=_BLOCK))
 

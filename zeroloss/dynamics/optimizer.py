@@ -29,6 +29,7 @@ class Optimizer(eqx.Module):
     weight_decay: Scalar
     nesterov: bool = eqx.field(static=True)
     has_momentum: bool = eqx.field(static=True)
+    has_weight_decay: bool = eqx.field(static=True)
 
     def at(self, step: Int[Array, ""]) -> Scalar:
         """The step size at a step, counted from 0."""
@@ -43,7 +44,8 @@ class Optimizer(eqx.Module):
     ) -> tuple[PyTree, PyTree | None]:
         """Parameters and velocity after one step."""
         size = self.at(step)
-        gradient = jax.tree.map(lambda g, w: g + self.weight_decay.astype(w.dtype) * w, gradient, params)
+        if self.has_weight_decay:
+            gradient = jax.tree.map(lambda g, w: g + self.weight_decay.astype(w.dtype) * w, gradient, params)
         direction = gradient
         if velocity is not None:
             velocity = jax.tree.map(lambda v, g: self.momentum.astype(g.dtype) * v + g, velocity, gradient)
@@ -110,4 +112,5 @@ def optimizer(
         weight_decay=jnp.asarray(weight_decay, float),
         nesterov=nesterov,
         has_momentum=momentum > 0,
+        has_weight_decay=weight_decay > 0,
     )

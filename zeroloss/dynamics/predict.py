@@ -235,7 +235,7 @@ def _joined(old: Array, new: Array) -> Array:
 def _share_along_the_set(mean_path: MeanPath, w: Vector) -> Scalar:
     expansion = mean_path.expansion
     total = expansion.total_variance(w)
-    along = expansion.tangential_variance(w, expansion.manifold.at(w))
+    along = expansion.tangential_variance(w, expansion.manifold.spaces(w))
     return along / jnp.where(total > 0, total, 1.0)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss.dynamics.drift import first_drift, second_drift
+from zeroloss.dynamics.drift import first_drift, second_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError
-from zeroloss.manifold import AbstractManifold, length, locate, neighbours
+from zeroloss.manifold import AbstractManifold, AbstractSpaces, length, locate, neighbours
 from zeroloss.manifold.locate import ON_SET
 from zeroloss.noise import Joint, TwoPoint
 from zeroloss.pytrees import Vector, refuse_tracing
@@ -181,11 +181,10 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
-        geometry = manifold.at(w)
-        first = first_drift(expansion, w, geometry)
-        second = second_drift(expansion, w, geometry)
-        diffusion = expansion.tangential_variance(w, geometry)
-        trace_gradient = geometry.tangent(jax.grad(manifold.trace)(w))
+        spaces, second = _spaces_and_second_drift(expansion, w)
+        first = first_drift(expansion, w, spaces)
+        diffusion = expansion.tangential_variance(w, spaces)
+        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w))
         return (
             _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
             _relative(jnp.linalg.norm(second) * length(w), typical_variance),
@@ -200,6 +199,13 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
     w = points[0]
     return first, second, diffusion, follows, _nonlinearity(expansion, w, key), _kick(expansion, w, key)
+
+
+def _spaces_and_second_drift(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector]:
+    if expansion.hessian_multiple(w) is not None:
+        return expansion.manifold.spaces(w), second_drift_of(expansion, w)
+    geometry = expansion.manifold.at(w)
+    return geometry, second_drift(expansion, w, geometry)
 
 
 def _relative(value: Array, scale: Array) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 WIDE = 1e-9
 """A spectrum wider than this, smallest over largest, is taken from singular values, an inverse from it."""
 
-_INVERSE_ITERATIONS = 4
+_INVERSE_ITERATIONS = 2
 
 
 def one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
