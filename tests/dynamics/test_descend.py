@@ -1,7 +1,3 @@
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import known_answers
@@ -174,32 +170,3 @@ def test_bad_arguments(arguments, message):
     given = {"step_size": 0.1, "steps": 10, "key": KEY} | arguments
     with pytest.raises(InputError, match=message):
         zl.descend(SYSTEM, HYPERBOLA_POINT, given.pop("step_size"), given.pop("steps"), **given)
-
-
-@pytest.mark.parametrize(("replicas", "used"), [(6, 3), (8, 4), (7, 1)])
-def test_replicas_are_spread_over_devices(replicas, used):
-    """On four devices of another process: over as many as divide their number, with the same results."""
-    program = f"""
-import jax
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_enable_x64", True)
-import json
-import jax.numpy as jnp
-import zeroloss as zl
-from zeroloss.dynamics.descend import ensemble
-from zeroloss.dynamics.optimizer import optimizer
-
-problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3))
-system = problem.with_noise(zl.LabelNoise(0.2))
-start = jax.device_put(jnp.array([2.0, 0.5]), jax.devices()[1])
-_, states = ensemble(system, start, optimizer(0.05), {replicas}, jax.random.key(0))
-path = zl.descend(system, start, 0.05, 200, key=jax.random.key(0), replicas={replicas}, saves=2)
-print(json.dumps([len(states.params.devices()), path.params[:, -1].tolist()]))
-"""
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    devices, spread = json.loads(answer.stdout)
-    problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3))
-    system, start = problem.with_noise(zl.LabelNoise(0.2)), jnp.array([2.0, 0.5])
-    here = zl.descend(system, start, 0.05, 200, key=jax.random.key(0), replicas=replicas, saves=2)
-    assert devices == used
-    np.testing.assert_allclose(np.array(spread), here.params[:, -1], rtol=1e-12)
