@@ -23,6 +23,7 @@ from zeroloss.noise import (
     Joint,
     MiniBatch,
     parts,
+    with_scales_as_arrays,
 )
 from zeroloss.pytrees import check_finite, check_parameters, is_traced
 
@@ -43,6 +44,10 @@ class AbstractSystem(eqx.Module):
     @abc.abstractmethod
     def clean_problem(self) -> "Loss | LeastSquares":
         """The problem without its noise. All geometry is in terms of it."""
+
+    @abc.abstractmethod
+    def with_scales_as_arrays(self) -> "AbstractSystem":
+        """The same system, with sigmas and rates that compiled code takes as arguments."""
 
     @abc.abstractmethod
     def scaled(self, factor: float) -> "AbstractSystem":
@@ -75,7 +80,7 @@ class AbstractSystem(eqx.Module):
         if shape != ():
             raise LossError(f"the loss must be a scalar, but it has shape {shape}.")
         self.noise_law(params).check()
-        clean, at_zero = _clean_and_at_zero_noise(self, params)
+        clean, at_zero = _clean_and_at_zero_noise(self.with_scales_as_arrays(), params)
         clean, at_zero = float(clean), float(at_zero)
         if not np.isfinite(clean):
             raise LossError(f"the loss at params is {clean}; it must be finite.")
@@ -122,6 +127,9 @@ class System(AbstractSystem):
     def clean_problem(self) -> "Loss":
         return Loss(_WithoutNoise(self.loss, self.law) if self.clean is None else self.clean)
 
+    def with_scales_as_arrays(self) -> "System":
+        return System(self.loss, with_scales_as_arrays(self.law), self.clean)
+
     def scaled(self, factor: float) -> "System":
         return System(self.loss, self.law.scaled(factor), self.clean)
 
@@ -161,6 +169,9 @@ class LossSystem(AbstractSystem):
 
     def clean_problem(self) -> "Loss":
         return Loss(self.function)
+
+    def with_scales_as_arrays(self) -> "LossSystem":
+        return LossSystem(self.function, with_scales_as_arrays(self.injections))
 
     def scaled(self, factor: float) -> "LossSystem":
         return LossSystem(self.function, tuple(each.scaled(factor) for each in self.injections))
@@ -252,6 +263,9 @@ class LeastSquaresSystem(AbstractSystem):
 
     def clean_problem(self) -> LeastSquares:
         return self.problem
+
+    def with_scales_as_arrays(self) -> "LeastSquaresSystem":
+        return LeastSquaresSystem(self.problem, with_scales_as_arrays(self.injections), self.minibatch)
 
     def scaled(self, factor: float) -> "LeastSquaresSystem":
         injections = tuple(each.scaled(factor) for each in self.injections)

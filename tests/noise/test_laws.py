@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 import zeroloss as zl
 from zeroloss.errors import InputError
-from zeroloss.noise import Joint
+from zeroloss.noise import Joint, with_scales_as_arrays
 
 LAWS = [zl.Gaussian, zl.Rademacher, zl.Uniform, lambda shape: zl.TwoPoint(shape, rate=0.2)]
 
@@ -154,3 +155,33 @@ def test_labels_drawn_from_probabilities():
     np.testing.assert_allclose(np.cov(xi.T), np.eye(3), atol=0.05)
     columns = jax.vmap(lambda e: law.unit(jnp.stack([e, 0 * e]))[0])(jnp.eye(3))
     np.testing.assert_allclose(columns.T @ columns, covariance, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        zl.Gaussian((3,), 0.3),
+        zl.TwoPoint((3,), rate=0.2),
+        zl.TwoPoint((3,), rate=0.0),
+        Joint((zl.TwoPoint((3,), rate=0.0), zl.Gaussian((2,), 0.5), zl.TwoPoint((4,), rate=0.3))),
+    ],
+)
+def test_scales_as_arrays_change_nothing(law):
+    """But that compiled code takes them as arguments; 0, which is no noise, stays a number."""
+    arrays = with_scales_as_arrays(law)
+    draw = eqx.filter_jit(
+        lambda law, key: (law.draw(key), law.sample(key), law.unit(law.sample(key)), law.sigma)
+    )
+    for ours, theirs in zip(
+        jax.tree.leaves(draw(arrays, jax.random.key(0))),
+        jax.tree.leaves((law.draw(jax.random.key(0)), *_standardized(law), law.sigma)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    draws = arrays.draw(jax.random.key(0), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(draws)} == {jnp.dtype("float32")}
+
+
+def _standardized(law):
+    xi = law.sample(jax.random.key(0))
+    return xi, law.unit(xi)

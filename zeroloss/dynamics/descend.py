@@ -108,6 +108,7 @@ def ensemble(
 ) -> tuple[Run, States]:
     """The run of `replicas` replicas, and their states: each at `params`, at rest."""
     tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)
+    system = system.with_scales_as_arrays()
     run, states = Run(system, jax.random.split(key, replicas), rule), States(tiled, rule.start(tiled))
     return _over_devices(run, states, replicas)
 

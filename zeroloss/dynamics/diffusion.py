@@ -47,7 +47,7 @@ def diffuse(
     dt = float(_default_step(expansion, start)) if dt is None else dt
     states = jnp.tile(start, (replicas, 1))
     ensemble = _Ensemble(states, states, jnp.full(replicas, jnp.inf), jnp.zeros(replicas, int))
-    largest = jnp.max(jnp.abs(expansion.manifold.at(start).eigenvalues))
+    largest = _largest_eigenvalue(expansion, start)
     done, t, chunk = 0, 0.0, _FIRST_CHUNK
     biases: list[dict[str, np.ndarray]] = []
     with progress_bar("limit", float(times[-1]), progress) as show:
@@ -99,6 +99,11 @@ def _advance(
 ) -> _Ensemble:
     begin, end = jnp.asarray(done), jnp.asarray(done + count)
     return _advance_compiled(expansion, ensemble, keys, begin, end, jnp.asarray(t), jnp.asarray(h), largest)
+
+
+@eqx.filter_jit
+def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
+    return jnp.max(jnp.abs(expansion.manifold.at(w).eigenvalues))
 
 
 @eqx.filter_jit

@@ -281,6 +281,7 @@ class LeastSquaresExpansion(AbstractExpansion):
 
 def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:
     """The expansion of a system's noise around its zero-loss set."""
+    system = system.with_scales_as_arrays()
     if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
         return LeastSquaresExpansion(system, manifold)
     return GeneralExpansion(system, manifold)

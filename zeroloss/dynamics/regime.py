@@ -14,7 +14,7 @@ from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError
 from zeroloss.manifold import AbstractManifold, AbstractSpaces, length, locate, neighbours
 from zeroloss.manifold.locate import ON_SET
-from zeroloss.noise import Joint, TwoPoint
+from zeroloss.noise import Joint, TwoPoint, is_zero
 from zeroloss.pytrees import Vector, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
 
@@ -236,7 +236,7 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
     system, unravel = expansion.system, expansion.manifold.unravel
     law = system.noise_law(unravel(w))
-    if law.size == 0 or law.sigma == 0:
+    if law.size == 0 or is_zero(law.sigma):
         return jnp.zeros(())
     zero, unravel_noise = ravel_pytree(law.zeros(jnp.float64))
     one, other = (ravel_pytree(law.sample(k, jnp.float64))[0] for k in jax.random.split(key))
@@ -266,7 +266,7 @@ def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, A
     parts = law.laws if isinstance(law, Joint) else (law,)
     worst = jnp.zeros(()), jnp.zeros(())
     for index, part in enumerate(parts):
-        if not isinstance(part, TwoPoint) or part.rate == 0:
+        if not isinstance(part, TwoPoint) or is_zero(part.rate):
             continue
         zero, unravel = ravel_pytree(part.zeros(jnp.float64))
 

@@ -14,6 +14,8 @@ from zeroloss.noise.laws import (
     Rademacher,
     TwoPoint,
     Uniform,
+    is_zero,
+    with_scales_as_arrays,
 )
 from zeroloss.noise.minibatch import MiniBatch
 from zeroloss.noise.parameters import (
@@ -51,6 +53,8 @@ __all__ = [
     "TwoPoint",
     "Uniform",
     "WeightNoise",
+    "is_zero",
     "parts",
     "site",
+    "with_scales_as_arrays",
 ]

@@ -10,7 +10,15 @@ from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise.base import AbstractInjection, Forward
-from zeroloss.noise.laws import AbstractLaw, Gaussian, TwoPoint, dropping_rate, positive_sigma, scaled_rate
+from zeroloss.noise.laws import (
+    AbstractLaw,
+    Gaussian,
+    Scale,
+    TwoPoint,
+    dropping_rate,
+    positive_sigma,
+    scaled_rate,
+)
 from zeroloss.noise.sites import inject, site_shapes
 
 Per = Literal["example", "step"]
@@ -57,7 +65,7 @@ class Dropout(_AbstractMasks):
     `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
     """
 
-    rate: float
+    rate: Scale
     at: tuple[str, ...] = eqx.field(static=True)
     per: Per = eqx.field(static=True)
 
@@ -80,7 +88,7 @@ class GaussianDropout(_AbstractMasks):
     (theory.md, section 4; Srivastava et al. 2014). `at` and `per` as for `Dropout`.
     """
 
-    sigma: float
+    sigma: Scale
     at: tuple[str, ...] = eqx.field(static=True)
     per: Per = eqx.field(static=True)
 

@@ -17,6 +17,7 @@ from zeroloss.noise.laws import (
     Independent,
     Matrix,
     OneHot,
+    Scale,
     positive_sigma,
     symmetric_root,
 )
@@ -37,7 +38,7 @@ class LabelNoise(AbstractInjection):
       units of sigma^2; by default the identity.
     """
 
-    sigma: float
+    sigma: Scale
     root: Float[Array, "outputs outputs"] | None
     per: Literal["example"] = eqx.field(static=True)
 
@@ -86,7 +87,7 @@ class InputNoise(AbstractInjection):
     floating-point array of the inputs has noise.
     """
 
-    sigma: float
+    sigma: Scale
     per: Literal["example"] = eqx.field(static=True)
 
     def __init__(self, sigma: float):

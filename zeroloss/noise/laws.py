@@ -19,6 +19,10 @@ from jaxtyping import Array, ArrayLike, DTypeLike, Float, Key, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise.checks import check_draws
+from zeroloss.pytrees import is_traced
+
+Scale = float | Float[Array, ""]
+"""A sigma or a rate: a number, or an array where compiled code is to serve any."""
 
 Matrix = ArrayLike | Sequence[Sequence[float]]
 
@@ -64,26 +68,45 @@ def is_shape(node: Any) -> bool:
     return isinstance(node, tuple) and all(isinstance(axis, int) for axis in node)
 
 
-def positive_sigma(sigma: float) -> float:
-    """`sigma` as a float, checked to be positive and finite."""
+def positive_sigma(sigma: Scale) -> Scale:
+    """`sigma` as a float, checked to be positive and finite; under tracing as it is."""
+    if is_traced(sigma):
+        return sigma
     sigma = float(sigma)
     if not (sigma > 0 and math.isfinite(sigma)):
         raise InputError(f"sigma must be positive and finite, got {sigma}.")
     return sigma
 
 
-def dropping_rate(rate: float) -> float:
-    """`rate` as a float, checked to lie in [0, 1)."""
+def dropping_rate(rate: Scale) -> Scale:
+    """`rate` as a float, checked to lie in [0, 1); under tracing as it is."""
+    if is_traced(rate):
+        return rate
     rate = float(rate)
     if not 0 <= rate < 1:
         raise InputError(f"rate is the probability of being dropped and must lie in [0, 1), got {rate}.")
     return rate
 
 
-def scaled_rate(rate: float, factor: float) -> float:
+def is_zero(scale: Scale) -> bool:
+    """Whether a sigma or rate is known to be 0; under tracing it is not (`with_scales_as_arrays`)."""
+    return not is_traced(scale) and float(scale) == 0
+
+
+def with_scales_as_arrays(noise: Any) -> Any:
+    """Laws or noises with every sigma and rate but 0 as arrays, so that what is compiled serves them all."""
+
+    def as_array(path: tuple[Any, ...], leaf: Any) -> Any:
+        is_scale = path and getattr(path[-1], "name", None) in ("sigma", "rate")
+        return jnp.asarray(leaf) if is_scale and isinstance(leaf, float) and leaf != 0 else leaf
+
+    return jax.tree_util.tree_map_with_path(as_array, noise)
+
+
+def scaled_rate(rate: Scale, factor: float) -> float:
     """The rate of dropping whose sigma is `factor` times that of `rate`: sigma^2 = rate / (1 - rate)."""
     odds = factor**2 * rate / (1 - rate)
-    return odds / (1 + odds)
+    return float(odds / (1 + odds))
 
 
 def _check_shape(shape: Any) -> Any:
@@ -133,7 +156,7 @@ class Gaussian(_Standardized):
     """
 
     shape: Any = eqx.field(converter=_check_shape)
-    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.normal(k, leaf, dtype))
@@ -143,7 +166,7 @@ class Rademacher(_Standardized):
     """eta = sigma * xi with xi = +1 or -1, equally likely."""
 
     shape: Any = eqx.field(converter=_check_shape)
-    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.rademacher(k, leaf, dtype))
@@ -153,7 +176,7 @@ class Uniform(_Standardized):
     """eta = sigma * xi with xi uniform on [-sqrt(3), sqrt(3)], which has variance 1."""
 
     shape: Any = eqx.field(converter=_check_shape)
-    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         edge = math.sqrt(3)
@@ -168,22 +191,22 @@ class TwoPoint(_Standardized):
     """
 
     shape: Any
-    rate: float
-    sigma: float
+    rate: Scale
+    sigma: Scale
 
-    def __init__(self, shape: Any, rate: float):
+    def __init__(self, shape: Any, rate: Scale):
         self.shape = _check_shape(shape)
         self.rate = dropping_rate(rate)
-        self.sigma = math.sqrt(self.rate / (1 - self.rate))
+        self.sigma = (self.rate / (1 - self.rate)) ** 0.5
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
-        return jax.tree.map(jnp.zeros_like, xi) if self.rate == 0 else xi
+        return jax.tree.map(jnp.zeros_like, xi) if is_zero(self.rate) else xi
 
     def scaled(self, factor: float) -> "TwoPoint":
         return TwoPoint(self.shape, scaled_rate(self.rate, factor))
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        if self.rate == 0:
+        if is_zero(self.rate):
             return self.zeros(dtype)
         return self._two_values(key, dtype, -1 / self.sigma, self.sigma)
 
@@ -191,7 +214,7 @@ class TwoPoint(_Standardized):
         return self._two_values(key, dtype, -1.0, self.rate / (1 - self.rate))
 
     def _two_values(
-        self, key: Key[Array, ""], dtype: DTypeLike, dropped: float, kept: float
+        self, key: Key[Array, ""], dtype: DTypeLike, dropped: Scale, kept: Scale
     ) -> PyTree[Array]:
         def draw(k: Key[Array, ""], leaf: tuple[int, ...]) -> Array:
             drop = jax.random.bernoulli(k, self.rate, leaf)
@@ -213,7 +236,7 @@ class Law(AbstractLaw):
 
     sampler: Callable[[Key[Array, ""], tuple[int, ...]], Array]
     shape: Any = eqx.field(converter=_check_shape)
-    sigma: float = eqx.field(default=1.0, converter=positive_sigma)
+    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return _draw_leaves(key, self.shape, lambda k, leaf: jnp.asarray(self.sampler(k, leaf), dtype))
@@ -307,7 +330,7 @@ class OneHot(_Standardized):
     """
 
     probabilities: Float[Array, "examples classes"]
-    sigma: float
+    sigma: Scale
 
     def __init__(self, probabilities: Float[Array, "examples classes"]):
         self.probabilities = probabilities
@@ -343,18 +366,18 @@ class Joint(AbstractLaw):
 
     laws: tuple[AbstractLaw, ...]
     shape: Any
-    sigma: float
+    sigma: Scale
 
     def __init__(self, laws: tuple[AbstractLaw, ...]):
         self.laws = laws
         self.shape = tuple(law.shape for law in laws)
-        self.sigma = next((law.sigma for law in laws if law.sigma > 0), 0.0)
+        self.sigma = next((law.sigma for law in laws if not is_zero(law.sigma)), 0.0)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return tuple(law.sample(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
-        ratios = [law.sigma / self.sigma if self.sigma > 0 else 0.0 for law in self.laws]
+        ratios = [0.0 if is_zero(self.sigma) else law.sigma / self.sigma for law in self.laws]
         return tuple(
             jax.tree.map(lambda leaf, ratio=ratio: ratio * leaf, law.unit(part))
             for law, part, ratio in zip(self.laws, xi, ratios, strict=True)

@@ -21,6 +21,7 @@ from zeroloss.noise.laws import (
     Correlated,
     Gaussian,
     Matrix,
+    Scale,
     TwoPoint,
     dropping_rate,
     positive_sigma,
@@ -62,7 +63,7 @@ class WeightNoise(_AbstractOnParameters):
     - `where`: which parameters have noise, such as `lambda params: params["hidden"]`.
     """
 
-    sigma: float
+    sigma: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
 
@@ -86,7 +87,7 @@ class AntiCorrelated(_AbstractOnParameters):
     Orvieto et al. 2022). `sigma` and `where` as for `WeightNoise`.
     """
 
-    sigma: float
+    sigma: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
     as_increments: ClassVar[bool] = True
@@ -115,7 +116,7 @@ class DropConnect(_AbstractOnParameters):
     - `where`: which parameters can be dropped, such as `lambda params: params["hidden"]`.
     """
 
-    rate: float
+    rate: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
 
@@ -140,7 +141,7 @@ class GaussianDropConnect(_AbstractOnParameters):
     The regularizer is 1/2 sum_j w_j^2 d_jj L (theory.md, section 4). `where` as for `DropConnect`.
     """
 
-    sigma: float
+    sigma: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
 
@@ -171,7 +172,7 @@ class Langevin(_AbstractOnParameters):
       default the identity.
     """
 
-    sigma: float
+    sigma: Scale
     root: Array | None
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
