@@ -141,7 +141,7 @@ def _inverse(
 
     def root() -> Array:
         squares, rotation = spectrum()
-        kept = jnp.arange(squares.shape[0]) < squares.shape[0] if rank else squares > tolerance * squares[0]
+        kept = (squares > tolerance * squares[0]) | (rank is not None)
         scale = jnp.sqrt(jnp.where(kept, jnp.maximum(squares, TINY), 1.0))
         return jnp.where(kept, rotation / scale, 0.0)
 

@@ -274,7 +274,7 @@ class Correlated(AbstractLaw):
         return self.law.shape
 
     @property
-    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def sigma(self) -> Scale:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.law.sigma
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
@@ -306,7 +306,7 @@ class Independent(AbstractLaw):
         return jax.tree.map(lambda leaf: (self.number, *leaf), self.law.shape, is_leaf=is_shape)
 
     @property
-    def sigma(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def sigma(self) -> Scale:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.law.sigma
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
