@@ -24,6 +24,7 @@ SPEED = [
     "drift.py --dense",
     "drift.py --models large --repeats 3",
     "drift.py --growth {folder}/growth.png",
+    "krylov.py",
     "throughput.py",
     "throughput.py --dtype float32",
     "throughput.py --devices 2",

@@ -199,6 +199,9 @@ class Loss(eqx.Module):
         return LossSystem(self.function, injections)
 
 
+_GEOMETRIES = ("auto", "factorized", "matrix-free")
+
+
 class LeastSquares(eqx.Module):
     """Least squares with a model: L = 1/(2N) sum_i |model(params, inputs)_i - targets_i|^2.
 
@@ -208,13 +211,29 @@ class LeastSquares(eqx.Module):
       not influence each other, and the model must accept any number of examples.
     - `inputs`: an array, or pytree of arrays, with leading axis N.
     - `targets`: shape `[N]` or `[N, k]`, like the outputs.
+    - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" goes through the
+      Gram matrix of all m = N k residuals, O(m^2) memory and O(m^3) operations. "matrix-free" iterates, with
+      N^2 k memory for a preconditioner (at most 2 GiB), and serves `project`; `classify` and `limit` of white
+      label noise and of noise that drifts on the fast scale; `drift` of the former. Residuals must then be
+      independent. "auto" factorizes up to 20,000 residuals.
     """
 
     model: Callable[[PyTree, PyTree], Array]
     inputs: PyTree
     targets: Array
+    geometry: str = eqx.field(static=True)
 
-    def __init__(self, model: Callable[[PyTree, PyTree], Array], inputs: PyTree, targets: Any):
+    def __init__(
+        self,
+        model: Callable[[PyTree, PyTree], Array],
+        inputs: PyTree,
+        targets: Any,
+        *,
+        geometry: str = "auto",
+    ):
+        if geometry not in _GEOMETRIES:
+            raise InputError(f"geometry must be one of {', '.join(_GEOMETRIES)}, got {geometry!r}.")
+        self.geometry = geometry
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")
         self.model = model

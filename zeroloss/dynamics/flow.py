@@ -20,6 +20,7 @@ from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar
 
 _MAX_STEPS = 10_000  # of the integrator, between two times saved
+_SHORTEST = 1e-14  # step, of the whole time
 
 
 def flow(
@@ -99,7 +100,7 @@ def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) ->
         _SOLVER.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
     )
     no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    largest = jnp.max(jnp.abs(expansion.manifold.at(w).eigenvalues))
+    largest = expansion.manifold.largest(w)
     rank = _rank(expansion, w, largest)
     return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
 
@@ -122,7 +123,7 @@ def _advance(
 
     def unfinished(state: _State) -> Array:
         regular = state.rank == expansion.manifold.rank
-        return (state.t < time) & (state.steps < _MAX_STEPS) & regular
+        return (state.t < time) & (state.steps < _MAX_STEPS) & regular & (state.dt > _SHORTEST * end)
 
     def step(state: _State) -> _State:
         t_next = jnp.minimum(state.t + state.dt, end)
@@ -186,8 +187,8 @@ def _problem(expansion: AbstractExpansion, state: _State, time: float, residual:
         )
     if t < time:
         return (
-            f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): {_MAX_STEPS} integrator steps "
-            f"were used up and the last was {float(state.dt):.3g} long."
+            f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): after {int(state.steps)} "
+            f"integrator steps, the next would be {float(state.dt):.3g} long."
         )
     if not residual <= ON_SET:
         return (

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.dynamics.drift import first_drift, second_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.errors import InputError, LossError, RankError
+from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
 from zeroloss.manifold import AbstractManifold, AbstractSpaces, length, locate, neighbours
 from zeroloss.manifold.locate import ON_SET
 from zeroloss.noise import Joint, TwoPoint, is_zero
@@ -44,7 +44,8 @@ class Regime(eqx.Module):
     - `towards`: what the limit minimizes, where that is known.
     - `first`, `second`, `diffusion`: the largest over the points of |P_T grad Reg| |w|, |b| |w| and
       |P_T G|^2, each relative to what the noise could do, so that neither the scale of the loss, of the
-      weights nor of the noise matters.
+      weights nor of the noise matters. `second` is NaN for a problem treated matrix-free, where the noise is
+      none of white labels.
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
@@ -108,7 +109,8 @@ def classify(
 
     **Returns:** a `Regime`, with the measures and the margin of the decision.
 
-    **Raises:** `NotOnSetError`, `RankError`.
+    **Raises:** `NotOnSetError`, `RankError`; `UnsupportedError` where a problem treated matrix-free would
+    need the drift on the slow scale.
 
     Costs two drifts a point, compiled once.
     """
@@ -127,7 +129,13 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
     kick, gradient_kick = (float(value) for value in measures[5])
-    if not np.isfinite([first, second, diffusion, nonlinearity]).all():
+    is_second_known = manifold.has_spectrum or expansion.hessian_multiple(w) is not None
+    if not is_second_known and first <= ZERO:
+        raise UnsupportedError(
+            "this noise does not drift on the fast scale, and matrix-free the slow one is not found. "
+            'Use fewer examples, or zeroloss.LeastSquares(..., geometry="factorized") where memory allows.'
+        )
+    if not np.isfinite([first, second if is_second_known else 0.0, diffusion, nonlinearity]).all():
         raise LossError(
             "a derivative of the loss near the point is not finite (measures of both drifts, of the "
             f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
@@ -204,6 +212,8 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
 def _spaces_and_second_drift(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector]:
     if expansion.hessian_multiple(w) is not None:
         return expansion.manifold.spaces(w), second_drift_of(expansion, w)
+    if not expansion.manifold.has_spectrum:
+        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan)
     geometry = expansion.manifold.at(w)
     return geometry, second_drift(expansion, w, geometry)
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
-from zeroloss.manifold.spectra import eigh, orthonormal
+from zeroloss.manifold.spectra import eigh, orthonormal, power_iteration
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
 
+_LARGEST_HESSIAN = 1000
 _SMALL_RANK = 4  # times the rank at most d, for the Hessian never to be formed
 
 
@@ -78,6 +79,13 @@ class DenseManifold(AbstractManifold):
         eigenvalues, rotation = eigh((projected + projected.T) / 2)
         order = jnp.argsort(-jnp.abs(eigenvalues))
         return DenseGeometry(basis @ rotation[:, order], eigenvalues[order], jnp.ones(rank, bool))
+
+    def largest(self, w: Vector) -> Scalar:
+        """One Hessian up to 1000 parameters, beyond at most 1000 Hessian-vector products."""
+        if w.shape[0] <= _LARGEST_HESSIAN:
+            return jnp.max(jnp.abs(self.at(w).eigenvalues))
+        gradient = jax.grad(self.loss)
+        return power_iteration(lambda vector: jax.jvp(gradient, (w,), (vector,))[1], w.shape[0])
 
     def correction(self, w: Vector) -> Vector:
         return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))

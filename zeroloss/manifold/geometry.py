@@ -100,7 +100,7 @@ class AbstractManifold(eqx.Module):
     `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
     set but not beside it. An eigenvalue counts as zero below `rank_tolerance` times the largest; along a
     path of fixed rank, the rank has fallen when one is below `fall_tolerance` times the largest at the
-    start. Two ways of computing it, `DenseManifold` and `GramManifold`.
+    start. Two classes compute it, `DenseManifold` and `GramManifold`.
     """
 
     problem: eqx.AbstractVar[Loss | LeastSquares]
@@ -120,6 +120,15 @@ class AbstractManifold(eqx.Module):
     def rank_above(self, w: Vector, floor: Scalar) -> Array:
         """How many eigenvalues of H are larger than `floor` > 0 in size."""
         return jnp.sum(jnp.abs(self.at(w).eigenvalues) > floor)
+
+    def largest(self, w: Vector) -> Scalar:
+        """The largest eigenvalue of H, in size."""
+        return jnp.max(jnp.abs(self.at(w).eigenvalues))
+
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether there is `at`, or `spaces` alone."""
+        return True
 
     @abc.abstractmethod
     def correction(self, w: Vector) -> Vector:

@@ -13,17 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from zeroloss.errors import UnsupportedError
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, AbstractSpaces, length
 from zeroloss.manifold.jacobians import (
     AbstractJacobian,
     AbstractJacobians,
     PerExampleJacobians,
+    StructuredJacobian,
     StructuredJacobians,
 )
-from zeroloss.manifold.spectra import TINY, Inverse
+from zeroloss.manifold.krylov import ResidualSpaces, output_blocks
+from zeroloss.manifold.spectra import TINY, Inverse, power_iteration
 from zeroloss.manifold.structure import Structure
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
+
+_ONTO = 1e-4
+"""How well J must reach a random u, when found by iteration, to count as onto."""
 
 
 class GramSpaces(AbstractSpaces):
@@ -83,16 +89,27 @@ class GramManifold(AbstractManifold):
 
     Without `structure` K takes m per-example gradients, m x d memory and O(m^2 d) operations; with it, some
     gradients for each output.
+
+    With `matrix_free`, K is never formed, and there is no spectrum: projections are found by iteration
+    (`ResidualSpaces`), some gradients each time, and J has to be of full rank m.
     """
 
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure | None = None
+    matrix_free: bool = eqx.field(static=True, default=False)
     rank_tolerance: ClassVar[float] = 1e-12
     fall_tolerance: ClassVar[float] = 1e-20
 
     def at(self, w: Vector) -> GramGeometry:
+        if self.matrix_free:
+            raise UnsupportedError(
+                f"this needs the spectrum of the {self.problem.targets.size} x {self.problem.targets.size} "
+                "Gram matrix, and the problem is treated matrix-free. Of white label noise and of noise that "
+                "drifts on the fast scale, `limit` does without. Use fewer examples, or "
+                'zeroloss.LeastSquares(..., geometry="factorized") where memory allows.'
+            )
         jacobian = self.jacobians.at(w)
         squares, rotation = jacobian.squares(self.rank)
         is_normal = self._is_normal(squares)
@@ -107,7 +124,11 @@ class GramManifold(AbstractManifold):
             parameters=w.shape[0],
         )
 
-    def spaces(self, w: Vector) -> GramSpaces | GramGeometry:
+    def spaces(self, w: Vector) -> GramSpaces | GramGeometry | ResidualSpaces:
+        if self.matrix_free:
+            jacobian = self.jacobians.at(w)
+            assert isinstance(jacobian, StructuredJacobian)
+            return ResidualSpaces(jacobian, output_blocks(jacobian))
         if self.rank is not None and self.rank < self.problem.targets.size:
             return self.at(w)
         jacobian = self.jacobians.at(w)
@@ -115,12 +136,31 @@ class GramManifold(AbstractManifold):
 
     def is_onto(self, w: Vector) -> Bool[Array, ""]:
         """Whether J has full rank m beyond doubt. The set then is a manifold of codimension m around w."""
+        if self.matrix_free:
+            wanted = jax.random.normal(jax.random.key(0), (self.problem.targets.size,))
+            missed = self.jacobians.at(w).mv(self.spaces(w).lift(wanted)) - wanted
+            return jnp.linalg.norm(missed) <= _ONTO * jnp.linalg.norm(wanted)
         return self.jacobians.at(w).inverse(None, self.rank_tolerance).is_triangular
 
+    @property
+    def has_spectrum(self) -> bool:
+        return not self.matrix_free
+
+    def largest(self, w: Vector) -> Scalar:
+        if not self.matrix_free:
+            return self.at(w).eigenvalues[0]
+        jacobian = self.jacobians.at(w)
+        square = power_iteration(lambda u: jacobian.mv(jacobian.rmv(u)), self.problem.targets.size)
+        return square / self.problem.number
+
     def rank_above(self, w: Vector, floor: Scalar) -> Array:
+        """As far as iteration can tell: matrix-free, all m while it converges."""
+        if self.matrix_free:
+            return jnp.asarray(self.problem.targets.size)
         spaces = self.spaces(w)
         if isinstance(spaces, GramGeometry):
             return jnp.sum(spaces.eigenvalues > floor)
+        assert isinstance(spaces, GramSpaces)
         inverse = spaces.inverse
         return jax.lax.cond(
             inverse.is_triangular & (inverse.smallest > self.problem.number * floor),

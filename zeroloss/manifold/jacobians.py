@@ -151,6 +151,11 @@ class StructuredJacobian(AbstractJacobian):
     structure: Structure
     factors: Factors
 
+    @property
+    def parameters(self) -> int:
+        """How many there are, d."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.factors.params))
+
     def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
         images = self.structure.mv(self.factors, vector.reshape(vector.shape[0], -1))
         return images.reshape(-1, *vector.shape[1:])

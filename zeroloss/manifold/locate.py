@@ -31,8 +31,7 @@ _NEIGHBOURS = 5
 _FIRST_DESCENT = 200
 _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
-_LARGEST_HESSIAN = 1000
-_POWER_ITERATIONS = 1000
+_MOST_FACTORIZED = 20_000  # residuals; a float64 Gram matrix of them takes 3 GiB
 _LARGEST_JACOBIAN = 2**20  # bytes, beyond which it is not formed
 _LOG = logging.getLogger(__name__)
 
@@ -41,15 +40,23 @@ def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise.
 
     The Gram matrix comes from the Jacobian as a matrix up to 1 MiB of it, beyond from the structure of the
-    model. Logs which, for debugging. Only the shape of w is used.
+    model, and is not formed at all for more than 20,000 residuals, or as the problem's `geometry` says. Logs
+    which. Only the shape of w is used.
     """
     problem = system.clean_problem()
     if not isinstance(problem, LeastSquares):
         return DenseManifold(problem, unravel)
-    size = problem.targets.size * w.size * w.dtype.itemsize
-    structure = None if size <= _LARGEST_JACOBIAN else structure_of(problem.model, unravel(w), problem.inputs)
+    residuals = problem.targets.size
+    matrix_free = problem.geometry == "matrix-free" or (
+        problem.geometry == "auto" and residuals > _MOST_FACTORIZED
+    )
+    size = residuals * w.size * w.dtype.itemsize
+    as_matrix = size <= _LARGEST_JACOBIAN and not matrix_free
+    structure = None if as_matrix else structure_of(problem.model, unravel(w), problem.inputs)
     _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds if structure else "as a matrix")
-    return GramManifold(problem, unravel, structure=structure)
+    if matrix_free:
+        _LOG.info("%d residuals: the zero-loss set is treated matrix-free, by iteration", residuals)
+    return GramManifold(problem, unravel, structure=structure, matrix_free=matrix_free)
 
 
 class Located(NamedTuple):
@@ -144,31 +151,12 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     1000 Hessian-vector products (power iteration, to a relative 1e-6) beyond.
     """
     w, unravel = flatten(params)
-    manifold = manifold_of(system, w, unravel)
-    if isinstance(manifold, DenseManifold) and w.shape[0] > _LARGEST_HESSIAN:
-        return float(_largest_by_products(manifold, w))
-    return float(jnp.max(_geometry(manifold.with_rank(w.shape[0]), w).eigenvalues))
+    return float(_largest(manifold_of(system, w, unravel), w))
 
 
 @eqx.filter_jit
-def _largest_by_products(manifold: AbstractManifold, w: Vector) -> Scalar:
-    def product(vector: Vector) -> Vector:
-        return jax.jvp(jax.grad(manifold.loss), (w,), (vector,))[1]
-
-    def unfinished(state: tuple[Vector, Scalar, Scalar, Array]) -> Array:
-        _, before, now, count = state
-        settled = (jnp.abs(now - before) <= 1e-6 * now) & (count > 1)
-        return ~settled & (count < _POWER_ITERATIONS)
-
-    def improve(state: tuple[Vector, Scalar, Scalar, Array]) -> tuple[Vector, Scalar, Scalar, Array]:
-        vector, _, now, count = state
-        image = product(vector)
-        norm = jnp.linalg.norm(image)
-        return image / jnp.where(norm > 0, norm, 1.0), now, norm, count + 1
-
-    start = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
-    start = (start / jnp.linalg.norm(start), jnp.zeros((), w.dtype), jnp.ones((), w.dtype), jnp.asarray(0))
-    return jax.lax.while_loop(unfinished, improve, start)[2]
+def _largest(manifold: AbstractManifold, w: Vector) -> Scalar:
+    return manifold.largest(w)
 
 
 def neighbours(
@@ -215,6 +203,12 @@ def _with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> 
     size = w.shape[0]
     if is_onto and isinstance(manifold, GramManifold) and manifold.problem.targets.size < size:
         return manifold.with_rank(manifold.problem.targets.size)
+    if isinstance(manifold, GramManifold) and manifold.matrix_free:
+        raise RankError(
+            f"matrix-free, the Jacobian of the {manifold.problem.targets.size} residuals by {size} "
+            "parameters was not found to be of full rank: the residuals are redundant, or nearly so. "
+            'zeroloss.LeastSquares(..., geometry="factorized") copes with a lower rank.'
+        )
     geometry = _geometry(manifold, w)
     rank = int(geometry.codimension)
     fixed = manifold.with_rank(rank)
@@ -351,7 +345,7 @@ def _descend(
 def _gradient_descent(
     manifold: AbstractManifold, w: Vector, steps: Array, caution: Scalar
 ) -> tuple[Vector, Scalar, Scalar]:
-    largest = jnp.max(jnp.abs(manifold.at(w).eigenvalues))
+    largest = manifold.largest(w)
     step_size = caution / jnp.where(largest > 0, largest, 1.0)
     end = jax.lax.fori_loop(0, steps, lambda _, w: w - step_size * jax.grad(manifold.loss)(w), w)
     return end, manifold.loss(w), manifold.loss(end)

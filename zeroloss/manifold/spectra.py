@@ -47,6 +47,9 @@ def _orthonormal(matrix: Float[Array, "n k"]) -> Float[Array, "n k"]:
     return jnp.linalg.qr(matrix)[0]
 
 
+cholesky = one_by_one(jnp.linalg.cholesky)
+"""The lower triangular L with L L^T the symmetric matrix; NaN where it is not positive definite."""
+
 eigh = one_by_one(_eigh)
 """Eigenvalues, from the smallest, and eigenvectors of a symmetric matrix."""
 
@@ -147,6 +150,30 @@ def _inverse(
 
     return Inverse(jax.lax.cond(narrow, lambda: lower, root), narrow, 1 / length)
 
+
+def power_iteration(product: Callable[[Array], Array], size: int) -> Array:
+    """The largest eigenvalue, in size, of a symmetric matrix given by its products with vectors.
+
+    To a relative 1e-6 of its change, with at most 1000 products.
+    """
+
+    def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+        _, before, now, count = state
+        settled = (jnp.abs(now - before) <= 1e-6 * now) & (count > 1)
+        return ~settled & (count < _POWER_ITERATIONS)
+
+    def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        vector, _, now, count = state
+        image = product(vector)
+        norm = jnp.linalg.norm(image)
+        return image / jnp.where(norm > 0, norm, 1.0), now, norm, count + 1
+
+    start = jax.random.normal(jax.random.key(0), (size,))
+    start = (start / jnp.linalg.norm(start), jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
+    return jax.lax.while_loop(unfinished, improve, start)[2]
+
+
+_POWER_ITERATIONS = 1000
 
 TINY = 1e-300
 """Of a rank that is fixed, an eigenvalue that rounding has brought below this is taken to be this."""

@@ -27,18 +27,33 @@ class RowMaker(eqx.Module):
         output = self.plan.program.outputs[0]
         return self.plan.program.shapes[output].dtype if isinstance(output, int) else output.val.dtype
 
-    def make(self, params: PyTree, examples: PyTree, which: tuple[int, ...]) -> tuple[AbstractRows, ...]:
-        """The rows of all `examples` and outputs, in the columns of the blocks `which`."""
+    def make(
+        self, params: PyTree, examples: PyTree, which: tuple[int, ...], basis: Array | None = None
+    ) -> tuple[AbstractRows, ...]:
+        """The rows of all `examples` and outputs, in the columns of the blocks `which`.
+
+        With a `basis`, q x k, of its combinations of the outputs.
+        """
+        chosen = self.basis if basis is None else basis
 
         def of_some(examples: PyTree) -> tuple[AbstractRows, ...]:
-            return self.at_once(params, examples, self.basis, which)
+            return self.at_once(params, examples, chosen, which)
 
         return over_rows(of_some, examples, self.examples_at_once(which))
 
     def gram(
-        self, params: PyTree, other_params: PyTree, examples: PyTree, which: tuple[int, ...]
-    ) -> Float[Array, "n k n k"]:
-        """J(w) J(w0)^T in the columns of the blocks `which`; rows are not kept but made for every pair."""
+        self,
+        params: PyTree,
+        other_params: PyTree,
+        examples: PyTree,
+        which: tuple[int, ...],
+        basis: Array | None = None,
+    ) -> Float[Array, "n q n q"]:
+        """J(w) J(w0)^T in the columns of the blocks `which`; rows are not kept but made for every pair.
+
+        With a `basis`, q x k, of its combinations of the outputs.
+        """
+        chosen = self.basis if basis is None else basis
         number, outputs = self.examples_at_once(which), self.outputs_at_once(which)
 
         def for_rows(some: PyTree) -> Array:
@@ -46,7 +61,7 @@ class RowMaker(eqx.Module):
                 left = self.at_once(params, some, basis, which)
                 return jnp.moveaxis(against(left), 1, 0)
 
-            return jnp.moveaxis(over_rows(for_outputs, self.basis, outputs), 0, 1)
+            return jnp.moveaxis(over_rows(for_outputs, chosen, outputs), 0, 1)
 
         def against(left: tuple[AbstractRows, ...]) -> Array:
             def for_others(others: PyTree) -> Array:
@@ -54,7 +69,7 @@ class RowMaker(eqx.Module):
                     right = self.at_once(other_params, others, basis, which)
                     return jnp.moveaxis(gram(left, right, self.max_memory), 3, 0)
 
-                return jnp.moveaxis(over_rows(for_outputs, self.basis, outputs), (3, 0), (0, 3))
+                return jnp.moveaxis(over_rows(for_outputs, chosen, outputs), (3, 0), (0, 3))
 
             return jnp.moveaxis(over_rows(for_others, examples, number), (0, 3), (2, 3))
 

@@ -80,19 +80,24 @@ class Structure(eqx.Module):
         makes weight gradients. Blocks are kept, the smallest first, up to `max_memory`; the others are
         computed again wherever they are needed.
         """
+        kept = self._which_to_keep(self.maker.outputs, self.number)
+        rows: list[AbstractRows | None] = [None] * len(self.maker.plan.blocks)
+        if kept:
+            for index, made in zip(kept, self.maker.make(params, self.inputs, kept), strict=True):
+                rows[index] = made
+        return Factors(params, tuple(rows))
+
+    def _which_to_keep(self, outputs: int, number: int) -> tuple[int, ...]:
         budget = self.maker.max_memory
-        blocks, outputs = self.maker.plan.blocks, self.maker.outputs
-        costs = [block.floats(outputs) * self.number * self.maker.dtype.itemsize for block in blocks]
+        costs = [
+            block.floats(outputs) * number * self.maker.dtype.itemsize for block in self.maker.plan.blocks
+        ]
         kept: list[int] = []
         for index in sorted(range(len(costs)), key=costs.__getitem__):
             if costs[index] <= budget:
                 kept.append(index)
                 budget -= costs[index]
-        rows: list[AbstractRows | None] = [None] * len(costs)
-        if kept:
-            for index, made in zip(kept, self.maker.make(params, self.inputs, tuple(kept)), strict=True):
-                rows[index] = made
-        return Factors(params, tuple(rows))
+        return tuple(kept)
 
     def gram(self, factors: Factors, other: Factors | None = None) -> Float[Array, "residuals residuals"]:
         """K(w, w0) = J(w) J(w0)^T; without `other`, J(w) J(w)^T.
@@ -111,6 +116,21 @@ class Structure(eqx.Module):
             other_params = factors.params if other is None else other.params
             total = total + self.maker.gram(factors.params, other_params, self.inputs, factors.missing)
         return total.reshape(number * outputs, number * outputs)
+
+    def gram_of_combination(
+        self, params: PyTree, combination: Float[Array, " outputs"], examples: PyTree
+    ) -> Float[Array, "examples examples"]:
+        """K of the scalar v^T f of the outputs f, for some examples. As `gram` for a single output."""
+        number = jax.tree.leaves(examples)[0].shape[0]
+        basis = combination[None].astype(self.maker.dtype)
+        kept = self._which_to_keep(1, number)
+        missing = tuple(index for index in range(len(self.maker.plan.blocks)) if index not in kept)
+        total = jnp.zeros((number, 1, number, 1), self.maker.dtype)
+        if kept:
+            total = symmetric_gram(self.maker.make(params, examples, kept, basis), self.maker.max_memory)
+        if missing:
+            total = total + self.maker.gram(params, params, examples, missing, basis)
+        return total.reshape(number, number)
 
     def block_diagonal(self, factors: Factors) -> Float[Array, "examples outputs outputs"]:
         """J_i J_i^T for every example i."""
