@@ -10,7 +10,7 @@ from problems_for_tests import flat
 
 import zeroloss as zl
 from zeroloss.errors import RankError, UnsupportedError
-from zeroloss.manifold import GramManifold
+from zeroloss.manifold import GramManifold, manifold_of
 from zeroloss.manifold.krylov import ResidualSpaces, output_blocks
 from zeroloss.manifold.structure import analyse
 from zeroloss.pytrees import flatten
@@ -90,6 +90,17 @@ def test_verbs_agree_with_the_factorized_ones(noise):
 def with_site(params, inputs):
     hidden = zl.site(jnp.tanh(inputs @ params["in"] + params["shift"]), "hidden")
     return hidden @ params["out"]
+
+
+@pytest.mark.parametrize(
+    "geometry,examples,expected", [("auto", 10_000, 0), ("auto", 10_001, 1), ("factorized", 10_001, 0)]
+)
+def test_chosen_by_the_number_of_residuals(geometry, examples, expected):
+    _, params = two_outputs("auto")
+    problem = zl.LeastSquares(network, jnp.ones((examples, 5)), jnp.ones((examples, 2)), geometry=geometry)
+    w, unravel = flatten(params)
+    manifold = manifold_of(problem.with_noise(zl.LabelNoise(0.1)), w, unravel)
+    assert isinstance(manifold, GramManifold) and manifold.matrix_free == bool(expected)
 
 
 def test_what_needs_the_spectrum_is_refused():
