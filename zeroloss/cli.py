@@ -95,11 +95,14 @@ def classify_command(
             towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
             verdict = regime.name + (", stochastic" if regime.stochastic else "")
             table.add_row(name, verdict, greek(regime.time_scale or "never"), towards, f"{regime.margin:.0e}")
-            dimensions = f"{regime.dimension:,} in {regime.dimension + regime.codimension:,} parameters"
+            if regime.dimension is not None and regime.codimension is not None:
+                parameters = regime.dimension + regime.codimension
+                dimensions = f"{regime.dimension:,} in {parameters:,} parameters"
             if regime.caveat:
                 caveats[name] = regime.caveat
         _out.print(table)
-        _out.print(f"The zero-loss set has dimension {dimensions}.")
+        if dimensions:
+            _out.print(f"The zero-loss set has dimension {dimensions}.")
         for name, caveat in caveats.items():
             _out.print(f"{name}: {caveat}.")
 

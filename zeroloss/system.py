@@ -112,11 +112,16 @@ class System(AbstractSystem):
       both arguments near the points of interest.
     - `law`: the law of eta, such as `zeroloss.Gaussian((2,), sigma=0.05)`.
     - `clean`: optionally the noise-free `clean(params) -> scalar`, checked against `loss(params, 0)`.
+    - `geometry`: as in `zeroloss.Loss`.
     """
 
     loss: Callable[[PyTree, PyTree], Scalar]
     law: AbstractLaw
     clean: Callable[[PyTree], Scalar] | None = None
+    geometry: str = eqx.field(static=True, default="auto")
+
+    def __check_init__(self):
+        _check_geometry(self.geometry)
 
     def noise_law(self, params: PyTree) -> AbstractLaw:
         return self.law
@@ -125,13 +130,14 @@ class System(AbstractSystem):
         return self.loss(params, eta)
 
     def clean_problem(self) -> "Loss":
-        return Loss(_WithoutNoise(self.loss, self.law) if self.clean is None else self.clean)
+        clean = _WithoutNoise(self.loss, self.law) if self.clean is None else self.clean
+        return Loss(clean, self.geometry)
 
     def with_scales_as_arrays(self) -> "System":
-        return System(self.loss, with_scales_as_arrays(self.law), self.clean)
+        return System(self.loss, with_scales_as_arrays(self.law), self.clean, self.geometry)
 
     def scaled(self, factor: float) -> "System":
-        return System(self.loss, self.law.scaled(factor), self.clean)
+        return System(self.loss, self.law.scaled(factor), self.clean, self.geometry)
 
     def describe(self) -> str:
         return f"custom noise, {type(self.law).__name__} law"
@@ -150,14 +156,14 @@ class _WithoutNoise(eqx.Module):
 class LossSystem(AbstractSystem):
     """A plain loss with noise on what it is given."""
 
-    function: Callable[[PyTree], Scalar]
+    problem: "Loss"
     injections: tuple[AbstractInjection, ...]
 
     def noise_law(self, params: PyTree) -> AbstractLaw:
-        return _joint_law(self.injections, Forward(self.function, params))
+        return _joint_law(self.injections, Forward(self.problem.function, params))
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
-        forward = _apply_all(self.injections, Forward(self.function, params), eta)
+        forward = _apply_all(self.injections, Forward(self.problem.function, params), eta)
         return forward.model(forward.params) + _work(forward.force, params)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -165,25 +171,39 @@ class LossSystem(AbstractSystem):
         return jax.grad(self.noisy_loss)(params, eta)
 
     def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        return _perturbation(self.injections, Forward(self.function, params), key)
+        return _perturbation(self.injections, Forward(self.problem.function, params), key)
 
     def clean_problem(self) -> "Loss":
-        return Loss(self.function)
+        return self.problem
 
     def with_scales_as_arrays(self) -> "LossSystem":
-        return LossSystem(self.function, with_scales_as_arrays(self.injections))
+        return LossSystem(self.problem, with_scales_as_arrays(self.injections))
 
     def scaled(self, factor: float) -> "LossSystem":
-        return LossSystem(self.function, tuple(each.scaled(factor) for each in self.injections))
+        return LossSystem(self.problem, tuple(each.scaled(factor) for each in self.injections))
 
     def describe(self) -> str:
         return _describe(self.injections)
 
 
 class Loss(eqx.Module):
-    """A clean loss without examples: `function(params) -> scalar >= 0`."""
+    """A clean loss without examples.
+
+    **Arguments:**
+
+    - `function`: `function(params) -> scalar >= 0`, twice differentiable.
+    - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" takes the whole
+      Hessian up to 2000 parameters, beyond that a basis of its range, and serves everything. "matrix-free"
+      iterates with Hessian-vector products, whatever the dimension of the normal space, and serves `project`;
+      `classify` and `limit` of noise that drifts on the fast scale. "auto" does the former while the basis
+      takes at most 1 GiB.
+    """
 
     function: Callable[[PyTree], Scalar]
+    geometry: str = eqx.field(static=True, default="auto")
+
+    def __check_init__(self):
+        _check_geometry(self.geometry)
 
     def loss(self, params: PyTree) -> Array:
         """L(w)."""
@@ -196,10 +216,15 @@ class Loss(eqx.Module):
             raise InputError(
                 "minibatches need examples, and zeroloss.Loss has none: use zeroloss.LeastSquares."
             )
-        return LossSystem(self.function, injections)
+        return LossSystem(self, injections)
 
 
 _GEOMETRIES = ("auto", "factorized", "matrix-free")
+
+
+def _check_geometry(geometry: str) -> None:
+    if geometry not in _GEOMETRIES:
+        raise InputError(f"geometry must be one of {', '.join(_GEOMETRIES)}, got {geometry!r}.")
 
 
 class LeastSquares(eqx.Module):
@@ -231,8 +256,7 @@ class LeastSquares(eqx.Module):
         *,
         geometry: str = "auto",
     ):
-        if geometry not in _GEOMETRIES:
-            raise InputError(f"geometry must be one of {', '.join(_GEOMETRIES)}, got {geometry!r}.")
+        _check_geometry(geometry)
         self.geometry = geometry
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")

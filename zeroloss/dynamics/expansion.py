@@ -14,6 +14,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss.chunks import over_rows
 from zeroloss.manifold import AbstractGeometry, AbstractManifold, AbstractSpaces, GramGeometry, GramManifold
 from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.pytrees import Vector, flatten
@@ -83,14 +84,18 @@ class AbstractExpansion(eqx.Module):
         def moved(direction: Array) -> Scalar:
             return jnp.sum(spaces.tangent(factor.mv(direction)) ** 2)
 
-        return jnp.sum(jax.lax.map(moved, jnp.eye(factor.in_size()), batch_size=_BLOCK))
+        return jnp.sum(_for_each(moved, factor.in_size()))
 
 
 _BLOCK = 64
+_LARGEST_FACTOR = 2**28  # bytes
 
 
 class GeneralExpansion(AbstractExpansion):
-    """For any noisy loss. Costs n gradients for Reg and for G, with n the number of noise components."""
+    """For any noisy loss. Costs n gradients for Reg and for G, with n the number of noise components.
+
+    G itself is kept, d x n, up to 256 MiB.
+    """
 
     system: AbstractSystem
     manifold: AbstractManifold
@@ -106,7 +111,10 @@ class GeneralExpansion(AbstractExpansion):
         return coordinates @ coordinates.T
 
     def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
-        return geometry.coordinates(self.factor(w).as_matrix())
+        factor = self.factor(w)
+        if isinstance(factor, lx.MatrixLinearOperator):
+            return geometry.coordinates(factor.as_matrix())
+        return super().normal_factor(w, geometry)
 
     def moving_law(self, w: Vector) -> AbstractLaw:
         return self.system.noise_law(self.manifold.unravel(w))
@@ -118,10 +126,13 @@ class GeneralExpansion(AbstractExpansion):
         def sensitivity(direction: Array) -> Vector:
             return jax.jvp(lambda xi: gradient(w, to_noise(xi)), (zero,), (direction,))[1]
 
+        if w.nbytes * zero.size > _LARGEST_FACTOR:
+            return lx.FunctionLinearOperator(sensitivity, jax.eval_shape(lambda: zero))
         return lx.MatrixLinearOperator(_columns(sensitivity, jnp.eye(zero.shape[0])))
 
     def total_variance(self, w: Vector) -> Scalar:
-        return jnp.sum(self.factor(w).as_matrix() ** 2)
+        factor = self.factor(w)
+        return jnp.sum(_for_each(lambda direction: jnp.sum(factor.mv(direction) ** 2), factor.in_size()))
 
     def _second_derivatives(self, w: Vector) -> Float[Array, " noise"]:
         zero, to_noise = _standardized(self.moving_law(w))
@@ -132,7 +143,7 @@ class GeneralExpansion(AbstractExpansion):
 
             return jax.jvp(slope, (zero,), (direction,))[1]
 
-        return jax.vmap(second)(jnp.eye(zero.shape[0]))
+        return _for_each(second, zero.shape[0])
 
     def _loss(self, w: Vector, eta: PyTree) -> Scalar:
         return self.system.noisy_loss(self.manifold.unravel(w), eta)
@@ -218,7 +229,7 @@ class LeastSquaresExpansion(AbstractExpansion):
         def pushed(direction: Array) -> Scalar:
             return jnp.sum(factor.mv(direction) ** 2)
 
-        return variance + jnp.sum(jax.lax.map(pushed, jnp.eye(factor.in_size()), batch_size=_BLOCK))
+        return variance + jnp.sum(_for_each(pushed, factor.in_size()))
 
     def _law(self, w: Vector) -> Joint:
         return self.system.noise_law(self.manifold.unravel(w))
@@ -285,6 +296,15 @@ def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpans
     if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
         return LeastSquaresExpansion(system, manifold)
     return GeneralExpansion(system, manifold)
+
+
+def _for_each(function: Callable[[Array], Scalar], components: int) -> Float[Array, " components"]:
+    """`function` of every standard unit vector, 64 at a time."""
+
+    def of_one(index: Array) -> Scalar:
+        return function(jax.nn.one_hot(index, components, dtype=jnp.float64))
+
+    return over_rows(jax.vmap(of_one), jnp.arange(components), _BLOCK)
 
 
 def _columns(function: Callable[[Array], Array], matrix: Float[Array, "into columns"]) -> Array:

@@ -122,7 +122,7 @@ def _advance(
     args = (expansion, fast)
 
     def unfinished(state: _State) -> Array:
-        regular = state.rank == expansion.manifold.rank
+        regular = (state.rank == expansion.manifold.rank) | (expansion.manifold.rank is None)
         return (state.t < time) & (state.steps < _MAX_STEPS) & regular & (state.dt > _SHORTEST * end)
 
     def step(state: _State) -> _State:
@@ -178,7 +178,7 @@ def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple
 
 def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
     manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
-    if rank != manifold.rank:
+    if manifold.rank not in (None, rank):
         return (
             f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
             f"fell below {manifold.fall_tolerance:g} of the largest at the start. The path has left "

@@ -23,6 +23,7 @@ _TAKEN = (
     "noisy_loss",
     "regularizer",
     "hessian_trace",
+    "hessian_trace_error",
     "time",
     "steps",
     "slow_time",
@@ -45,6 +46,8 @@ class Path(eqx.Module):
       each time is off because of the finite time step: twice the step on the same noise moved it by as much
       again. None for other paths.
     - `uncertainty`: of predictions, what their error is estimated to be. None for other paths.
+    - `hessian_trace_error`: the standard error of tr H where that is estimated from random vectors, as of a
+      loss treated matrix-free, the same all along the path. None where it is exact.
     """
 
     ts: Float[np.ndarray, " time"]
@@ -57,6 +60,7 @@ class Path(eqx.Module):
     time_scale: str | None = eqx.field(static=True)
     step_bias: dict[str, np.ndarray] | None = None
     uncertainty: "Uncertainty | None" = None
+    hessian_trace_error: Float[np.ndarray, "*replica time"] | None = None
 
     @property
     def final(self) -> PyTree[Array]:
@@ -95,6 +99,8 @@ class Path(eqx.Module):
         """The path as an `xarray.Dataset`: dims `time` and `replica`, parameters as `params<where>`."""
         lead = ("time",) if self.loss.ndim == 1 else ("replica", "time")
         data: dict[str, Any] = {name: (lead, np.asarray(v)) for name, v in self.measured().items()}
+        if self.hessian_trace_error is not None:
+            data["hessian_trace_error"] = (lead, self.hessian_trace_error)
         if self.uncertainty is not None:
             for name, values in dataclasses.asdict(self.uncertainty).items():
                 data[f"uncertainty_{name}"] = ("time", values)
@@ -203,6 +209,7 @@ class Recorder:
             loss=measured.pop("loss"),
             regularizer=measured.pop("regularizer"),
             hessian_trace=measured.pop("hessian_trace"),
+            hessian_trace_error=measured.pop("hessian_trace_error", None),
             observables=measured,
             time_scale=time_scale,
         )
@@ -216,10 +223,12 @@ def _measure(
 
     def one(w: Vector) -> dict[str, Array]:
         params = manifold.unravel(w)
+        trace, error = manifold.trace_and_error(w)
         return {
             "loss": manifold.loss(w),
             "regularizer": expansion.regularizer(w),
-            "hessian_trace": manifold.trace(w),
+            "hessian_trace": trace,
+            **({} if error is None else {"hessian_trace_error": error}),
             **{name: jnp.asarray(function(params)) for name, function in observables.items()},
         }
 

@@ -44,8 +44,8 @@ class Regime(eqx.Module):
     - `towards`: what the limit minimizes, where that is known.
     - `first`, `second`, `diffusion`: the largest over the points of |P_T grad Reg| |w|, |b| |w| and
       |P_T G|^2, each relative to what the noise could do, so that neither the scale of the loss, of the
-      weights nor of the noise matters. `second` is NaN for a problem treated matrix-free, where the noise is
-      none of white labels.
+      weights nor of the noise matters. `second` and `diffusion` are NaN for a problem treated matrix-free,
+      where the noise is none of white labels.
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
@@ -54,7 +54,7 @@ class Regime(eqx.Module):
       rates follows another limit.
     - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
       between the kinks only, and the path will cross them.
-    - `dimension`, `codimension`: of the zero-loss set.
+    - `dimension`, `codimension`: of the zero-loss set; None for a loss treated matrix-free.
     - `points`: how many points of the set decided.
     """
 
@@ -69,8 +69,8 @@ class Regime(eqx.Module):
     affine: bool
     rare: bool
     smooth: bool
-    dimension: int
-    codimension: int
+    dimension: int | None
+    codimension: int | None
     points: int
 
     def __str__(self) -> str:
@@ -129,19 +129,20 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
     kick, gradient_kick = (float(value) for value in measures[5])
-    is_second_known = manifold.has_spectrum or expansion.hessian_multiple(w) is not None
+    is_second_known = _is_second_known(expansion, w)
     if not is_second_known and first <= ZERO:
         raise UnsupportedError(
             "this noise does not drift on the fast scale, and matrix-free the slow one is not found. "
-            'Use fewer examples, or zeroloss.LeastSquares(..., geometry="factorized") where memory allows.'
+            'Use fewer examples or parameters, or geometry="factorized" where memory allows.'
         )
-    if not np.isfinite([first, second if is_second_known else 0.0, diffusion, nonlinearity]).all():
+    decisive = [first, second, diffusion, nonlinearity] if is_second_known else [first, nonlinearity]
+    if not np.isfinite(decisive).all():
         raise LossError(
             "a derivative of the loss near the point is not finite (measures of both drifts, of the "
             f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
             "the noisy loss must be three times differentiable in params and twice in the noise there."
         )
-    codimension = manifold.rank if manifold.rank is not None else 0
+    codimension = manifold.rank
     common: dict[str, Any] = dict(
         first=first,
         second=second,
@@ -149,7 +150,7 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
         affine=nonlinearity <= ZERO,
         rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
         smooth=bool(_looks_smooth(manifold, w, key)),
-        dimension=w.shape[0] - codimension,
+        dimension=None if codimension is None else w.shape[0] - codimension,
         codimension=codimension,
         points=points,
     )
@@ -189,10 +190,10 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
-        spaces, second = _spaces_and_second_drift(expansion, w)
+        spaces, second, diffusion = _on_the_slow_scale(expansion, w)
         first = first_drift(expansion, w, spaces)
-        diffusion = expansion.tangential_variance(w, spaces)
-        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w))
+        known = _is_second_known(expansion, w)
+        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w)) if known else jnp.zeros_like(w)
         return (
             _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
             _relative(jnp.linalg.norm(second) * length(w), typical_variance),
@@ -209,13 +210,19 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     return first, second, diffusion, follows, _nonlinearity(expansion, w, key), _kick(expansion, w, key)
 
 
-def _spaces_and_second_drift(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector]:
+def _on_the_slow_scale(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector, Scalar]:
+    """Normal and tangent space, P_T b, and Tr P_T Sigma P_T, the latter two NaN where they are not known."""
+    if not _is_second_known(expansion, w):
+        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
     if expansion.hessian_multiple(w) is not None:
-        return expansion.manifold.spaces(w), second_drift_of(expansion, w)
-    if not expansion.manifold.has_spectrum:
-        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan)
+        spaces = expansion.manifold.spaces(w)
+        return spaces, second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
     geometry = expansion.manifold.at(w)
-    return geometry, second_drift(expansion, w, geometry)
+    return geometry, second_drift(expansion, w, geometry), expansion.tangential_variance(w, geometry)
+
+
+def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
+    return expansion.manifold.has_spectrum or expansion.hessian_multiple(w) is not None
 
 
 def _relative(value: Array, scale: Array) -> Array:

@@ -3,6 +3,7 @@
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, AbstractSpaces, length
 from zeroloss.manifold.gram import GramGeometry, GramManifold
+from zeroloss.manifold.krylov import KrylovManifold
 from zeroloss.manifold.locate import (
     Located,
     largest_eigenvalue,
@@ -19,6 +20,7 @@ __all__ = [
     "DenseManifold",
     "GramGeometry",
     "GramManifold",
+    "KrylovManifold",
     "Located",
     "largest_eigenvalue",
     "length",

@@ -1,4 +1,4 @@
-"""The zero-loss set of any small loss, through the eigendecomposition of its d x d Hessian."""
+"""The zero-loss set of any loss whose normal space is small, through the spectrum of its Hessian there."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -36,21 +36,24 @@ class DenseGeometry(AbstractGeometry):
 
 
 class DenseManifold(AbstractManifold):
-    """For up to a few thousand parameters.
+    """For up to some thousand parameters, or any number where the rank q is some thousand at most.
 
-    Deciding on the rank m costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition. Once it is
-    fixed, and small against d, a point costs 3 m Hessian-vector products, d x m memory and O(d m^2).
+    Deciding on the rank costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition; or, with
+    `columns` > q, 3 Hessian-vector products for each of as many random vectors. Once it is fixed, and small
+    against d, a point costs 3 q products, d x q memory and O(d q^2).
     """
 
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
+    columns: int | None = eqx.field(static=True, default=None)
     rank_tolerance: ClassVar[float] = 1e-8
     fall_tolerance: ClassVar[float] = 1e-8
 
     def at(self, w: Vector) -> DenseGeometry:
-        if self.rank is not None and _SMALL_RANK * self.rank <= w.shape[0]:
-            return self._from_products(w, self.rank)
+        columns = self.columns if self.rank is None else self.rank
+        if columns is not None and is_small(columns, w):
+            return self._from_products(w, columns)
         eigenvalues, vectors = eigh(jax.hessian(self.loss)(w))
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, vectors = eigenvalues[order], vectors[:, order]
@@ -62,23 +65,28 @@ class DenseManifold(AbstractManifold):
             jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
 
-    def _from_products(self, w: Vector, rank: int) -> DenseGeometry:
+    def _from_products(self, w: Vector, columns: int) -> DenseGeometry:
         """The range of H from random vectors multiplied with it (Halko, Martinsson and Tropp 2011).
 
-        On the set, where H has just this rank, exact to rounding; beside it a smooth continuation.
+        On the set, where H has at most this rank, exact to rounding; beside it a smooth continuation.
         """
-
-        def times_hessian(vectors: Float[Array, "parameters rank"]) -> Float[Array, "parameters rank"]:
-            _, product = jax.linearize(jax.grad(self.loss), w)
-            return jax.vmap(product, in_axes=1, out_axes=1)(vectors)
-
-        basis = jax.random.normal(jax.random.key(0), (w.shape[0], rank), w.dtype)
+        basis = jax.random.normal(jax.random.key(0), (w.shape[0], columns), w.dtype)
         for _ in range(2):
-            basis = orthonormal(times_hessian(basis))
-        projected = basis.T @ times_hessian(basis)
+            basis = orthonormal(self._times_hessian(w, basis))
+        projected = basis.T @ self._times_hessian(w, basis)
         eigenvalues, rotation = eigh((projected + projected.T) / 2)
         order = jnp.argsort(-jnp.abs(eigenvalues))
-        return DenseGeometry(basis @ rotation[:, order], eigenvalues[order], jnp.ones(rank, bool))
+        eigenvalues, basis = eigenvalues[order], basis @ rotation[:, order]
+        is_normal = self._is_normal(jnp.abs(eigenvalues))
+        return DenseGeometry(
+            jnp.where(is_normal, basis, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
+        )
+
+    def _times_hessian(
+        self, w: Vector, vectors: Float[Array, "parameters columns"]
+    ) -> Float[Array, "parameters columns"]:
+        _, product = jax.linearize(jax.grad(self.loss), w)
+        return jax.vmap(product, in_axes=1, out_axes=1)(vectors)
 
     def largest(self, w: Vector) -> Scalar:
         """One Hessian up to 1000 parameters, beyond at most 1000 Hessian-vector products."""
@@ -112,7 +120,11 @@ class DenseManifold(AbstractManifold):
         return -geometry.pseudo_inverse(self.third(w, column, column))
 
     def trace(self, w: Vector) -> Scalar:
-        return jnp.trace(jax.hessian(self.loss)(w))
+        if self.columns is None or self.rank is None:
+            return jnp.trace(jax.hessian(self.loss)(w))
+        # On the set tr H is that of its normal part, and changes with it along the set.
+        basis = self._from_products(jax.lax.stop_gradient(w), self.rank).basis
+        return jnp.sum(basis * self._times_hessian(w, basis))
 
     def relative_residual(self, w: Vector) -> Scalar:
         # A loss known to machine precision has a square root known only to half of it, so distance
@@ -127,3 +139,8 @@ class DenseManifold(AbstractManifold):
         if self.rank is None:
             return sizes > self.rank_tolerance * sizes[0]
         return jnp.arange(sizes.shape[0]) < self.rank
+
+
+def is_small(rank: int, w: Vector) -> bool:
+    """Whether the range of a Hessian of this rank is found faster from products than from all of it."""
+    return _SMALL_RANK * rank <= w.shape[0]

@@ -100,7 +100,7 @@ class AbstractManifold(eqx.Module):
     `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
     set but not beside it. An eigenvalue counts as zero below `rank_tolerance` times the largest; along a
     path of fixed rank, the rank has fallen when one is below `fall_tolerance` times the largest at the
-    start. Two classes compute it, `DenseManifold` and `GramManifold`.
+    start. Three classes compute it: `DenseManifold`, `GramManifold` and `KrylovManifold`.
     """
 
     problem: eqx.AbstractVar[Loss | LeastSquares]
@@ -161,6 +161,10 @@ class AbstractManifold(eqx.Module):
     def trace(self, w: Vector) -> Scalar:
         """Tr H."""
 
+    def trace_and_error(self, w: Vector) -> tuple[Scalar, Scalar | None]:
+        """Tr H, and its standard error where it is estimated, None where it is exact."""
+        return self.trace(w), None
+
     @abc.abstractmethod
     def relative_residual(self, w: Vector) -> Scalar:
         """How far from zero the loss is, free of units: below 1e-8 counts as being on the set."""
@@ -197,3 +201,11 @@ def length(w: Vector) -> Scalar:
     """|w|, the unit in which distances between parameters are judged; 1 at the origin."""
     norm = jnp.linalg.norm(w)
     return jnp.where(norm > 0, norm, 1.0)
+
+
+def by_column(function: Callable[[Vector], Vector], matrix: Array) -> Array:
+    """A linear `function` of a vector applied to one, or to the columns of a matrix one after the other."""
+    if matrix.ndim == 1:
+        return function(matrix)
+    columns = matrix.reshape(matrix.shape[0], -1).T
+    return jax.lax.map(function, columns).T.reshape(matrix.shape)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import equinox as eqx
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
-from zeroloss.manifold.dense import DenseManifold
+from zeroloss.manifold.dense import DenseManifold, is_small
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
+from zeroloss.manifold.krylov import KrylovManifold
 from zeroloss.manifold.structure import structure_of
 from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
@@ -33,19 +34,26 @@ _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
 _MOST_FACTORIZED = 20_000  # residuals; a float64 Gram matrix of them takes 3 GiB
 _LARGEST_JACOBIAN = 2**20  # bytes, beyond which it is not formed
+_LARGEST_HESSIAN = 2000  # parameters
+_COLUMNS = (64, 256, 1024, 4096)  # tried for a basis of the normal space of more parameters
+_LARGEST_BASIS = 2**30  # bytes
 _LOG = logging.getLogger(__name__)
 
 
 def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
     """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise.
 
+    By the whole Hessian up to 2000 parameters, beyond by products with it.
     The Gram matrix comes from the Jacobian as a matrix up to 1 MiB of it, beyond from the structure of the
     model, and is not formed at all for more than 20,000 residuals, or as the problem's `geometry` says. Logs
     which. Only the shape of w is used.
     """
     problem = system.clean_problem()
     if not isinstance(problem, LeastSquares):
-        return DenseManifold(problem, unravel)
+        as_matrix = problem.geometry == "factorized" or w.size <= _LARGEST_HESSIAN
+        if as_matrix and problem.geometry != "matrix-free":
+            return DenseManifold(problem, unravel)
+        return KrylovManifold(problem, unravel)
     residuals = problem.targets.size
     matrix_free = problem.geometry == "matrix-free" or (
         problem.geometry == "auto" and residuals > _MOST_FACTORIZED
@@ -79,6 +87,8 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     w, unravel = flatten(point)
     manifold = manifold_of(system, w, unravel)
     if is_traced((system, point)):
+        if isinstance(manifold, KrylovManifold) and manifold.problem.geometry == "auto":
+            manifold = DenseManifold(manifold.problem, manifold.unravel)
         return Located(manifold, w)
     _check_smooth(manifold, w)
     residual, loss, is_onto = _look(manifold, w)
@@ -209,9 +219,16 @@ def _with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> 
             "parameters was not found to be of full rank: the residuals are redundant, or nearly so. "
             'zeroloss.LeastSquares(..., geometry="factorized") copes with a lower rank.'
         )
+    if isinstance(manifold, KrylovManifold):
+        smaller = _with_basis(manifold, w)
+        if smaller is None and float(_largest(manifold, w)) == 0:
+            _refuse_flat("0")
+        if smaller is None:
+            _check_neighbours(manifold, manifold, w, None, "by iteration")
+            return manifold
+        manifold = smaller
     geometry = _geometry(manifold, w)
     rank = int(geometry.codimension)
-    fixed = manifold.with_rank(rank)
     spectrum = _spectrum(geometry)
     if float(jnp.min(geometry.eigenvalues)) < 0:
         raise LossError(
@@ -219,30 +236,66 @@ def _with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> 
             f"a loss with a zero-loss set must be >= 0. Spectrum: {spectrum}."
         )
     if rank == 0:
-        raise RankError(
-            "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "
-            f"a nondegenerate normal direction there. Spectrum: {spectrum}."
-        )
+        _refuse_flat(spectrum)
     if rank == size:
         raise RankError(
             f"the zero-loss set is an isolated point: the Hessian has full rank {rank}, nothing can "
             f"drift. Spectrum: {spectrum}."
         )
+    fixed = manifold.with_rank(rank)
+    _check_neighbours(fixed, manifold, w, rank, spectrum)
+    return fixed
+
+
+def _refuse_flat(spectrum: str) -> NoReturn:
+    raise RankError(
+        "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "
+        f"a nondegenerate normal direction there. Spectrum: {spectrum}."
+    )
+
+
+def _with_basis(manifold: KrylovManifold, w: Vector) -> DenseManifold | None:
+    """The same set by a basis of its normal space, where that is small enough to be wanted."""
+    problem = manifold.problem
+    if problem.geometry == "matrix-free":
+        return None
+    for columns in _COLUMNS:
+        if not is_small(columns, w) or columns * w.size * w.dtype.itemsize > _LARGEST_BASIS:
+            break
+        dense = DenseManifold(problem, manifold.unravel, columns=columns)
+        rank = int(_geometry(dense, w).codimension)
+        if rank < columns:
+            _LOG.debug("the Hessian of %d parameters has rank %d: by a basis of its range", w.size, rank)
+            return dense
+    _LOG.info("%d parameters: the zero-loss set is treated matrix-free, by iteration", w.size)
+    return None
+
+
+def _check_neighbours(
+    fixed: AbstractManifold, free: AbstractManifold, w: Vector, rank: int | None, spectrum: str
+) -> None:
+    """Raise `RankError` unless the tangent directions at w lead to points of the set, of the same rank.
+
+    `fixed` and `free`: the set with its rank fixed, and with every point deciding. None for a `rank` unknown.
+    """
+    residuals = jnp.inf
     for distance in NEIGHBOUR_DISTANCES:
         points, residuals = neighbours(fixed, w, jax.random.key(0), _NEIGHBOURS, distance)
-        if bool(jnp.all(residuals <= ON_SET)):
-            ranks = {int(rank_at) for rank_at in _ranks(manifold, points)}
-            if ranks == {rank}:
-                return fixed
-            raise RankError(
-                f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the "
-                f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
-                f"Spectrum: {spectrum}."
-            )
+        if not bool(jnp.all(residuals <= ON_SET)):
+            continue
+        ranks = {rank} if rank is None else {int(rank_at) for rank_at in _ranks(free, points)}
+        if ranks == {rank}:
+            return
+        raise RankError(
+            f"the Hessian has rank {rank} at this point but {sorted(map(str, ranks))} at points of the "
+            f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
+            f"Spectrum: {spectrum}."
+        )
+    known = f"rank {rank} of {w.size}" if rank is not None else f"{w.size} parameters"
     raise RankError(
-        f"moving along the kernel of the Hessian (rank {rank} of {size}) leaves the zero-loss set: the "
+        f"moving along the kernel of the Hessian ({known}) leaves the zero-loss set: the "
         f"smallest relative residual within {NEIGHBOUR_DISTANCES[-1]:g} is "
-        f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "  # pyright: ignore
+        f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "
         f"Spectrum: {spectrum}."
     )
 

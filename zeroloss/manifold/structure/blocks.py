@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zeroloss.manifold.structure.chunks import over_rows
+from zeroloss.chunks import over_rows
 
 _STRIPS = 4
 _WORTH_STRIPS = 512  # rows, below which a symmetric J J^T is computed whole

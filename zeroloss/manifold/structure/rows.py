@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss.chunks import over_rows
 from zeroloss.manifold.structure.blocks import AbstractRows, Gradients, Products, gram
-from zeroloss.manifold.structure.chunks import over_rows
 from zeroloss.manifold.structure.operations import Convolution
 from zeroloss.manifold.structure.plan import Block, GradientBlock, Plan, View
 

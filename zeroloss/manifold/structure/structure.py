@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss.chunks import over_rows
 from zeroloss.errors import InputError
 from zeroloss.manifold.structure.blocks import AbstractRows, gram, symmetric_gram
-from zeroloss.manifold.structure.chunks import over_rows
 from zeroloss.manifold.structure.plan import make_plan
 from zeroloss.manifold.structure.program import trace
 from zeroloss.manifold.structure.rows import RowMaker

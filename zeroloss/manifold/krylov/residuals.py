@@ -3,15 +3,13 @@
 The normal space is spanned by the rows of J = dr/dw (theory.md, section 3).
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from zeroloss.manifold.geometry import AbstractSpaces
+from zeroloss.manifold.geometry import AbstractSpaces, by_column
 from zeroloss.manifold.jacobians import StructuredJacobian
 from zeroloss.manifold.spectra import cholesky, eigh
 from zeroloss.pytrees import Vector
@@ -92,7 +90,7 @@ class ResidualSpaces(AbstractSpaces):
 
     def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         """P_T v, what no combination of the rows of J takes away from v."""
-        return _by_column(self._tangent, vector)
+        return by_column(self._tangent, vector)
 
     def lift(self, residuals: Float[Array, " residuals"]) -> Float[Array, " parameters"]:
         """J^T K^+ u, the shortest v with J v = u."""
@@ -123,10 +121,3 @@ def _least_squares(
     solution = lx.linear_solve(operator, vector, solver, throw=False)
     is_found = solution.result == lx.RESULTS.successful
     return jnp.where(is_found, solution.value, jnp.nan), jnp.asarray(solution.stats["num_steps"])
-
-
-def _by_column(function: Callable[[Vector], Vector], matrix: Array) -> Array:
-    if matrix.ndim == 1:
-        return function(matrix)
-    columns = matrix.reshape(matrix.shape[0], -1).T
-    return jax.lax.map(function, columns).T.reshape(matrix.shape)
