@@ -25,7 +25,7 @@ TOLERANCE = 1e-11
 MOST_ITERATIONS = 3000
 
 PROBES = 32
-"""Random vectors for the trace of H; it takes twice as many Hessian-vector products."""
+"""Random vectors for the trace of H outside the range of the preconditioner."""
 
 _COLUMNS = 128  # of the preconditioner
 _FAINTEST = 1e-12  # of its eigenvalues, relative to the largest
@@ -72,7 +72,7 @@ class KrylovManifold(AbstractManifold):
 
     Its dimension is not found out, nor the spectrum of H on it: what needs those raises `UnsupportedError`.
     A projection, or a step of Newton, costs 128 Hessian-vector products for a preconditioner and one for
-    each iteration, of which there are the fewer, the narrower the spectrum; 1 kB of memory for each parameter.
+    each iteration, of which there are the fewer, the narrower the spectrum. 1 kB of memory per parameter.
     """
 
     problem: Loss | LeastSquares
@@ -119,13 +119,24 @@ class KrylovManifold(AbstractManifold):
         return self.trace_and_error(w)[0]
 
     def trace_and_error(self, w: Vector) -> tuple[Scalar, Scalar]:
-        """By XTrace (Epperly, Tropp and Webber 2024), always with the same random vectors."""
-        probes = min(PROBES, w.shape[0])
-        sampler = stochtrace.sampler_normal(w, num=probes)
-        estimate = stochtrace.estimator_leave_one_out_mean_and_sem(
-            stochtrace.leave_one_out_xtrace(), sampler=sampler
+        """By Hutch++ (Meyer, Musco, Musco and Woodruff 2021), always with the same random vectors.
+
+        The trace on the range of the preconditioner, and an estimate of what remains outside of it.
+        """
+        product = self.product(w)
+        basis = nystrom(product, w.shape[0]).basis
+        inside = jnp.sum(basis * jax.vmap(product, in_axes=1, out_axes=1)(basis))
+
+        def outside(vector: Vector) -> Vector:
+            vector = vector - basis @ (basis.T @ vector)
+            image = product(vector)
+            return image - basis @ (basis.T @ image)
+
+        estimate = stochtrace.estimator_monte_carlo_mean_and_sem(
+            stochtrace.monte_carlo_trace(), sampler=stochtrace.sampler_signs(w, num=PROBES)
         )
-        return estimate(self.product(w), jax.random.key(0))
+        rest, error = estimate(outside, jax.random.key(1))
+        return inside + rest, error
 
     def relative_residual(self, w: Vector) -> Scalar:
         preconditioner = nystrom(self.product(w), w.shape[0])
