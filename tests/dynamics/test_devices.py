@@ -15,6 +15,7 @@ BEGIN = """
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
 import json
 import jax.numpy as jnp
 import numpy as np

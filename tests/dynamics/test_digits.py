@@ -36,7 +36,7 @@ def test_label_noise(digits, spectrum):
     """The gap is that of the Stein equation, but for the time the slowest directions take to settle."""
     smallest = spectrum[0].min()
     gaps = []
-    for fraction, sigma, t1, replicas in ((0.5, 0.1, 0.5, 16), (0.1, 0.3, 1.0, 8)):
+    for fraction, sigma, t1, replicas in ((0.5, 0.1, 0.5, 8), (0.1, 0.3, 0.25, 8)):
         case = agreement.Case("label", zl.LabelNoise(sigma), fraction, t1, replicas)
         found = agreement.measure(case, *digits)
         settling = 1 / (2 * found.step_size * smallest) / found.steps
@@ -57,7 +57,7 @@ def test_dropout(digits, rate):
     share = np.linalg.norm(flat(drift.second)) / np.linalg.norm(flat(drift.first))
     left = []
     for fraction in (0.5, 0.1):
-        found = agreement.measure(agreement.Case("dropout", noise, fraction, 2.0, 8), *digits)
+        found = agreement.measure(agreement.Case("dropout", noise, fraction, 1.0, 8), *digits)
         assert found.unexplained < scatter(found) + found.step_size * share
         assert abs(found.measured - found.expected) < scatter(found) + found.step_size * share
         left.append((found.unexplained, scatter(found)))
@@ -78,7 +78,7 @@ def test_minibatches_with_label_noise_follow_one_over_four_batch_sizes(digits, s
     _, jacobian = spectrum
     batch = 32
     noise = zl.MiniBatch(batch) + zl.LabelNoise(0.3)
-    found = agreement.measure(agreement.Case("batch", noise, 0.1, 0.5, 8), *digits)
+    found = agreement.measure(agreement.Case("batch", noise, 0.1, 0.25, 8), *digits)
     random_hessian = found.step_size * float((jacobian**2).sum(axis=1).max()) / batch
     assert found.measured < 0.1 / 2 + random_hessian + scatter(found)
     named, point, _ = digits
