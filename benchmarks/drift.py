@@ -2,8 +2,8 @@
 
 In float64, with its projection onto the tangent space, compilation excluded; medians of calls taken in turns
 with the gradient. "label noise" and "dropout" are the fields that `zeroloss.limit` integrates, "zl.drift" is
-`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point. Memory is what XLA
-reserves for intermediate results.
+`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point; "mixed" is with the model in
+float32 where that is enough. Memory is what XLA reserves for intermediate results.
 
     python benchmarks/drift.py                        # 64-500-500-1, a convolutional network, a transformer
     python benchmarks/drift.py --models large         # ten million parameters, 2000 examples
@@ -57,6 +57,11 @@ MODELS = {
 }
 
 
+def mixed_precision(problem):
+    """The same problem, with its model in float32 where that is enough."""
+    return zl.LeastSquares(problem.model, problem.inputs, problem.targets, precision="mixed")
+
+
 def tasks(model, params, inputs, has_site, only=None):
     """Named functions of no arguments; and of those that are compiled, the bytes that they reserve."""
     problem = zl.LeastSquares(model, inputs, model(params, inputs))
@@ -75,6 +80,10 @@ def tasks(model, params, inputs, has_site, only=None):
     if has_site:
         dropout = problem.with_noise(zl.Dropout(0.2, at="hidden"))
         compiled["dropout"] = field_of(dropout, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
+        mixed = mixed_precision(problem).with_noise(zl.Dropout(0.2, at="hidden"))
+        compiled["dropout, mixed"] = field_of(mixed, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
+    mixed = mixed_precision(problem).with_noise(zl.LabelNoise(0.1))
+    compiled["label noise, mixed"] = field_of(mixed, second_drift_of)
     compiled["zl.drift"] = lambda w: zl.drift(label, unravel(w)).second
     functions, memory = {}, {}
     for name, function in compiled.items():
@@ -88,16 +97,17 @@ def tasks(model, params, inputs, has_site, only=None):
 
 
 def disagreement(model, params, inputs):
-    """The structured drift of label noise against that from J as a matrix, and the other way round."""
+    """How far the drift of label noise is from that from J as a matrix: structured, and in mixed precision."""
     problem = zl.LeastSquares(model, inputs, model(params, inputs))
     system = problem.with_noise(zl.LabelNoise(0.1))
     w, unravel = flatten(params)
-    ways = (manifold_of(system, w, unravel), GramManifold(problem, unravel))
-    ours, dense = (
+    mixed = manifold_of(mixed_precision(problem).with_noise(zl.LabelNoise(0.1)), w, unravel)
+    ways = (manifold_of(system, w, unravel), mixed, GramManifold(problem, unravel))
+    ours, rough, dense = (
         eqx.filter_jit(second_drift_of)(expand(system, way.with_rank(problem.targets.size)), w)
         for way in ways
     )
-    return float(jnp.linalg.norm(ours - dense) / jnp.linalg.norm(dense))
+    return [float(jnp.linalg.norm(each - dense) / jnp.linalg.norm(dense)) for each in (ours, rough)]
 
 
 def show(name, repeats, dense):
@@ -119,7 +129,8 @@ def show(name, repeats, dense):
             line += f" {memory[task] / 2**20:9.0f} MiB"
         print(line, flush=True)
     if dense and name == "mlp":
-        print(f"  from J as a matrix it differs by {disagreement(model, params, inputs):.1e}", flush=True)
+        structured, mixed = disagreement(model, params, inputs)
+        print(f"  from J as a matrix it differs by {structured:.1e}, mixed by {mixed:.1e}", flush=True)
 
 
 def growth(path, repeats):

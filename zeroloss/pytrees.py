@@ -32,6 +32,16 @@ def flatten(params: PyTree) -> tuple[Vector, Callable[[Vector], PyTree]]:
     return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, widest), params))
 
 
+def in_float32(tree: PyTree) -> PyTree:
+    """`tree` with its floating-point arrays in float32."""
+
+    def cast(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
 def is_traced(tree: PyTree) -> bool:
     """Whether any leaf is a JAX tracer, so that its value cannot be looked at."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

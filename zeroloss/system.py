@@ -220,6 +220,7 @@ class Loss(eqx.Module):
 
 
 _GEOMETRIES = ("auto", "factorized", "matrix-free")
+_PRECISIONS = ("float64", "mixed")
 
 
 def _check_geometry(geometry: str) -> None:
@@ -241,12 +242,16 @@ class LeastSquares(eqx.Module):
       N^2 k memory for a preconditioner (at most 2 GiB), and serves `project`; `classify` and `limit` of white
       label noise and of noise that drifts on the fast scale; `drift` of the former. Residuals must then be
       independent. "auto" factorizes up to 20,000 residuals.
+    - `precision`: "float64", or "mixed": for the Gram matrix and grad tr H the model runs in float32; m x m
+      algebra, projections and the way back to the set stay in float64, so that points lie as exactly on the
+      set, and drifts are good to some 1e-6. Where the spectrum is needed, it is computed in float64.
     """
 
     model: Callable[[PyTree, PyTree], Array]
     inputs: PyTree
     targets: Array
     geometry: str = eqx.field(static=True)
+    precision: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -255,9 +260,13 @@ class LeastSquares(eqx.Module):
         targets: Any,
         *,
         geometry: str = "auto",
+        precision: str = "float64",
     ):
         _check_geometry(geometry)
+        if precision not in _PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}.")
         self.geometry = geometry
+        self.precision = precision
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")
         self.model = model

@@ -28,17 +28,33 @@ from zeroloss.manifold.structure import Structure
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
+_REFINED = 3
+"""Projections in a row, with K^+ from float32: each gains three digits or more."""
+
 _ONTO = 1e-4
 """How well J must reach a random u, when found by iteration, to count as onto."""
 
 
 class GramSpaces(AbstractSpaces):
-    """P_N = J^T K^+ J. Two products with J and one solve for each projection."""
+    """P_N = J^T K^+ J. Two products with J and one solve for each projection.
+
+    `passes` of it for P_T: what one leaves normal, the next takes away, to the accuracy of J whatever that of
+    K^+ (iterative refinement).
+    """
 
     jacobian: AbstractJacobian
     inverse: Inverse
+    passes: int = eqx.field(static=True, default=2)
 
     def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        return vector - self.tangent(vector) if self.passes > 2 else self._once(vector)
+
+    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        for _ in range(self.passes):
+            vector = vector - self._once(vector)
+        return vector
+
+    def _once(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
         return self.lift(self.jacobian.mv(vector))
 
     def lift(self, residuals: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
@@ -90,6 +106,9 @@ class GramManifold(AbstractManifold):
     Without `structure` K takes m per-example gradients, m x d memory and O(m^2 d) operations; with it, some
     gradients for each output.
 
+    With a `rough` structure, of float32, K for projections and ||J||^2 come from that; everything else, the
+    spectrum of K among it, stays in float64.
+
     With `matrix_free`, K is never formed, and there is no spectrum: projections are found by iteration
     (`ResidualSpaces`), some gradients each time, and J has to be of full rank m.
     """
@@ -99,6 +118,7 @@ class GramManifold(AbstractManifold):
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure | None = None
     matrix_free: bool = eqx.field(static=True, default=False)
+    rough: Structure | None = None
     rank_tolerance: ClassVar[float] = 1e-12
     fall_tolerance: ClassVar[float] = 1e-20
 
@@ -132,7 +152,8 @@ class GramManifold(AbstractManifold):
         if self.rank is not None and self.rank < self.problem.targets.size:
             return self.at(w)
         jacobian = self.jacobians.at(w)
-        return GramSpaces(jacobian, jacobian.inverse(self.rank, self.rank_tolerance))
+        inverse = jacobian.inverse(self.rank, self.rank_tolerance)
+        return GramSpaces(jacobian, inverse, passes=2 if self.rough is None else _REFINED)
 
     def is_onto(self, w: Vector) -> Bool[Array, ""]:
         """Whether J has full rank m beyond doubt. The set then is a manifold of codimension m around w."""
@@ -208,7 +229,7 @@ class GramManifold(AbstractManifold):
         """J as a function of w."""
         if self.structure is None:
             return PerExampleJacobians(self.problem, self.unravel)
-        return StructuredJacobians(self.structure, self.unravel)
+        return StructuredJacobians(self.structure, self.unravel, self.rough)
 
     def residuals(self, w: Vector) -> Array:
         """R(w), shaped like the targets."""

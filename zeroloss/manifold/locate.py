@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
+from zeroloss.errors import InputError, LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.manifold.dense import DenseManifold, is_small
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
-from zeroloss.manifold.structure import structure_of
-from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
+from zeroloss.manifold.structure import Structure, structure_of
+from zeroloss.pytrees import Vector, flatten, in_float32, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
 ON_SET = 1e-8
@@ -59,12 +59,26 @@ def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
         problem.geometry == "auto" and residuals > _MOST_FACTORIZED
     )
     size = residuals * w.size * w.dtype.itemsize
-    as_matrix = size <= _LARGEST_JACOBIAN and not matrix_free
+    is_mixed = problem.precision == "mixed"
+    as_matrix = size <= _LARGEST_JACOBIAN and not matrix_free and not is_mixed
     structure = None if as_matrix else structure_of(problem.model, unravel(w), problem.inputs)
+    rough = _in_float32(problem, unravel(w)) if is_mixed else None
     _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds if structure else "as a matrix")
     if matrix_free:
         _LOG.info("%d residuals: the zero-loss set is treated matrix-free, by iteration", residuals)
-    return GramManifold(problem, unravel, structure=structure, matrix_free=matrix_free)
+    return GramManifold(problem, unravel, structure=structure, matrix_free=matrix_free, rough=rough)
+
+
+def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
+    """The structure of the model with parameters and inputs in float32."""
+    rough = structure_of(problem.model, in_float32(params), in_float32(problem.inputs))
+    if rough.maker.dtype != jnp.float32:
+        raise InputError(
+            f"with parameters and inputs in float32 the model still computes in {rough.maker.dtype}, so "
+            'precision="mixed" would gain nothing: it closes over float64 arrays, or converts to float64. '
+            "Pass arrays as inputs or params, or use numbers of Python."
+        )
+    return rough
 
 
 class Located(NamedTuple):

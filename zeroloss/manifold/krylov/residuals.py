@@ -48,8 +48,13 @@ class OutputBlocks(eqx.Module):
 
 
 def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> OutputBlocks:
-    """The preconditioner of K at a point. k Gram matrices of a single output each, k N^3 / 3 operations."""
-    structure, factors = jacobian.structure, jacobian.factors
+    """The preconditioner of K at a point. k Gram matrices of a single output each, k N^3 / 3 operations.
+
+    From the rough Jacobian where there is one.
+    """
+    of = jacobian if jacobian.rough is None else jacobian.rough
+    structure, factors = of.structure, of.factors
+    ridge = _RIDGE * jnp.finfo(structure.maker.dtype).eps
     number = structure.number
     axes = eigh(jnp.sum(structure.block_diagonal(factors), axis=0))[1].astype(jnp.float64)
     size = max(1, min(number, memory // (8 * axes.shape[0] * number)))
@@ -62,7 +67,7 @@ def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> 
         gram = structure.gram_of_combination(factors.params, axis, examples).astype(jnp.float64)
         both = (positions < number)[:, None] & (positions < number)[None, :]
         gram = jnp.where(both, gram, jnp.eye(size))
-        return cholesky(gram + _RIDGE * jnp.max(jnp.diagonal(gram)) * jnp.eye(size))
+        return cholesky(gram + ridge * jnp.max(jnp.diagonal(gram)) * jnp.eye(size))
 
     def of_axis(axis: Array) -> Array:
         return jax.lax.map(lambda positions: factor(axis, positions), positions)
@@ -70,7 +75,7 @@ def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> 
     return OutputBlocks(axes, jax.lax.map(of_axis, axes.T), number)
 
 
-_RIDGE = 1e-12  # of the largest diagonal element, for a factor to exist
+_RIDGE = 1e4  # times the rounding of the largest diagonal element, for a factor to exist
 _MOST_CONDITION = 1e14  # after preconditioning
 
 
