@@ -2,8 +2,8 @@
 
 In float64, with its projection onto the tangent space, compilation excluded; medians of calls taken in turns
 with the gradient. "label noise" and "dropout" are the fields that `zeroloss.limit` integrates, "zl.drift" is
-`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point; "mixed" is with the model in
-float32 where that is enough. Memory is what XLA reserves for intermediate results.
+`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point; "mixed" is with the
+model in float32 where that is enough. Memory is what XLA reserves for intermediate results.
 
     python benchmarks/drift.py                        # 64-500-500-1, a convolutional network, a transformer
     python benchmarks/drift.py --models large         # ten million parameters, 2000 examples
@@ -97,7 +97,7 @@ def tasks(model, params, inputs, has_site, only=None):
 
 
 def disagreement(model, params, inputs):
-    """How far the drift of label noise is from that from J as a matrix: structured, and in mixed precision."""
+    """How far the drift of label noise is from that of J as a matrix: structured, and in mixed precision."""
     problem = zl.LeastSquares(model, inputs, model(params, inputs))
     system = problem.with_noise(zl.LabelNoise(0.1))
     w, unravel = flatten(params)

@@ -245,6 +245,8 @@ class LeastSquares(eqx.Module):
     - `precision`: "float64", or "mixed": for the Gram matrix and grad tr H the model runs in float32; m x m
       algebra, projections and the way back to the set stay in float64, so that points lie as exactly on the
       set, and drifts are good to some 1e-6. Where the spectrum is needed, it is computed in float64.
+    - `max_memory`: bytes that intermediate results of Jacobians may take, by default 256 MiB, beside the
+      model's own forward pass and m x m matrices. What would take more is computed in parts.
     """
 
     model: Callable[[PyTree, PyTree], Array]
@@ -252,6 +254,7 @@ class LeastSquares(eqx.Module):
     targets: Array
     geometry: str = eqx.field(static=True)
     precision: str = eqx.field(static=True)
+    max_memory: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -261,12 +264,14 @@ class LeastSquares(eqx.Module):
         *,
         geometry: str = "auto",
         precision: str = "float64",
+        max_memory: int | None = None,
     ):
         _check_geometry(geometry)
         if precision not in _PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}.")
-        self.geometry = geometry
-        self.precision = precision
+        if max_memory is not None and not (isinstance(max_memory, int) and max_memory >= 1):
+            raise InputError(f"max_memory must be a positive number of bytes, got {max_memory}.")
+        self.geometry, self.precision, self.max_memory = geometry, precision, max_memory
         check_finite(inputs, "inputs")
         check_finite(targets, "targets")
         self.model = model

@@ -8,7 +8,7 @@ import reference
 from problems_for_tests import flat, flat_noisy_loss, network_problem
 
 import zeroloss as zl
-from zeroloss.manifold import DenseManifold, GramManifold, locate
+from zeroloss.manifold import DenseManifold, GramManifold, locate, manifold_of
 from zeroloss.manifold.spectra import inverse_from_gram, inverse_from_jacobian
 from zeroloss.manifold.structure import analyse, structure_of
 from zeroloss.pytrees import flatten
@@ -160,6 +160,23 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
     assert zl.classify(system, point).codimension == 8
     end = flat(zl.limit(system, point, t1=0.1, saves=2).final)
     np.testing.assert_allclose(end, flat(limit.final), atol=1e-6)
+
+
+def test_max_memory_changes_nothing_but_the_parts(monkeypatch):
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_LARGEST_JACOBIAN", 0)
+    problem, params = network_problem()
+    w, unravel = flatten(params)
+    slopes = []
+    for memory in (None, 500):
+        bounded = zl.LeastSquares(problem.model, problem.inputs, problem.targets, max_memory=memory)
+        manifold = manifold_of(bounded.with_noise(zl.LabelNoise(0.1)), w, unravel)
+        assert isinstance(manifold, GramManifold) and manifold.structure is not None
+        assert manifold.structure.maker.max_memory == (memory or 2**28)
+        spaces = manifold.spaces(w)
+        slopes.append(spaces.tangent(jax.grad(manifold.trace)(w)))
+    np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-9, atol=1e-12)
+    with pytest.raises(zl.errors.InputError, match="max_memory must be a positive number"):
+        zl.LeastSquares(problem.model, problem.inputs, problem.targets, max_memory=0)
 
 
 def test_duplicated_examples_change_nothing():

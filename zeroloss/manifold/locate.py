@@ -15,7 +15,7 @@ from zeroloss.manifold.dense import DenseManifold, is_small
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
-from zeroloss.manifold.structure import Structure, structure_of
+from zeroloss.manifold.structure import MAX_MEMORY, Structure, structure_of
 from zeroloss.pytrees import Vector, flatten, in_float32, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
@@ -61,7 +61,7 @@ def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     size = residuals * w.size * w.dtype.itemsize
     is_mixed = problem.precision == "mixed"
     as_matrix = size <= _LARGEST_JACOBIAN and not matrix_free and not is_mixed
-    structure = None if as_matrix else structure_of(problem.model, unravel(w), problem.inputs)
+    structure = None if as_matrix else _structure(problem, unravel(w), problem.inputs)
     rough = _in_float32(problem, unravel(w)) if is_mixed else None
     _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds if structure else "as a matrix")
     if matrix_free:
@@ -69,9 +69,14 @@ def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     return GramManifold(problem, unravel, structure=structure, matrix_free=matrix_free, rough=rough)
 
 
+def _structure(problem: LeastSquares, params: PyTree, inputs: PyTree) -> Structure:
+    budget = MAX_MEMORY if problem.max_memory is None else problem.max_memory
+    return structure_of(problem.model, params, inputs, budget)
+
+
 def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
     """The structure of the model with parameters and inputs in float32."""
-    rough = structure_of(problem.model, in_float32(params), in_float32(problem.inputs))
+    rough = _structure(problem, in_float32(params), in_float32(problem.inputs))
     if rough.maker.dtype != jnp.float32:
         raise InputError(
             f"with parameters and inputs in float32 the model still computes in {rough.maker.dtype}, so "

@@ -244,20 +244,25 @@ class Structure(eqx.Module):
         return over_rows(jax.vmap(function), matrix.T, self._columns_at_once).T
 
 
-def structure_of(model: Callable[[PyTree, PyTree], Array], params: PyTree, inputs: PyTree) -> Structure:
+def structure_of(
+    model: Callable[[PyTree, PyTree], Array],
+    params: PyTree,
+    inputs: PyTree,
+    max_memory: int = MAX_MEMORY,
+) -> Structure:
     """`analyse`, remembered: the same model and shapes give the same plan, so that nothing compiles twice.
 
     As under `jax.jit`, arrays that the model closes over are taken not to change. A model that cannot be
     hashed is analysed every time.
     """
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves((params, inputs)))
-    question = (model, jax.tree.structure((params, inputs)), shapes)
+    question = (model, jax.tree.structure((params, inputs)), shapes, max_memory)
     if is_traced((params, inputs)) or not _is_hashable(model):
-        return analyse(model, params, inputs)
+        return analyse(model, params, inputs, max_memory)
     if question not in _KNOWN:
         if len(_KNOWN) >= _REMEMBERED:
             _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[question] = dataclasses.replace(analyse(model, params, inputs), inputs=None)
+        _KNOWN[question] = dataclasses.replace(analyse(model, params, inputs, max_memory), inputs=None)
     return dataclasses.replace(_KNOWN[question], inputs=jax.tree.map(jnp.asarray, inputs))
 
 
