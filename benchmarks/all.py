@@ -25,6 +25,7 @@ SPEED = [
     "drift.py --models large --repeats 3",
     "drift.py --growth {folder}/growth.png",
     "krylov.py",
+    "losses.py",
     "throughput.py",
     "throughput.py --dtype float32",
     "throughput.py --devices 2",

@@ -21,10 +21,11 @@ from sklearn.datasets import load_digits  # noqa: E402
 
 from zeroloss.manifold.jacobians import StructuredJacobians  # noqa: E402
 from zeroloss.manifold.krylov import OutputBlocks, ResidualSpaces, output_blocks  # noqa: E402
+from zeroloss.manifold.spectra import cholesky  # noqa: E402
 from zeroloss.manifold.structure import analyse  # noqa: E402
 from zeroloss.pytrees import flatten  # noqa: E402
 
-TOLERANCES = (1e-12, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10)
+TOLERANCES = (1e-12, 1e-4, 1e-6, 1e-7, 1e-8)
 LARGEST_FACTORIZED = 20_000
 
 
@@ -73,16 +74,15 @@ def main() -> None:
 def report(jacobians: StructuredJacobians, w: jax.Array) -> None:
     """Lines for one point."""
 
-    @eqx.filter_jit
     def prepare(w):
         jacobian = jacobians.at(w)
         return jacobian, output_blocks(jacobian)
 
-    @eqx.filter_jit
     def factorize(w):
-        return jacobians.at(w).inverse(None, 1e-12)
+        jacobian = jacobians.at(w)
+        return cholesky(jacobian.gram(jacobian))
 
-    (jacobian, blocks), seconds = timed(lambda: prepare(w))
+    (jacobian, blocks), seconds = timed(prepare, w)
     print(f"  preconditioner {seconds:.2f} s, {blocks.lower.nbytes / 2**20:.0f} MiB")
     number, outputs = blocks.number, blocks.axes.shape[0]
     none = OutputBlocks(jnp.eye(outputs), jnp.ones((outputs, number, 1, 1)), number)
@@ -91,29 +91,34 @@ def report(jacobians: StructuredJacobians, w: jax.Array) -> None:
     best = None
     for name, chosen in (("output blocks", blocks), ("none", none)):
         for tolerance in TOLERANCES:
-            if name == "none" and tolerance not in (1e-4, 1e-6):
+            if name == "none" and tolerance != 1e-4:
                 continue
             spaces = ResidualSpaces(jacobian, chosen, tolerance)
-            iterations = int(eqx.filter_jit(lambda s, v: s.iterations(v))(spaces, vector))
-            project = eqx.filter_jit(lambda s, v: s.tangent(v))
-            tangent, seconds = timed(lambda: project(spaces, vector))  # noqa: B023
+            (tangent, iterations), seconds = timed(tangent_and_iterations, spaces, vector)
             best = tangent if best is None else best
             error = jnp.linalg.norm(tangent - best)
             print(
-                f"  {name:14} {tolerance:7.0e} {iterations:5} iterations {seconds:8.2f} s  error {error:.1e}"
+                f"  {name:14} {tolerance:7.0e} {int(iterations):5} iterations {seconds:8.2f} s"
+                f"  error {error:.1e}",
+                flush=True,
             )
     if w.size >= number * outputs and number * outputs <= LARGEST_FACTORIZED:
-        _, seconds = timed(lambda: factorize(w))
+        _, seconds = timed(factorize, w)
         print(
-            f"  Gram matrix and its factorization {seconds:.2f} s, {(number * outputs) ** 2 / 2**27:.0f} MiB"
+            f"  Gram matrix and its factorization {seconds:.2f} s, {(number * outputs) ** 2 / 2**17:.0f} MiB"
         )
 
 
-def timed(function):
-    """The result, and the seconds of a second call."""
-    jax.block_until_ready(function())
+def tangent_and_iterations(spaces: ResidualSpaces, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """P_T v, and how many iterations it takes. Compiled together they iterate once."""
+    return spaces.tangent(vector), spaces.iterations(vector)
+
+
+def timed(function, *arguments):
+    """The result of a function, and its seconds once compiled."""
+    compiled = eqx.filter_jit(function).lower(*arguments).compile()
     began = time.perf_counter()
-    result = jax.block_until_ready(function())
+    result = jax.block_until_ready(compiled(*arguments))
     return result, time.perf_counter() - began
 
 

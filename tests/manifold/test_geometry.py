@@ -148,7 +148,7 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
     system = problem.with_noise(noise)
     point = zl.project(system, params)
     expected, limit = zl.drift(system, point, 0.05), zl.limit(system, point, t1=0.1, saves=2)
-    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_LARGEST_JACOBIAN", 0)
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.choose"], "_LARGEST_JACOBIAN", 0)
     manifold = locate(system, point).manifold
     assert isinstance(manifold, GramManifold) and manifold.structure is not None
     again = structure_of(problem.model, point, problem.inputs)
@@ -163,7 +163,7 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
 
 
 def test_max_memory_changes_nothing_but_the_parts(monkeypatch):
-    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_LARGEST_JACOBIAN", 0)
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.choose"], "_LARGEST_JACOBIAN", 0)
     problem, params = network_problem()
     w, unravel = flatten(params)
     slopes = []

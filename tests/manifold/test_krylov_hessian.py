@@ -10,7 +10,7 @@ import pytest
 from problems_for_tests import flat
 
 import zeroloss as zl
-from zeroloss.errors import NotOnSetError, RankError, UnsupportedError
+from zeroloss.errors import LossError, NotOnSetError, RankError, UnsupportedError
 from zeroloss.manifold import DenseManifold, KrylovManifold, locate
 from zeroloss.pytrees import flatten
 
@@ -51,8 +51,8 @@ WIDE = Sensing(size=8, rank=6, measurements=30)
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch):
     """96 parameters are too many for a Hessian, and 24 dimensions the most for a basis."""
-    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_LARGEST_HESSIAN", 90)
-    monkeypatch.setattr(sys.modules["zeroloss.manifold.locate"], "_COLUMNS", (8, 24, 80))
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.choose"], "_LARGEST_HESSIAN", 90)
+    monkeypatch.setattr(sys.modules["zeroloss.manifold.choose"], "_COLUMNS", (8, 24, 80))
 
 
 def projected(sensing, vector):
@@ -176,5 +176,17 @@ def test_bad_points_are_refused():
     )
     with pytest.raises(RankError, match="vanishes"):
         zl.classify(flatly, jnp.zeros(2))
+    for loss, point, error, words in (
+        (lambda w: (w - 1) @ (w - 1), jnp.ones(8), RankError, "isolated point"),
+        (
+            lambda w: w[0] * w[1] + w[2] ** 2,
+            jnp.array([0.0, 0.0, 0.0, 1.0]),
+            LossError,
+            "negative eigenvalue",
+        ),
+    ):
+        system = zl.Loss(loss, geometry="matrix-free").with_noise(zl.WeightNoise(0.1))
+        with pytest.raises(error, match=words):
+            zl.classify(system, point)
     with pytest.raises(zl.errors.InputError, match="geometry must be one of"):
         zl.Loss(lambda w: w @ w, geometry="dense")

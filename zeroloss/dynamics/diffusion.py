@@ -14,8 +14,7 @@ from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
 from zeroloss.dynamics.regime import SLOW
 from zeroloss.errors import IntegrationError
-from zeroloss.manifold import length
-from zeroloss.manifold.locate import ON_SET
+from zeroloss.manifold import ON_SET, length
 from zeroloss.progress import progress_bar
 from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss.dynamics.drift import first_drift, second_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
-from zeroloss.manifold import AbstractManifold, AbstractSpaces, length, locate, neighbours
-from zeroloss.manifold.locate import ON_SET
+from zeroloss.manifold import ON_SET, AbstractManifold, AbstractSpaces, length, locate, neighbours
 from zeroloss.noise import Joint, TwoPoint, is_zero
 from zeroloss.pytrees import Vector, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar

@@ -1,19 +1,15 @@
 """The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
 
+from zeroloss.manifold.choose import manifold_of
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, AbstractSpaces, length
 from zeroloss.manifold.gram import GramGeometry, GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
-from zeroloss.manifold.locate import (
-    Located,
-    largest_eigenvalue,
-    locate,
-    manifold_of,
-    neighbours,
-    project,
-)
+from zeroloss.manifold.locate import Located, largest_eigenvalue, locate, project
+from zeroloss.manifold.regular import ON_SET, neighbours
 
 __all__ = [
+    "ON_SET",
     "AbstractGeometry",
     "AbstractManifold",
     "AbstractSpaces",
