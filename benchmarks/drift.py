@@ -2,8 +2,9 @@
 
 In float64, with its projection onto the tangent space, compilation excluded; medians of calls taken in turns
 with the gradient. "label noise" and "dropout" are the fields that `zeroloss.limit` integrates, "zl.drift" is
-`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point; "mixed" is with the
-model in float32 where that is enough. Memory is what XLA reserves for intermediate results.
+`jax.jit(zl.drift)` for label noise, "eager" the same with its checks of the point; "mixed" is with the model
+in float32 where that is enough, "64 MiB" with that for intermediate results instead of 256. Memory is what
+XLA reserves.
 
     python benchmarks/drift.py                        # 64-500-500-1, a convolutional network, a transformer
     python benchmarks/drift.py --models large         # ten million parameters, 2000 examples
@@ -57,9 +58,9 @@ MODELS = {
 }
 
 
-def mixed_precision(problem):
-    """The same problem, with its model in float32 where that is enough."""
-    return zl.LeastSquares(problem.model, problem.inputs, problem.targets, precision="mixed")
+def computed(problem, **options):
+    """The same problem, computed in another way."""
+    return zl.LeastSquares(problem.model, problem.inputs, problem.targets, **options)
 
 
 def tasks(model, params, inputs, has_site, only=None):
@@ -80,9 +81,12 @@ def tasks(model, params, inputs, has_site, only=None):
     if has_site:
         dropout = problem.with_noise(zl.Dropout(0.2, at="hidden"))
         compiled["dropout"] = field_of(dropout, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
-        mixed = mixed_precision(problem).with_noise(zl.Dropout(0.2, at="hidden"))
+        mixed = computed(problem, precision="mixed").with_noise(zl.Dropout(0.2, at="hidden"))
         compiled["dropout, mixed"] = field_of(mixed, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
-    mixed = mixed_precision(problem).with_noise(zl.LabelNoise(0.1))
+    else:
+        small = computed(problem, max_memory=2**26).with_noise(zl.LabelNoise(0.1))
+        compiled["label noise, 64 MiB"] = field_of(small, second_drift_of)
+    mixed = computed(problem, precision="mixed").with_noise(zl.LabelNoise(0.1))
     compiled["label noise, mixed"] = field_of(mixed, second_drift_of)
     compiled["zl.drift"] = lambda w: zl.drift(label, unravel(w)).second
     functions, memory = {}, {}
@@ -101,7 +105,7 @@ def disagreement(model, params, inputs):
     problem = zl.LeastSquares(model, inputs, model(params, inputs))
     system = problem.with_noise(zl.LabelNoise(0.1))
     w, unravel = flatten(params)
-    mixed = manifold_of(mixed_precision(problem).with_noise(zl.LabelNoise(0.1)), w, unravel)
+    mixed = manifold_of(computed(problem, precision="mixed").with_noise(zl.LabelNoise(0.1)), w, unravel)
     ways = (manifold_of(system, w, unravel), mixed, GramManifold(problem, unravel))
     ours, rough, dense = (
         eqx.filter_jit(second_drift_of)(expand(system, way.with_rank(problem.targets.size)), w)

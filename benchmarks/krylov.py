@@ -62,11 +62,13 @@ def main() -> None:
         def step(_, state):
             w, velocity = state
             velocity = 0.9 * velocity + jax.grad(loss)(w)
-            return w - 0.1 * velocity, velocity
+            return w - 0.01 * velocity, velocity
 
         return jax.lax.fori_loop(0, given.training, step, (w, jnp.zeros_like(w)))[0]
 
-    for name, point in (("random", w), (f"trained {given.training} steps", train(w))):
+    trained = train(w)
+    assert jnp.isfinite(loss(trained)), "training diverged"
+    for name, point in (("random", w), (f"trained {given.training} steps", trained)):
         print(f"{name}, loss {loss(point):.3g}")
         report(jacobians, point)
 
