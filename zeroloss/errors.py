@@ -12,7 +12,7 @@ class InputError(ZerolossError, ValueError):
 
 
 class PrecisionError(ZerolossError):
-    """Float64 is off where the geometry of the zero-loss set needs it."""
+    """Float32, where the geometry of the zero-loss set needs float64."""
 
 
 class LossError(ZerolossError, ValueError):

@@ -242,9 +242,9 @@ class LeastSquares(eqx.Module):
       N^2 k memory for a preconditioner (at most 2 GiB), and serves `project`; `classify` and `limit` of white
       label noise and of noise that drifts on the fast scale; `drift` of the former. Residuals must then be
       independent. "auto" factorizes up to 20,000 residuals.
-    - `precision`: "float64", or "mixed": for the Gram matrix and grad tr H the model runs in float32; m x m
-      algebra, projections and the way back to the set stay in float64, so that points lie as exactly on the
-      set, and drifts are good to some 1e-6. Where the spectrum is needed, it is computed in float64.
+    - `precision`: "float64", or "mixed": projections and grad tr H run the model in float32, with m x m
+      algebra in float64; residuals stay in float64, so that points lie as exactly on the set. Drifts are good
+      to some 1e-6. Where the spectrum is needed, it is computed in float64. Residuals must be independent.
     - `max_memory`: bytes that intermediate results of Jacobians may take, by default 256 MiB, beside the
       model's own forward pass and m x m matrices. What would take more is computed in parts.
     """

@@ -28,8 +28,8 @@ from zeroloss.manifold.structure import Structure
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Scalar
 
-_REFINED = 3
-"""Projections in a row, with K^+ from float32: each gains three digits or more."""
+_REFINED = 4
+"""Projections in a row, with K^+ from float32: what one leaves normal, the next takes away."""
 
 _ONTO = 1e-4
 """How well J must reach a random u, when found by iteration, to count as onto."""
@@ -39,7 +39,7 @@ class GramSpaces(AbstractSpaces):
     """P_N = J^T K^+ J. Two products with J and one solve for each projection.
 
     `passes` of it for P_T: what one leaves normal, the next takes away, to the accuracy of J whatever that of
-    K^+ (iterative refinement).
+    K^+ (iterative refinement). Two, so that rounding leaves nothing; more where K^+ is rough.
     """
 
     jacobian: AbstractJacobian
@@ -106,8 +106,8 @@ class GramManifold(AbstractManifold):
     Without `structure` K takes m per-example gradients, m x d memory and O(m^2 d) operations; with it, some
     gradients for each output.
 
-    With a `rough` structure, of float32, K for projections and ||J||^2 come from that; everything else, the
-    spectrum of K among it, stays in float64.
+    With a `rough` structure, of float32, projections and ||J||^2 go through that, with m x m algebra in
+    float64; residuals, and so the set, and the spectrum of K stay in float64.
 
     With `matrix_free`, K is never formed, and there is no spectrum: projections are found by iteration
     (`ResidualSpaces`), some gradients each time, and J has to be of full rank m.
@@ -147,11 +147,12 @@ class GramManifold(AbstractManifold):
     def spaces(self, w: Vector) -> GramSpaces | GramGeometry | ResidualSpaces:
         if self.matrix_free:
             jacobian = self.jacobians.at(w)
-            assert isinstance(jacobian, StructuredJacobian)
-            return ResidualSpaces(jacobian, output_blocks(jacobian))
+            rough = self._rough_jacobians.at(w)
+            assert isinstance(jacobian, StructuredJacobian) and isinstance(rough, StructuredJacobian)
+            return ResidualSpaces(jacobian, output_blocks(rough))
         if self.rank is not None and self.rank < self.problem.targets.size:
             return self.at(w)
-        jacobian = self.jacobians.at(w)
+        jacobian = self._rough_jacobians.at(w)
         inverse = jacobian.inverse(self.rank, self.rank_tolerance)
         return GramSpaces(jacobian, inverse, passes=2 if self.rough is None else _REFINED)
 
@@ -215,8 +216,15 @@ class GramManifold(AbstractManifold):
 
         return -geometry.lift(along(lambda w: along(self.residuals, w), w).reshape(-1))  # v^T hess r_i v
 
+    def left_normal(self, w: Vector) -> Scalar:
+        """The share of the normal part of a random vector that P_T leaves: |J P_T v| / |J v|, in float64."""
+        jacobian = self.jacobians.at(w)
+        vector = jax.random.normal(jax.random.key(0), w.shape)
+        left = jacobian.mv(self.spaces(w).tangent(vector))
+        return jnp.linalg.norm(left) / jnp.linalg.norm(jacobian.mv(vector))
+
     def trace(self, w: Vector) -> Scalar:
-        return self.jacobians.squared_norm(w) / self.problem.number
+        return self._rough_jacobians.squared_norm(w) / self.problem.number
 
     def relative_residual(self, w: Vector) -> Scalar:
         targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
@@ -229,7 +237,12 @@ class GramManifold(AbstractManifold):
         """J as a function of w."""
         if self.structure is None:
             return PerExampleJacobians(self.problem, self.unravel)
-        return StructuredJacobians(self.structure, self.unravel, self.rough)
+        return StructuredJacobians(self.structure, self.unravel)
+
+    @property
+    def _rough_jacobians(self) -> AbstractJacobians:
+        """Those of float32, where there are any."""
+        return self.jacobians if self.rough is None else StructuredJacobians(self.rough, self.unravel)
 
     def residuals(self, w: Vector) -> Array:
         """R(w), shaped like the targets."""

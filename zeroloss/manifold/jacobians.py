@@ -25,8 +25,8 @@ from zeroloss.manifold.structure import Factors, Structure
 from zeroloss.pytrees import Vector, in_float32
 from zeroloss.system import LeastSquares, Scalar
 
-_ROUGH = 1e-4
-"""A K of float32 whose smallest eigenvalue is below this share of the largest is made in float64 again."""
+WIDE_FOR_FLOAT32 = 1e-6
+"""A K of float32 whose smallest eigenvalue is below this share of its norm has lost it to rounding."""
 
 
 class AbstractJacobian(eqx.Module):
@@ -152,13 +152,11 @@ class PerExampleJacobians(AbstractJacobians):
 class StructuredJacobian(AbstractJacobian):
     """J through the layers of the model, at the cost of some gradients (`Structure`).
 
-    Where there is a `rough` one, of float32, K for `inverse` is made from it. Then K^+ is good to 6e-8 times
-    the condition of K only; where that is more than 6e-4, K is made as without.
+    In the precision that the structure was analysed in; results are float64 all the same.
     """
 
     structure: Structure
     factors: Factors
-    rough: "StructuredJacobian | None" = None
 
     @property
     def parameters(self) -> int:
@@ -167,56 +165,50 @@ class StructuredJacobian(AbstractJacobian):
 
     def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
         images = self.structure.mv(self.factors, vector.reshape(vector.shape[0], -1))
-        return images.reshape(-1, *vector.shape[1:])
+        return images.reshape(-1, *vector.shape[1:]).astype(jnp.float64)
 
     def rmv(self, cotangent: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
         images = self.structure.rmv(self.factors, cotangent.reshape(cotangent.shape[0], -1))
-        return images.reshape(-1, *cotangent.shape[1:])
+        return images.reshape(-1, *cotangent.shape[1:]).astype(jnp.float64)
 
     def gram(self, other: "StructuredJacobian") -> Float[Array, "residuals residuals"]:
-        return self.structure.gram(self.factors, other.factors)
+        return self.structure.gram(self.factors, other.factors).astype(jnp.float64)
 
     def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
         """From K alone: good to 1e-16 of the largest."""
-        values, vectors = eigh(self.structure.gram(self.factors))
+        values, vectors = eigh(self._square)
         return values[::-1], vectors[:, ::-1]
 
     def inverse(self, rank: int | None, tolerance: float) -> Inverse:
-        """From K alone, as `squares`."""
-        of_gram = inverse_from_gram(rank, tolerance)
-        if self.rough is None:
-            return of_gram(self.structure.gram(self.factors))
-        rough = self.rough.structure.gram(self.rough.factors).astype(jnp.float64)
-        inverse = of_gram(rough)
-        return jax.lax.cond(
-            inverse.is_triangular & (inverse.smallest > _ROUGH * jnp.linalg.norm(rough)),
-            lambda: inverse,
-            lambda: of_gram(self.structure.gram(self.factors)),
-        )
+        """From K alone, as `squares`. NaN where K is of float32, and too wide for that."""
+        square = self._square
+        inverse = inverse_from_gram(rank, tolerance)(square)
+        if self.structure.maker.dtype == jnp.float64:
+            return inverse
+        serves = inverse.is_triangular & (inverse.smallest > WIDE_FOR_FLOAT32 * jnp.linalg.norm(square))
+        return dataclasses.replace(inverse, factor=jnp.where(serves, inverse.factor, jnp.nan))
+
+    @property
+    def _square(self) -> Float[Array, "residuals residuals"]:
+        return self.structure.gram(self.factors).astype(jnp.float64)
 
 
 class StructuredJacobians(AbstractJacobians):
-    """Through the layers of the model: memory as `Structure` is told, beside m x m matrices.
-
-    With a `rough` structure, of float32, ||J||^2 and the K to invert are computed through that.
-    """
+    """Through the layers of the model: memory as `Structure` is told, beside m x m matrices."""
 
     structure: Structure
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
-    rough: Structure | None = None
 
     def at(self, w: Vector) -> StructuredJacobian:
-        exact = StructuredJacobian(self.structure, self.structure.factors(self.unravel(w)))
-        if self.rough is None:
-            return exact
-        rough = StructuredJacobian(self.rough, self.rough.factors(in_float32(self.unravel(w))))
-        return dataclasses.replace(exact, rough=rough)
+        return StructuredJacobian(self.structure, self._factors(w))
 
     def squared_norm(self, w: Vector) -> Scalar:
-        if self.rough is None:
-            return self.structure.squared_norm(self.structure.factors(self.unravel(w)))
-        squares = self.rough.squared_norms(self.rough.factors(in_float32(self.unravel(w))))
-        return jnp.sum(squares.astype(jnp.float64))
+        return jnp.sum(self.structure.squared_norms(self._factors(w)).astype(jnp.float64))
+
+    def _factors(self, w: Vector) -> Factors:
+        params = self.unravel(w)
+        in_float64 = self.structure.maker.dtype == jnp.float64
+        return self.structure.factors(params if in_float64 else in_float32(params))
 
     def slope(
         self,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zeroloss.errors import LossError, RankError
+from zeroloss.errors import LossError, PrecisionError, RankError
 from zeroloss.manifold.choose import with_basis
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
@@ -26,11 +26,14 @@ NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
 _NEIGHBOURS = 5
 _SAMPLE = 16  # eigenvalues looked at where there is no spectrum
 _ISOLATED = 1e-6
+_LEFT = 1e-4
 
 
 def with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> AbstractManifold:
     """`manifold` with the rank at w fixed: that of all residuals, or one that some neighbours agree with."""
     size = w.shape[0]
+    if isinstance(manifold, GramManifold) and manifold.rough is not None and not manifold.matrix_free:
+        _check_float32(manifold, w, is_onto)
     if is_onto and isinstance(manifold, GramManifold) and manifold.problem.targets.size < size:
         return manifold.with_rank(manifold.problem.targets.size)
     if isinstance(manifold, GramManifold) and manifold.matrix_free:
@@ -54,6 +57,18 @@ def with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> A
     fixed = manifold.with_rank(rank)
     _check_neighbours(fixed, manifold, w, rank, spectrum)
     return fixed
+
+
+def _check_float32(manifold: GramManifold, w: Vector, is_onto: bool) -> None:
+    """Raise `PrecisionError` where projections through float32 leave too much."""
+    left = float(eqx.filter_jit(manifold.left_normal)(w)) if is_onto else np.nan
+    if not left <= _LEFT:
+        share = "all" if np.isnan(left) else f"{left:.2g}"
+        raise PrecisionError(
+            'precision="mixed" does not serve here: the residuals are too nearly dependent for float32. '
+            f"Projections leave {share} of the normal part of a vector, and may leave {_LEFT:g}. "
+            'Use precision="float64".'
+        )
 
 
 def _check_signs(geometry: AbstractGeometry, rank: int) -> None:

@@ -48,12 +48,8 @@ class OutputBlocks(eqx.Module):
 
 
 def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> OutputBlocks:
-    """The preconditioner of K at a point. k Gram matrices of a single output each, k N^3 / 3 operations.
-
-    From the rough Jacobian where there is one.
-    """
-    of = jacobian if jacobian.rough is None else jacobian.rough
-    structure, factors = of.structure, of.factors
+    """The preconditioner of K at a point. k Gram matrices of a single output each, k N^3 / 3 operations."""
+    structure, factors = jacobian.structure, jacobian.factors
     ridge = _RIDGE * jnp.finfo(structure.maker.dtype).eps
     number = structure.number
     axes = eigh(jnp.sum(structure.block_diagonal(factors), axis=0))[1].astype(jnp.float64)
