@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test ensembles fast lint clean
 
 demo: .venv/installed
 	$(BIN)/zeroloss compare digits --noise dropout --noise label --noise minibatch \
@@ -9,10 +9,13 @@ demo: .venv/installed
 	@echo "Open runs/demo/report.html in a browser."
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --durations=15
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not ensemble" --durations=15
+
+ensembles: .venv/installed
+	$(BIN)/python -m pytest -q -n auto --dist load -m ensemble --durations=15
 
 fast: .venv/installed
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow and not ensemble"
 
 lint: .venv/installed
 	$(BIN)/ruff check .

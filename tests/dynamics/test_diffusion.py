@@ -77,6 +77,7 @@ def test_gradient_noise_on_the_hyperbola(one_dimensional):
     assert path.loss.max() <= 1e-16  # on the set to 1e-8
 
 
+@pytest.mark.ensemble
 def test_the_ellipse_has_its_gibbs_law():
     """Langevin noise: E w_1^2 = 2 in the long run; uniform in arc length it would be 1.680."""
     path = zl.limit(
@@ -95,6 +96,7 @@ def test_the_ellipse_has_its_gibbs_law():
     assert error <= 0.02
 
 
+@pytest.mark.ensemble
 def test_weak_order_one():
     """The bias is what the exact law says, halves with the step, and is what `step_bias` estimates."""
     system = ELLIPSE.with_noise(zl.Langevin(0.1))

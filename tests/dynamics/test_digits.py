@@ -32,6 +32,7 @@ def scatter(found):
     return found.ensemble * (3 * (2 / 200) ** 0.5) ** 0.5
 
 
+@pytest.mark.ensemble
 def test_label_noise(digits, spectrum):
     """The gap is that of the Stein equation, but for the time the slowest directions take to settle."""
     smallest = spectrum[0].min()
@@ -48,7 +49,7 @@ def test_label_noise(digits, spectrum):
     assert near < far + error
 
 
-@pytest.mark.parametrize("rate", [0.01, 0.05])
+@pytest.mark.parametrize("rate", [pytest.param(0.01, marks=pytest.mark.ensemble), 0.05])
 def test_dropout(digits, rate):
     """The gap is that of the averaged loss, but for the second scale, which is smaller by alpha."""
     named, point, _ = digits
@@ -73,6 +74,7 @@ def test_dropout_gets_closer_as_its_rate_falls(digits):
     assert gaps[0].measured > 2 * gaps[1].measured > 4 * gaps[2].measured
 
 
+@pytest.mark.ensemble
 def test_minibatches_with_label_noise_follow_one_over_four_batch_sizes(digits, spectrum):
     """N / B times the drift of label noise; left out is the random Hessian, of order alpha K_ii / B."""
     _, jacobian = spectrum
