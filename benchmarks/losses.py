@@ -8,7 +8,6 @@ measurements. Seconds are of spaces and projection together, compilation exclude
 """
 
 import argparse
-import time
 
 import equinox as eqx
 import jax
@@ -16,9 +15,11 @@ import jax
 jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp  # noqa: E402
+from krylov import timed  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
 from zeroloss.manifold import DenseManifold, KrylovManifold  # noqa: E402
+from zeroloss.manifold.dense import is_small  # noqa: E402
 from zeroloss.pytrees import flatten  # noqa: E402
 
 
@@ -54,14 +55,15 @@ def report(size: int, rank: int, measurements: int) -> None:
     vector = vector / jnp.linalg.norm(vector)
     exact = vector - jacobian.T @ jnp.linalg.lstsq(jacobian.T, vector)[0]
     ways = {"whole Hessian": DenseManifold(problem, unravel), "iteration": KrylovManifold(problem, unravel)}
-    if 4 * measurements <= w.size:
+    if is_small(measurements, w):
         ways["basis"] = DenseManifold(problem, unravel, rank=measurements)
     for name, manifold in ways.items():
-        project = eqx.filter_jit(lambda w, v, manifold=manifold: manifold.spaces(w).tangent(v))
-        found = jax.block_until_ready(project(w, vector))
-        began = time.perf_counter()
-        jax.block_until_ready(project(w, vector))
-        line = f"  {name:14} {time.perf_counter() - began:8.2f} s  error {jnp.linalg.norm(found - exact):.1e}"
+
+        def project(w, vector, manifold=manifold):
+            return manifold.spaces(w).tangent(vector)
+
+        found, seconds = timed(project, w, vector)
+        line = f"  {name:14} {seconds:8.2f} s  error {jnp.linalg.norm(found - exact):.1e}"
         if isinstance(manifold, KrylovManifold):
             line += f"  {int(eqx.filter_jit(manifold.spaces)(w).iterations(vector))} iterations"
         print(line, flush=True)

@@ -5,6 +5,7 @@ user whole (`System`), or from a clean problem and a noise (`Loss` or `LeastSqua
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -134,10 +135,10 @@ class System(AbstractSystem):
         return Loss(clean, self.geometry)
 
     def with_scales_as_arrays(self) -> "System":
-        return System(self.loss, with_scales_as_arrays(self.law), self.clean, self.geometry)
+        return dataclasses.replace(self, law=with_scales_as_arrays(self.law))
 
     def scaled(self, factor: float) -> "System":
-        return System(self.loss, self.law.scaled(factor), self.clean, self.geometry)
+        return dataclasses.replace(self, law=self.law.scaled(factor))
 
     def describe(self) -> str:
         return f"custom noise, {type(self.law).__name__} law"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.manifold.dense import DenseManifold, is_small
-from zeroloss.manifold.geometry import AbstractManifold
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
 from zeroloss.manifold.structure import MAX_MEMORY, Structure, structure_of
@@ -70,8 +70,8 @@ def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
     return rough
 
 
-def with_basis(manifold: KrylovManifold, w: Vector) -> DenseManifold | None:
-    """The same set by a basis of its normal space, where that is small enough to be wanted."""
+def with_basis(manifold: KrylovManifold, w: Vector) -> tuple[DenseManifold, AbstractGeometry] | None:
+    """The same set by a basis of its normal space, with that at w, where it is small enough to be wanted."""
     problem = manifold.problem
     if problem.geometry == "matrix-free":
         return None
@@ -79,14 +79,16 @@ def with_basis(manifold: KrylovManifold, w: Vector) -> DenseManifold | None:
         if not is_small(columns, w) or columns * w.size * w.dtype.itemsize > _LARGEST_BASIS:
             break
         dense = DenseManifold(problem, manifold.unravel, columns=columns)
-        rank = int(_codimension(dense, w))
+        geometry = geometry_at(dense, w)
+        rank = int(geometry.codimension)
         if rank < columns:
             _LOG.debug("the Hessian of %d parameters has rank %d: by a basis of its range", w.size, rank)
-            return dense
+            return dense, geometry
     _LOG.info("%d parameters: the zero-loss set is treated matrix-free, by iteration", w.size)
     return None
 
 
 @eqx.filter_jit
-def _codimension(manifold: AbstractManifold, w: Vector) -> Array:
-    return manifold.at(w).codimension
+def geometry_at(manifold: AbstractManifold, w: Vector) -> AbstractGeometry:
+    """`manifold.at(w)`, compiled."""
+    return manifold.at(w)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
+from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, newton_residual
 from zeroloss.manifold.spectra import eigh, orthonormal, power_iteration
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
@@ -85,15 +85,13 @@ class DenseManifold(AbstractManifold):
     def _times_hessian(
         self, w: Vector, vectors: Float[Array, "parameters columns"]
     ) -> Float[Array, "parameters columns"]:
-        _, product = jax.linearize(jax.grad(self.loss), w)
-        return jax.vmap(product, in_axes=1, out_axes=1)(vectors)
+        return jax.vmap(self.product(w), in_axes=1, out_axes=1)(vectors)
 
     def largest(self, w: Vector) -> Scalar:
         """One Hessian up to 1000 parameters, beyond at most 1000 Hessian-vector products."""
         if w.shape[0] <= _LARGEST_HESSIAN:
             return jnp.max(jnp.abs(self.at(w).eigenvalues))
-        gradient = jax.grad(self.loss)
-        return power_iteration(lambda vector: jax.jvp(gradient, (w,), (vector,))[1], w.shape[0])
+        return power_iteration(self.product(w), w.shape[0])
 
     def correction(self, w: Vector) -> Vector:
         return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))
@@ -127,13 +125,9 @@ class DenseManifold(AbstractManifold):
         return jnp.sum(basis * self._times_hessian(w, basis))
 
     def relative_residual(self, w: Vector) -> Scalar:
-        # A loss known to machine precision has a square root known only to half of it, so distance
-        # is judged by the Newton step, and the loss itself more coarsely.
         geometry = self.at(w)
         step = geometry.pseudo_inverse(jax.grad(self.loss)(w))
-        scale = jnp.max(jnp.abs(geometry.eigenvalues)) * length(w) ** 2
-        from_loss = jnp.sqrt(2 * jnp.abs(self.loss(w)) / jnp.where(scale > 0, scale, 1.0))
-        return jnp.maximum(jnp.linalg.norm(step) / length(w), 1e-2 * from_loss)
+        return newton_residual(w, self.loss(w), step, jnp.max(jnp.abs(geometry.eigenvalues)))
 
     def _is_normal(self, sizes: Float[Array, " parameters"]) -> Bool[Array, " parameters"]:
         if self.rank is None:

@@ -125,6 +125,10 @@ class AbstractManifold(eqx.Module):
         """The largest eigenvalue of H, in size."""
         return jnp.max(jnp.abs(self.at(w).eigenvalues))
 
+    def product(self, w: Vector) -> Callable[[Vector], Vector]:
+        """The function from v to H(w) v."""
+        return jax.linearize(jax.grad(self.loss), w)[1]
+
     @property
     def has_spectrum(self) -> bool:
         """Whether there is `at`, or `spaces` alone."""
@@ -201,6 +205,17 @@ def length(w: Vector) -> Scalar:
     """|w|, the unit in which distances between parameters are judged; 1 at the origin."""
     norm = jnp.linalg.norm(w)
     return jnp.where(norm > 0, norm, 1.0)
+
+
+def newton_residual(w: Vector, loss: Scalar, step: Vector, largest: Scalar) -> Scalar:
+    """The relative residual of a point with this loss, Newton step and largest eigenvalue of H.
+
+    A loss known to machine precision has a square root known only to half of it, so distance is judged by the
+    Newton step, and the loss itself more coarsely.
+    """
+    scale = largest * length(w) ** 2
+    from_loss = jnp.sqrt(2 * jnp.abs(loss) / jnp.where(scale > 0, scale, 1.0))
+    return jnp.maximum(jnp.linalg.norm(step) / length(w), 1e-2 * from_loss)
 
 
 def by_column(function: Callable[[Vector], Vector], matrix: Array) -> Array:

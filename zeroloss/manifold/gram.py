@@ -147,7 +147,7 @@ class GramManifold(AbstractManifold):
     def spaces(self, w: Vector) -> GramSpaces | GramGeometry | ResidualSpaces:
         if self.matrix_free:
             jacobian = self.jacobians.at(w)
-            rough = self._rough_jacobians.at(w)
+            rough = jacobian if self.rough is None else self._rough_jacobians.at(w)
             assert isinstance(jacobian, StructuredJacobian) and isinstance(rough, StructuredJacobian)
             return ResidualSpaces(jacobian, output_blocks(rough))
         if self.rank is not None and self.rank < self.problem.targets.size:

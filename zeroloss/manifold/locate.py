@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError
-from zeroloss.manifold.choose import manifold_of
+from zeroloss.manifold.choose import geometry_at, manifold_of
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
-from zeroloss.manifold.regular import ON_SET, check_smooth, geometry_at, with_checked_rank
+from zeroloss.manifold.regular import ON_SET, check_smooth, with_checked_rank
 from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, Scalar
 

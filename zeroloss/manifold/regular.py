@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zeroloss.errors import LossError, PrecisionError, RankError
-from zeroloss.manifold.choose import with_basis
+from zeroloss.manifold.choose import geometry_at, with_basis
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, length
 from zeroloss.manifold.gram import GramManifold
@@ -47,8 +47,9 @@ def with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> A
         if smaller is None:
             _check_by_iteration(manifold, w)
             return manifold
-        manifold = smaller
-    geometry = geometry_at(manifold, w)
+        manifold, geometry = smaller
+    else:
+        geometry = geometry_at(manifold, w)
     rank = int(geometry.codimension)
     spectrum = _spectrum(geometry)
     _check_signs(geometry, rank)
@@ -128,11 +129,13 @@ def _check_neighbours(
         points, residuals = neighbours(fixed, w, jax.random.key(0), _NEIGHBOURS, distance)
         if not bool(jnp.all(residuals <= ON_SET)):
             continue
-        ranks = {rank} if rank is None else {int(rank_at) for rank_at in _ranks(free, points)}
+        if rank is None:
+            return
+        ranks = {int(rank_at) for rank_at in _ranks(free, points)}
         if ranks == {rank}:
             return
         raise RankError(
-            f"the Hessian has rank {rank} at this point but {sorted(map(str, ranks))} at points of the "
+            f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the "
             f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
             f"Spectrum: {spectrum}."
         )
@@ -226,9 +229,3 @@ def _spectrum(geometry: AbstractGeometry) -> str:
     kept = values[np.asarray(geometry.is_normal)]
     ends = [f"{value:.3g}" for value in (*kept[:3], *kept[-3:])]
     return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"
-
-
-@eqx.filter_jit
-def geometry_at(manifold: AbstractManifold, w: Vector) -> AbstractGeometry:
-    """`manifold.at(w)`, compiled."""
-    return manifold.at(w)

@@ -14,15 +14,14 @@ from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
 from zeroloss.errors import UnsupportedError
-from zeroloss.manifold.geometry import AbstractManifold, AbstractSpaces, by_column, length
+from zeroloss.manifold.geometry import AbstractManifold, AbstractSpaces, by_column, length, newton_residual
+from zeroloss.manifold.krylov.solve import MOST_ITERATIONS, solve
 from zeroloss.manifold.spectra import power_iteration
 from zeroloss.pytrees import Vector
 from zeroloss.system import LeastSquares, Loss, Scalar
 
 TOLERANCE = 1e-11
 """The |H (v - x)| / (lambda_max |v|) at which a projection x of v is done. Rounding allows little less."""
-
-MOST_ITERATIONS = 3000
 
 PROBES = 32
 """Random vectors for the trace of H outside the range of the preconditioner."""
@@ -81,10 +80,6 @@ class KrylovManifold(AbstractManifold):
     rank_tolerance: ClassVar[float] = 1e-11
     fall_tolerance: ClassVar[float] = 1e-11
 
-    def product(self, w: Vector) -> Callable[[Vector], Vector]:
-        """The function from v to H(w) v."""
-        return jax.linearize(jax.grad(self.loss), w)[1]
-
     def spaces(self, w: Vector) -> "HessianSpaces":
         """Those at the point of the set that Newton finds from w.
 
@@ -99,21 +94,20 @@ class KrylovManifold(AbstractManifold):
         return power_iteration(self.product(w), w.shape[0])
 
     def correction(self, w: Vector) -> Vector:
-        return self._newton(w, nystrom(self.product(w), w.shape[0]))
+        return self._newton(w)[0]
 
-    def _newton(self, w: Vector, preconditioner: Nystrom) -> Vector:
-        """-(H + s)^-1 grad L, with s = |grad L| / |w|.
+    def _newton(self, w: Vector) -> tuple[Vector, Scalar]:
+        """-(H + s)^-1 grad L, with s = |grad L| / |w|, and the largest eigenvalue of H.
 
         Beside the set H has curvature of that order, of either sign, in directions that are tangent on it; so
         regularized, Newton converges quadratically all the same (Li, Fukushima, Qi and Yamashita 2004).
         """
-        gradient = jax.grad(self.loss)(w)
+        gradient, product = jax.linearize(jax.grad(self.loss), w)
+        preconditioner = nystrom(product, w.shape[0])
         size = jnp.linalg.norm(gradient)
         unit = gradient / jnp.where(size > 0, size, 1.0)
-        step, _ = _conjugate_gradients(
-            self.product(w), unit, preconditioner, size / length(w), _NEWTON_TOLERANCE
-        )
-        return -size / preconditioner.largest * step
+        step, _ = _conjugate_gradients(product, unit, preconditioner, size / length(w), _NEWTON_TOLERANCE)
+        return -size / preconditioner.largest * step, preconditioner.largest
 
     def trace(self, w: Vector) -> Scalar:
         return self.trace_and_error(w)[0]
@@ -139,11 +133,7 @@ class KrylovManifold(AbstractManifold):
         return inside + rest, error
 
     def relative_residual(self, w: Vector) -> Scalar:
-        preconditioner = nystrom(self.product(w), w.shape[0])
-        scale = preconditioner.largest * length(w) ** 2
-        from_loss = jnp.sqrt(2 * jnp.abs(self.loss(w)) / scale)
-        step = jnp.linalg.norm(self._newton(w, preconditioner)) / length(w)
-        return jnp.maximum(step, 1e-2 * from_loss)
+        return newton_residual(w, self.loss(w), *self._newton(w))
 
     def rank_above(self, w: Vector, floor: Scalar) -> Array:
         return jnp.asarray(0)
@@ -216,12 +206,9 @@ def _conjugate_gradients(
     def operator_of(function: Callable[[Vector], Vector]) -> lx.AbstractLinearOperator:
         return lx.FunctionLinearOperator(function, structure, lx.positive_semidefinite_tag)
 
-    solution = lx.linear_solve(
+    return solve(
         operator_of(lambda v: (product(v) + shift * v) / scale),
         vector,
         lx.CG(rtol=0.0, atol=tolerance, norm=lx.internal.two_norm, max_steps=MOST_ITERATIONS),
-        options={"preconditioner": operator_of(lambda v: preconditioner.precondition(v, shift))},
-        throw=False,
+        {"preconditioner": operator_of(lambda v: preconditioner.precondition(v, shift))},
     )
-    is_found = solution.result == lx.RESULTS.successful
-    return jnp.where(is_found, solution.value, jnp.nan), jnp.asarray(solution.stats["num_steps"])

@@ -11,13 +11,12 @@ from jaxtyping import Array, Float
 
 from zeroloss.manifold.geometry import AbstractSpaces, by_column
 from zeroloss.manifold.jacobians import StructuredJacobian
+from zeroloss.manifold.krylov.solve import MOST_ITERATIONS, solve
 from zeroloss.manifold.spectra import cholesky, eigh
 from zeroloss.pytrees import Vector
 
 TOLERANCE = 1e-10
 """What iterations stop at: |A^T r| / (|A| |r|) for the preconditioned A = J^T V L^-T."""
-
-MOST_ITERATIONS = 3000
 
 _BLOCK_MEMORY = 2**31  # bytes, of the preconditioner of residuals
 
@@ -119,6 +118,4 @@ def _least_squares(
 ) -> tuple[Array, Array]:
     """The shortest x with least |A x - b|, and the iterations; NaN where that has not been found."""
     solver = lx.LSMR(rtol=tolerance, atol=0.0, max_steps=MOST_ITERATIONS, conlim=_MOST_CONDITION)
-    solution = lx.linear_solve(operator, vector, solver, throw=False)
-    is_found = solution.result == lx.RESULTS.successful
-    return jnp.where(is_found, solution.value, jnp.nan), jnp.asarray(solution.stats["num_steps"])
+    return solve(operator, vector, solver)
