@@ -73,8 +73,8 @@ def test_classify_prints_every_noise():
         (["classify", "digits", "--examples", "5000"], "between 1 and 1796"),
         (["classify", "digits", "--width", "0"], "positive integers"),
         (["compare", "hyperbola", "--step-size", "2.5"], "beyond the stability limit"),
-        (["compare", "hyperbola", "--replicas", "1"], "at least 2"),
-        (["compare", "hyperbola", "--noise", "label", "--horizon", "-3"], "t1 must be positive"),
+        (["compare", "hyperbola", "--replicas", "1"], "replicas: input should be greater than or equal to 2"),
+        (["compare", "hyperbola", "--noise", "label", "--horizon", "-3"], "horizon: input should be greater"),
         (["classify", "hyperbola", "--width", "3"], "problem 'hyperbola' has no option 'widths'"),
     ],
 )

@@ -1,6 +1,7 @@
 """What the noise in a training recipe does once the loss is zero."""
 
 from zeroloss import errors, problems
+from zeroloss.checkpoint import Checkpoint
 from zeroloss.dynamics import (
     Comparison,
     Drift,
@@ -42,12 +43,14 @@ from zeroloss.noise import (
     WeightNoise,
     site,
 )
+from zeroloss.runs import Run, open_run
 from zeroloss.system import LeastSquares, Loss, System
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AntiCorrelated",
+    "Checkpoint",
     "Comparison",
     "Correlated",
     "CustomNoise",
@@ -68,6 +71,7 @@ __all__ = [
     "Path",
     "Rademacher",
     "Regime",
+    "Run",
     "SampledLabels",
     "Study",
     "System",
@@ -83,6 +87,7 @@ __all__ = [
     "errors",
     "how_long",
     "limit",
+    "open_run",
     "predict",
     "problems",
     "project",

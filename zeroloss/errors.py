@@ -61,3 +61,14 @@ class UnsupportedError(ZerolossError, NotImplementedError):
 
 class RunError(ZerolossError):
     """A run folder cannot be used as asked."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped a computation that has a checkpoint, after it had saved its state.
+
+    `signal` is the number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.optimizer import optimizer
@@ -179,6 +180,7 @@ def compare(
     saves: int = 26,
     observables: Observables | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Comparison:
     """Project, classify, follow the limit, predict training, and train ensembles to the same slow time.
 
@@ -194,6 +196,7 @@ def compare(
     - `saves`: how many times to save at.
     - `observables`: functions of the parameters to measure, by name.
     - `progress`: whether to show progress bars in a terminal.
+    - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Comparison`. A training that diverges is kept up to there; what cannot be predicted is
     compared without, and a trivial noise is not predicted.
@@ -222,23 +225,29 @@ def compare(
         ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
     else:
         ts, save_steps = _times(regime.time_scale, step_sizes, sigma, steps, t1, saves)
-    began = time.perf_counter()
     limit_key, training_key = jax.random.split(key)
     ensemble = dict(key=limit_key, replicas=limit_replicas) if regime.stochastic else {}
-    followed = limit(
-        system, point, ts=ts, regime=regime, observables=observables, progress=progress, **ensemble
-    )
-    limit_seconds = time.perf_counter() - began
-    trainings = tuple(
-        _with_prediction(
-            _train(system, point, followed, step_size, at, one_key, replicas, observables, progress),
-            *_predicted(system, point, regime, step_size, at, limit_replicas, observables, progress),
-            followed,
-        )
-        for step_size, at, one_key in zip(
-            step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True
-        )
-    )
+    shown: dict[str, Any] = dict(observables=observables, progress=progress)
+    with checkpoint.open():
+        began, stage = time.perf_counter(), checkpoint / "limit"
+        followed = limit(system, point, ts=ts, regime=regime, checkpoint=stage, **shown, **ensemble)
+        limit_seconds = stage.earlier + time.perf_counter() - began
+        trainings = tuple(
+            _with_prediction(
+                _train(
+                    system, point, followed, step_size, at, one_key, replicas,
+                    dict(checkpoint=checkpoint / f"training_{index}", **shown),
+                ),
+                *_predicted(
+                    system, point, regime, step_size, at, limit_replicas,
+                    dict(checkpoint=checkpoint / f"prediction_{index}", **shown),
+                ),
+                followed,
+            )
+            for index, (step_size, at, one_key) in enumerate(
+                zip(step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True)
+            )
+        )  # fmt: skip
     return Comparison(system.describe(), sigma, regime, largest, followed, limit_seconds, trainings)
 
 
@@ -280,8 +289,7 @@ def _train(
     save_steps: np.ndarray,
     key: Key[Array, ""],
     replicas: int,
-    observables: Observables | None,
-    progress: bool,
+    others: dict[str, Any],
 ) -> Training:
     began, diverged_at = time.perf_counter(), None
     try:
@@ -293,14 +301,13 @@ def _train(
             key=key,
             replicas=replicas,
             save_steps=save_steps,
-            observables=observables,
-            progress=progress,
+            **others,
         )
     except DivergenceError as error:
         if error.path is None:
             raise
         path, diverged_at = error.path, error.step
-    seconds = time.perf_counter() - began
+    seconds = others["checkpoint"].earlier + time.perf_counter() - began
     distance, distance_error = _distance(path, followed)
     return Training(step_size, path, distance, distance_error, seconds, diverged_at)
 
@@ -312,8 +319,7 @@ def _predicted(
     step_size: float,
     save_steps: np.ndarray,
     replicas: int,
-    observables: Observables | None,
-    progress: bool,
+    others: dict[str, Any],
 ) -> tuple[Path | None, str, float]:
     """The prediction, or why there is none, and the seconds it took."""
     if regime.time_scale is None:
@@ -327,13 +333,12 @@ def _predicted(
             step_size,
             int(save_steps[-1]),
             save_steps=save_steps,
-            observables=observables,
             replicas=replicas if regime.stochastic else None,
-            progress=progress,
+            **others,
         )
     except ZerolossError as error:
         reason = str(error)
-    return path, reason, time.perf_counter() - began
+    return path, reason, others["checkpoint"].earlier + time.perf_counter() - began
 
 
 def _with_prediction(

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint, digest
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
 from zeroloss.dynamics.path import Observables, Path, Recorder, is_positive_integer, save_steps_of
@@ -40,6 +41,7 @@ def descend(
     save_steps: Sequence[int] | np.ndarray | None = None,
     observables: Observables | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Path:
     """Run w_{k+1} = w_k - step_size * grad L_hat(w_k, eta_k) with fresh noise at every step.
 
@@ -62,6 +64,7 @@ def descend(
       step is always saved.
     - `observables`: functions of the parameters to measure at the steps saved, by name.
     - `progress`: whether to show a progress bar in a terminal.
+    - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Path` with `ts` counting steps.
 
@@ -85,7 +88,7 @@ def descend(
     run, start = ensemble(system, params, rule, count, key)
     manifold = manifold_of(system, *flatten(params))
     recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
-    return train(run, start, times, recorder, progress)
+    return train(run, start, times, recorder, progress, checkpoint)
 
 
 class Run(NamedTuple):
@@ -126,14 +129,25 @@ def _over_devices(run: Run, states: States, replicas: int) -> tuple[Run, States]
     return Run(system, jax.device_put(run.keys, spread), rule), jax.device_put(states, spread)
 
 
-def train(run: Run, states: States, times: np.ndarray, recorder: Any, progress: bool) -> Any:
+def train(
+    run: Run,
+    states: States,
+    times: np.ndarray,
+    recorder: Any,
+    progress: bool,
+    checkpoint: Checkpoint = NOWHERE,
+) -> Any:
     """Train the ensemble, and have `recorder` save its parameters at `times`, in steps.
 
     Returns `recorder.path(...)`; `recorder` is a `Recorder`, or something with the same methods.
     """
-    done, chunk = 0, _FIRST_CHUNK
-    with progress_bar("training", float(max(times[-1], 1)), progress) as show:
-        for target in times:
+    chunk = _FIRST_CHUNK
+    with (
+        checkpoint.open(),
+        progress_bar("training", float(max(times[-1], 1)), progress) as show,
+    ):
+        states, done = checkpoint.begin((states, 0), recorder, **_facts(run, states, times))
+        for target in times[len(recorder.items) :]:
             while done < target:
                 count = int(min(chunk, target - done))
                 began = time.perf_counter()
@@ -151,11 +165,28 @@ def train(run: Run, states: States, times: np.ndarray, recorder: Any, progress: 
                     )
                 states, done = ahead, done + count
                 show(float(done))
+                checkpoint.keep(lambda: (states, done), recorder)  # noqa: B023
                 if count == chunk and seconds < _SECONDS_PER_CHUNK / 2:
                     chunk *= 2
             # By way of the host, so that measuring is free to run wherever the examples are.
             recorder.save(jnp.asarray(np.asarray(_flat(states.params, recorder.batched))))
+        checkpoint.keep(lambda: (states, done), recorder, last=True)
     return recorder.path(times, times, None)
+
+
+def _facts(run: Run, states: States, times: np.ndarray) -> dict[str, Any]:
+    """What an ensemble is, for its checkpoint."""
+    return dict(
+        noise=run.system.describe(),
+        steps=int(times[-1]),
+        replicas=len(run.keys),
+        saves=digest(times),
+        step_sizes=digest(run.optimizer.sizes(times)),
+        optimizer=digest((run.optimizer.momentum, run.optimizer.weight_decay, run.optimizer.nesterov)),
+        system=digest(run.system),
+        start=digest(states),
+        keys=digest(run.keys),
+    )
 
 
 def _advance(run: Run, states: States, start: int, count: int) -> States:

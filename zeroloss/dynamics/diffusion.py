@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zeroloss.checkpoint import Checkpoint, digest
 from zeroloss.dynamics.drift import second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
@@ -34,6 +35,7 @@ def diffuse(
     replicas: int,
     dt: float | None,
     progress: bool,
+    checkpoint: Checkpoint,
 ) -> Path:
     """Follow dW = P_T G dB + b(W) dt in an ensemble, saving at `times`.
 
@@ -47,12 +49,19 @@ def diffuse(
     states = jnp.tile(start, (replicas, 1))
     ensemble = _Ensemble(states, states, jnp.full(replicas, jnp.inf), jnp.zeros(replicas, int))
     largest = _largest_eigenvalue(expansion, start)
-    done, t, chunk = 0, 0.0, _FIRST_CHUNK
-    biases: list[dict[str, np.ndarray]] = []
-    with progress_bar("limit", float(times[-1]), progress) as show:
-        for target in times:
-            pairs = int(np.ceil((target - t) / (2 * dt) - 1e-9))
-            h = (target - t) / (2 * max(pairs, 1))
+    chunk = _FIRST_CHUNK
+    facts = dict(
+        noise=expansion.system.describe(), t1=float(times[-1]), replicas=replicas, dt=dt,
+        saves=digest(times), system=digest(expansion.system), start=digest(start), keys=digest(keys),
+    )  # fmt: skip
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
+        # What has been done, in pairs of steps and in time, and the pairs that lead to the next time saved.
+        state = checkpoint.begin((ensemble, 0, 0.0, -1, 0.0), recorder, **facts)
+        ensemble, done, t, pairs, h = state
+        for target in times[len(recorder.items) :]:
+            if pairs < 0:
+                pairs = int(np.ceil((target - t) / (2 * dt) - 1e-9))
+                h = float((target - t) / (2 * max(pairs, 1)))
             while pairs > 0:
                 count = min(chunk, pairs)
                 began = time.perf_counter()
@@ -62,16 +71,13 @@ def diffuse(
                     chunk *= 2
                 done, pairs, t = done + count, pairs - count, t + 2 * h * count
                 show(t)
-            t = float(target)
+                checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder)  # noqa: B023
+            t, pairs = float(target), -1
             _check_on_set(expansion, ensemble, recorder, times, t)
-            recorder.save(ensemble.fine if recorder.batched else ensemble.fine[0])
-            coarse = recorder.measure(ensemble.coarse if recorder.batched else ensemble.coarse[0])
-            fine = recorder.last
-            biases.append({name: np.asarray(np.mean(coarse[name] - fine[name])) for name in fine})
-    bias = {name: np.stack([each[name] for each in biases]) for name in biases[0]}
-    return eqx.tree_at(
-        lambda path: path.step_bias, recorder.path(times, None, SLOW), bias, is_leaf=lambda x: x is None
-    )
+            fine, coarse = ensemble.fine, ensemble.coarse
+            recorder.save_with_bias(*((fine, coarse) if recorder.batched else (fine[0], coarse[0])))
+        checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder, last=True)
+    return recorder.path(times, None, SLOW)
 
 
 class _Ensemble(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from zeroloss.checkpoint import Checkpoint, digest
 from zeroloss.dynamics.drift import first_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
@@ -31,6 +32,7 @@ def flow(
     recorder: Recorder,
     rtol: float,
     progress: bool,
+    checkpoint: Checkpoint,
 ) -> Path:
     """Follow dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, saving at `times`.
 
@@ -38,9 +40,13 @@ def flow(
     (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
     """
     fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
-    state = _begin(expansion, fast, start, tolerance)
-    with progress_bar("limit", float(times[-1]), progress) as show:
-        for time in times:
+    facts = dict(
+        noise=expansion.system.describe(), time_scale=scale, t1=float(times[-1]), saves=digest(times),
+        rtol=rtol, system=digest(expansion.system), start=digest(start),
+    )  # fmt: skip
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
+        state = checkpoint.begin(_begin(expansion, fast, start, tolerance), recorder, **facts)
+        for time in times[len(recorder.items) :]:
             if time > 0:
                 state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)
             w, residual = _at_time(expansion, state, jnp.asarray(time))
@@ -50,6 +56,8 @@ def flow(
                 raise IntegrationError(problem, so_far)
             recorder.save(w)
             show(float(time))
+            checkpoint.keep(lambda: state, recorder)  # noqa: B023
+        checkpoint.keep(lambda: state, recorder, last=True)
     return recorder.path(times, None, scale)
 
 

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.mean_path import MeanPath, Outcome, State
 from zeroloss.dynamics.spread import pushes_of
@@ -67,6 +67,15 @@ class Follower:
         self._attempts = self._taken = 0
         states = _start(mean_path, start, 1 + 2 * pairs)
         self.now = Look(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
+
+    @property
+    def snapshot(self) -> PyTree:
+        """All that the rest of the way depends on."""
+        return self.now, self._steps, self._draws, self._attempts, self._taken
+
+    def restore(self, snapshot: PyTree) -> None:
+        """Stand where the follower stood of which this was the `snapshot`."""
+        self.now, self._steps, self._draws, self._attempts, self._taken = snapshot
 
     def to(self, target: int, report: Callable[[float], Any] = lambda _: None) -> Look:
         """Advance to training step `target`. Raises `StabilityError` or `IntegrationError`."""

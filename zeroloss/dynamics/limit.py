@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint
 from zeroloss.dynamics.diffusion import diffuse
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.flow import flow
@@ -34,6 +35,7 @@ def limit(
     replicas: int | None = None,
     dt: float | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Path:
     """Follow the limit of training as step size and noise go to zero, on the slow time scale.
 
@@ -55,6 +57,7 @@ def limit(
     - `dt`: the largest time step of a stochastic limit, by default such that a step is about 3 % of |w| at
       the start. The method has weak order one; `Path.step_bias` estimates what is left of its error.
     - `progress`: whether to show a progress bar in a terminal.
+    - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Path` in slow time; `time_scale` says which. Of several replicas, `Path.mean` gives
     mean and standard error, `Path.quantiles` bands.
@@ -85,7 +88,7 @@ def limit(
                 "pass key=jax.random.key(...), and replicas= for an ensemble."
             )
         recorder = Recorder(expansion, observables, batched=replicas is not None)
-        return diffuse(expansion, start, times, recorder, key, replicas or 1, dt, progress)
+        return diffuse(expansion, start, times, recorder, key, replicas or 1, dt, progress, checkpoint)
     if replicas is not None or dt is not None:
         what = "replicas" if replicas is not None else "dt"
         raise InputError(f"{what} makes sense for a stochastic limit only; this one is deterministic.")
@@ -94,7 +97,7 @@ def limit(
         for _ in times:
             recorder.save(start)
         return recorder.path(times, None, None)
-    return flow(expansion, start, times, regime.time_scale, recorder, rtol, progress)
+    return flow(expansion, start, times, regime.time_scale, recorder, rtol, progress, checkpoint)
 
 
 def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:

@@ -18,7 +18,10 @@ from zeroloss.pytrees import Vector
 Observables = Mapping[str, Callable[[PyTree], Array]]
 
 
+_PARAMS, _BIAS = "params", "step_bias/"  # beside what is measured
+
 _TAKEN = (
+    "params",
     "loss",
     "noisy_loss",
     "regularizer",
@@ -144,9 +147,11 @@ def flat_paths(params: PyTree, lead: int) -> np.ndarray:
 
 
 class Recorder:
-    """Collects what is saved along a path, one time at a time.
+    """Collects what is saved along a path, one time at a time, in `items`.
 
-    The parameters come out in the dtypes of `like`, in float64 without it.
+    An item holds the flat parameters, as "params", what is measured by name, and as "step_bias/<name>" what
+    a time step made of it. The parameters of the path come out in the dtypes of `like`, in float64
+    without it.
     """
 
     def __init__(
@@ -161,7 +166,7 @@ class Recorder:
         self._observables = dict(observables or {})
         self.batched = batched
         self._like = like
-        self._saved: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        self.items: list[dict[str, np.ndarray]] = []
         for name in self._observables:
             if name in _TAKEN or "/" in name:
                 raise InputError(
@@ -172,7 +177,7 @@ class Recorder:
     @property
     def started(self) -> bool:
         """Whether anything has been saved yet."""
-        return bool(self._saved)
+        return bool(self.items)
 
     def measure(self, w: Array) -> dict[str, np.ndarray]:
         """What is measured at the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
@@ -182,25 +187,34 @@ class Recorder:
     def save(self, w: Array, known: Mapping[str, Any] | None = None) -> None:
         """Measure and keep `w`, with what is `known` of it in the place of what can be measured."""
         better = {name: np.asarray(value) for name, value in (known or {}).items()}
-        self._saved.append((np.asarray(w), self.measure(w) | better))
+        self.items.append({_PARAMS: np.asarray(w)} | self.measure(w) | better)
 
-    @property
-    def last(self) -> dict[str, np.ndarray]:
-        """What was measured at the last time saved."""
-        return self._saved[-1][1]
+    def save_with_bias(self, w: Array, coarse: Array) -> None:
+        """Save `w`, and how far steps of twice the length, at `coarse`, move the mean of what is measured."""
+        self.save(w)
+        fine, twice = self.items[-1], self.measure(coarse)
+        self.items[-1] = fine | {
+            _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
+        }
 
     def path(self, ts: np.ndarray, steps: np.ndarray | None, time_scale: str | None) -> Path:
         """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
-        count = len(self._saved)
+        count = len(self.items)
         axis = 1 if self.batched else 0
-        flat = jnp.stack([w for w, _ in self._saved], axis=axis)
+        flat = jnp.stack([item[_PARAMS] for item in self.items], axis=axis)
         unravel = jax.vmap(self._expansion.manifold.unravel)
         params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
         if self._like is not None:
             params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self._like)
+        biases = {
+            name.removeprefix(_BIAS): np.stack([item[name] for item in self.items])
+            for name in self.items[0]
+            if name.startswith(_BIAS)
+        }
         measured = {
-            name: np.stack([values[name] for _, values in self._saved], axis=axis)
-            for name in self._saved[0][1]
+            name: np.stack([item[name] for item in self.items], axis=axis)
+            for name in self.items[0]
+            if name != _PARAMS and not name.startswith(_BIAS)
         }
         return Path(
             ts=np.asarray(ts[:count], float),
@@ -212,6 +226,7 @@ class Recorder:
             hessian_trace_error=measured.pop("hessian_trace_error", None),
             observables=measured,
             time_scale=time_scale,
+            step_bias=biases or None,
         )
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss.checkpoint import Checkpoint
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import expected_half_width
 from zeroloss.dynamics.optimizer import optimizer
@@ -36,7 +37,10 @@ _SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
 
 
 class Plan:
-    """Chooses replicas and ladders so that the budget is kept, from what a pilot rung costs and scatters."""
+    """Chooses replicas and ladders so that the budget is kept, from what a pilot rung costs and scatters.
+
+    `left` is what is left of the budget, in seconds.
+    """
 
     def __init__(
         self,
@@ -44,11 +48,13 @@ class Plan:
         point: PyTree,
         target: Target,
         largest: float,
-        deadline: float,
+        seconds: float,
         progress: bool,
+        checkpoint: Checkpoint,
     ):
         self.system, self.point, self.target = system, point, target
-        self.largest, self.deadline, self.progress = largest, deadline, progress
+        self.largest, self.left, self.progress = largest, seconds, progress
+        self.checkpoint = checkpoint
         self.step_size = LARGEST_STEP / largest
         self.power = power_of_step_size(target.time_scale)
         self.replicas = int(np.clip(_ENSEMBLE_IN_PILOT / target.start.shape[0], _FEWEST, _MOST_IN_PILOT))
@@ -59,9 +65,14 @@ class Plan:
         sigma = self.system.noise_law(self.point).sigma
         expected = self.target.t1 / (self.step_size**self.power * sigma**2)
         self.step_size *= min(expected / _FEWEST_STEPS, 1.0) ** (1 / self.power)
+        number = 0
         while True:
             try:
-                rung = climb(self.system, self.point, self.target, self.step_size, self.replicas, key)
+                rung = climb(
+                    self.system, self.point, self.target, self.step_size, self.replicas, key,
+                    checkpoint=self.checkpoint / f"pilot_{number}",
+                )  # fmt: skip
+                self.left -= rung.seconds
             except DivergenceError as error:
                 raise InputError(
                     f"a pilot run at the step size {self.step_size:.3g} and sigma {sigma:.3g} diverged at "
@@ -76,9 +87,10 @@ class Plan:
                 )
             if rung.steps >= _FEWEST_STEPS or rung.step_size < 1e-3 / self.largest:
                 break
+            number += 1
             self.step_size *= max((rung.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
         self.steps, self.scatter = rung.total_steps, max(rung.steps_error, 1e-4)
-        self.seconds_per_step = self._time_steps(key)
+        self.seconds_per_step = self.checkpoint.once("seconds_per_step", lambda: self._time_steps(key))
         self.choices.append(
             f"Largest step size {self.step_size * self.largest:.3g} / lambda_max, where the drift takes "
             f"{rung.steps:,.0f} steps; a pilot of {self.replicas} runs costs "
@@ -96,8 +108,7 @@ class Plan:
         factors, replicas = self._choose(kind)
         rungs: list[Rung] = []
         for index, factor in enumerate(factors):
-            left = self.deadline - perf_counter()
-            if len(rungs) >= FEWEST_RUNGS and rungs[-1].seconds > 2 * left:
+            if len(rungs) >= FEWEST_RUNGS and rungs[-1].seconds > 2 * self.left:
                 self.choices.append(
                     f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is "
                     "used up."
@@ -112,7 +123,9 @@ class Plan:
                 rung = climb(
                     system, self.point, self.target, float(step_size), replicas,
                     jax.random.fold_in(key, index), self.progress,
+                    self.checkpoint / kind.replace(" ", "_") / f"{index}",
                 )  # fmt: skip
+                self.left -= rung.seconds
             except DivergenceError as error:
                 self.choices.append(f"A rung of the ladder of {kind} was left out: {error}")
                 continue
@@ -127,7 +140,7 @@ class Plan:
 
     def _choose(self, kind: str) -> tuple[np.ndarray, int]:
         """The ladder, and the replicas, that promise the narrowest interval for the time there is."""
-        seconds = _SHARES[kind] * max(self.deadline - perf_counter(), 1.0)
+        seconds = _SHARES[kind] * max(self.left, 1.0)
         power = self.power if kind == "step sizes" else 2
         most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
         best: tuple[float, np.ndarray, int] | None = None
@@ -164,6 +177,9 @@ class Nothing:
     """A recorder that records nothing."""
 
     batched, started = True, False
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, np.ndarray]] = []
 
     def save(self, w: Array) -> None:
         pass

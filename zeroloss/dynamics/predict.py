@@ -1,7 +1,8 @@
 """What a real training run does, at its own step size and noise, without running it (docs/prediction.md)."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint, digest
 from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import expand
@@ -59,6 +61,7 @@ def predict(
     key: Key[Array, ""] | None = None,
     replicas: int | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Path:
     """Predict training at its own step size and noise, both time scales together.
 
@@ -76,7 +79,7 @@ def predict(
     - `system`, `params`: a system and any start.
     - `step_size`, `steps`, `momentum`, `nesterov`, `weight_decay`: those of the training, as in
       `zeroloss.descend`; `step_size` may be a schedule.
-    - `saves`, `save_steps`, `observables`, `progress`: as in `zeroloss.descend`.
+    - `saves`, `save_steps`, `observables`, `progress`, `checkpoint`: as in `zeroloss.descend`.
     - `rtol`: how far a step's end may move when it is corrected, relative to the way made, or to |w| / 10.
     - `key`: of the ensemble, and of averages over the noise where they have to be sampled, which is where the
       loss is not quadratic in it. By default a fixed one.
@@ -97,7 +100,7 @@ def predict(
     if so, half as many for every run of an ensemble of 8, and of as many more, up to 32, as bring the
     error of their mean to 0.2 percent of the way; or of `replicas` runs. Sampled averages take 64 to
     4096 draws each, so that sampling errs by about half a percent. Memory: three m x m matrices, and J or
-    what stands for it, for every run and every time saved.
+    what stands for it, for every run; and two sets of parameters of every run for every time saved.
     """
     times = save_steps_of(steps, saves, save_steps)
     if not 0 < rtol <= _LARGEST_RTOL:
@@ -117,34 +120,38 @@ def predict(
         )
     key = jax.random.key(0) if key is None else key
     pairs, coarser = (_PROBED, _PROBE_COARSER) if replicas is None else ((replicas + 1) // 2, _COARSER)
-    journey = _Journey(mean_path, start, rtol, key, pairs, coarser)
-    sights: list[_Sight] = []
+    journey = _Journey(mean_path, start, rtol, key, pairs, coarser, times, mean=replicas is None)
+    facts = dict(
+        noise=system.describe(), steps=int(times[-1]), replicas=replicas or 0, rtol=rtol,
+        saves=digest(times), step_sizes=digest(rule.sizes(times)),
+        optimizer=digest((rule.momentum, rule.weight_decay, rule.nesterov)),
+        system=digest(system), start=digest(start), key=digest(key),
+    )  # fmt: skip
 
     def path() -> Path:
         recorder = Recorder(mean_path.expansion, observables, batched=replicas is not None)
         members = Recorder(mean_path.expansion, observables, batched=True)
-        for sight in sights:
+        for sight in journey.sights:
             if replicas is None:
-                recorder.save(*_mean(mean_path, sight, members, key))
+                recorder.save(*_mean(sight, members))
             else:
-                recorder.save(_runs(mean_path, sight, key)[:replicas])
+                recorder.save(jnp.asarray(sight.crowd.drawn + sight.shift)[:replicas])
         return recorder.path(times, times, None)
 
     try:
-        with progress_bar("prediction", float(times[-1]), progress) as show:
-            for time in times:
-                sights.append(journey.to(int(time)))
-                show(float(time))
-        if replicas is None and _spread_matters(start, sights):
-            more, join = True, False
-            while more:
-                with progress_bar("spread of the runs", float(times[-1]), progress) as show:
-                    sights = journey.with_ensemble(sights, join, show)
-                more, join = _scatters(start, sights), True
+        with checkpoint.open():
+            with progress_bar("prediction", float(times[-1]), progress) as show:
+                journey.look(show, checkpoint / "mean", facts)
+            if replicas is None and _spread_matters(start, journey.sights):
+                for number in itertools.count():
+                    with progress_bar("spread of the runs", float(times[-1]), progress) as show:
+                        journey.enlarge(number > 0, show, checkpoint / f"ensemble_{number}", facts)
+                    if not _scatters(start, journey.sights):
+                        break
     except IntegrationError as error:
-        error.path = path() if sights else None
+        error.path = path() if journey.sights else None
         raise
-    uncertainty = _uncertainty(mean_path, start, sights, key)
+    uncertainty = _uncertainty(start, journey.sights)
     return eqx.tree_at(lambda path: path.uncertainty, path(), uncertainty, is_leaf=lambda x: x is None)
 
 
@@ -163,29 +170,65 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tup
     return MeanPath(expansion, averaged, rule, along > _STOCHASTIC), w
 
 
-class _Sight(eqx.Module):
-    """What there is to see at a time saved.
+class _Crowd(NamedTuple):
+    """What is kept of an ensemble and the mean path in its midst.
 
-    - `look`: at the mean path, followed finely.
-    - `around`: at the ensemble and the mean path in its midst, followed coarsely.
+    - `mean`, `mean_losses`: of the mean path, with averages to second order in the noise.
+    - `runs`: runs kicked one way, then those kicked the opposite way; `drawn` with fluctuations normal to
+      the set, as draws of single runs; `losses` of each, `normal` the trace of its covariance.
+    """
+
+    mean: Float[np.ndarray, " parameters"]
+    mean_losses: dict[str, np.ndarray]
+    runs: Float[np.ndarray, "runs parameters"]
+    drawn: Float[np.ndarray, "runs parameters"]
+    losses: dict[str, np.ndarray]
+    normal: Float[np.ndarray, " runs"]
+
+    def joined(self, other: "_Crowd") -> "_Crowd":
+        """With the runs of another ensemble."""
+        first, second = len(self.runs) // 2, len(other.runs) // 2
+
+        def join(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+            return np.concatenate([old[:first], new[:second], old[first:], new[second:]])
+
+        return self._replace(
+            runs=join(self.runs, other.runs),
+            drawn=join(self.drawn, other.drawn),
+            losses={name: join(values, other.losses[name]) for name, values in self.losses.items()},
+            normal=join(self.normal, other.normal),
+        )
+
+
+class _Sight(NamedTuple):
+    """What is kept of a time saved.
+
+    - `step`, `mean`, `losses`, `variance`: of the mean path, followed finely.
+    - `left_out`: how fast what the recursion leaves out adds up, or NaN where it was not looked at.
+    - `crowd`: the ensemble and the mean path in its midst, followed coarsely.
     - `integration`: the error of the fine mean path, from that of a coarse one.
     """
 
-    look: Look
-    around: Look
-    integration: float
+    step: np.ndarray
+    mean: Float[np.ndarray, " parameters"]
+    losses: dict[str, np.ndarray]
+    variance: np.ndarray
+    left_out: np.ndarray
+    crowd: _Crowd
+    integration: np.ndarray
 
     @property
-    def shift(self) -> Vector:
+    def shift(self) -> np.ndarray:
         """From the coarse mean path to the fine one."""
-        return self.look.mean.w - self.around.mean.w
+        return self.mean - self.crowd.mean
 
 
 class _Journey:
-    """A mean path, and an ensemble around it.
+    """A mean path, and an ensemble around it, looked at from time to time.
 
     Where averages have to be sampled the ensemble takes them to second order in the noise, which is quiet:
     only differences between its runs count. Where the limit is stochastic, the ensemble is all there is.
+    With `mean`, what the mean of training needs is looked at too.
     """
 
     def __init__(
@@ -196,39 +239,123 @@ class _Journey:
         key: Key[Array, ""],
         pairs: int,
         coarser: float,
+        times: np.ndarray,
+        *,
+        mean: bool,
     ):
-        self._quiet, self._start, self._rtol, self._key = _quiet(mean_path), start, rtol, key
+        self.sights: list[_Sight] = []
+        self._mean_path, self._quiet, self._start, self._rtol = mean_path, _quiet(mean_path), start, rtol
+        self._key = self._follower_key = key
+        self._times, self._mean = times, mean
+        self._looked_at = set(np.linspace(0, len(times) - 1, _LOOKS).round().astype(int))
         sampled, stochastic = not isinstance(mean_path.average, ExactAverage), mean_path.stochastic
         own = Follower(mean_path, start, rtol, key, pairs if stochastic else 0)
         self._fine, self._coarser = own, coarser
         self._around = own if stochastic else Follower(self._quiet, start, coarser * rtol, key, pairs)
         self._compared = Follower(self._quiet, start, rtol, key) if sampled and not stochastic else own
 
-    def to(self, step: int) -> _Sight:
-        look, around, compared = (each.to(step) for each in (self._fine, self._around, self._compared))
-        gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
-        return _Sight(look, around, gap / (self._coarser - 1))  # of second order
+    def look(self, show: Callable[[float], Any], checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+        """Follow the mean path and the ensemble to the end."""
+        followers = list(dict.fromkeys((self._fine, self._around, self._compared)))
 
-    def with_ensemble(self, sights: list[_Sight], join: bool, show: Callable[[float], Any]) -> list[_Sight]:
-        """The same sights with a better ensemble, or with more runs that `join` the one there is."""
-        self._key = jax.random.fold_in(self._key, 1)
-        more = Follower(self._quiet, self._start, _COARSER * self._rtol, self._key, _PAIRS)
+        def see(index: int) -> _Sight:
+            fine, around, compared = (each.now for each in (self._fine, self._around, self._compared))
+            gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
+            left_out = np.nan
+            if index in self._looked_at:
+                key = jax.random.fold_in(self._key, index)
+                left_out = neglected(self._mean_path, fine.mean, jnp.asarray(fine.step_size), key)
+            losses = _losses(self._mean_path, fine.mean, self._key) if self._mean else {}
+            return _Sight(
+                step=np.asarray(fine.step),
+                mean=np.asarray(fine.mean.w),
+                losses=jax.tree.map(np.asarray, losses),
+                variance=np.asarray(fine.variance, float),
+                left_out=np.asarray(left_out, float),
+                crowd=self._crowd(around, 0),
+                integration=np.asarray(gap / (self._coarser - 1), float),  # of second order
+            )
 
-        def enlarged(sight: _Sight) -> _Sight:
-            around = more.to(sight.look.step)
-            if join:
-                states = jax.tree.map(_joined, sight.around.states, around.states)
-                around = around._replace(states=states)
-            show(float(around.step))
-            return _Sight(sight.look, around, sight.integration)
+        seen = _Seen(lambda: see(-1))
+        try:
+            self._follow(followers, see, seen, show, checkpoint, facts)
+        finally:
+            self.sights = seen.all()
 
-        return [enlarged(sight) for sight in sights]
+    def enlarge(
+        self, join: bool, show: Callable[[float], Any], checkpoint: Checkpoint, facts: dict[str, Any]
+    ) -> None:
+        """Take a better ensemble, or more runs that `join` the one there is."""
+        self._follower_key = jax.random.fold_in(self._follower_key, 1)
+        more = Follower(self._quiet, self._start, _COARSER * self._rtol, self._follower_key, _PAIRS)
+        part = len(self.sights[0].crowd.runs) if join else 0
+        seen = _Seen(lambda: self._crowd(more.now, part))
+        self._follow([more], lambda _: self._crowd(more.now, part), seen, show, checkpoint, facts)
+        self.sights = [
+            sight._replace(crowd=sight.crowd.joined(crowd) if join else crowd)
+            for sight, crowd in zip(self.sights, seen.all(), strict=True)
+        ]
+
+    def _follow(
+        self,
+        followers: list[Follower],
+        see: Callable[[int], Any],
+        seen: "_Seen",
+        show: Callable[[float], Any],
+        checkpoint: Checkpoint,
+        facts: dict[str, Any],
+    ) -> None:
+        """Take the followers to all times, and have `seen` collect what there is to `see`."""
+        begun = checkpoint.begin([each.snapshot for each in followers], seen, **facts)
+        for follower, snapshot in zip(followers, begun, strict=True):
+            follower.restore(snapshot)
+
+        def keep(last: bool = False) -> None:
+            checkpoint.keep(lambda: [each.snapshot for each in followers], seen, last=last)
+
+        def report(_: float) -> None:
+            show(float(min(each.now.step for each in followers)))
+            keep()
+
+        for index, time in list(enumerate(self._times))[len(seen.items) :]:
+            for follower in followers:
+                follower.to(int(time), report)
+            seen.add(see(index))
+        keep(last=True)
+
+    def _crowd(self, look: Look, part: int) -> _Crowd:
+        key = jax.random.fold_in(self._key, look.step % 2**32)
+        key = jax.random.fold_in(key, part) if part else key
+        losses = _losses_of_all(self._quiet, look.states, self._key) if self._mean else {}
+        return _Crowd(
+            mean=np.asarray(look.mean.w),
+            mean_losses={name: np.asarray(values[0]) for name, values in losses.items()},
+            runs=np.asarray(look.runs.w),
+            drawn=np.asarray(_scattered(self._mean_path, look.runs, key)),
+            losses={name: np.asarray(values[1:]) for name, values in losses.items()},
+            normal=np.asarray(jnp.trace(look.runs.covariance, axis1=1, axis2=2)),
+        )
 
 
-def _joined(old: Array, new: Array) -> Array:
-    """Two ensembles as one: the mean path, the runs kicked one way, and those kicked the opposite way."""
-    first, second = len(old) // 2, len(new) // 2
-    return jnp.concatenate([old[: 1 + first], new[1 : 1 + second], old[1 + first :], new[1 + second :]])
+class _Seen:
+    """Pytrees of arrays as a checkpoint keeps them; `example` makes one like those it brings back."""
+
+    def __init__(self, example: Callable[[], Any]):
+        self.items: list[dict[str, np.ndarray]] = []
+        self._example = example
+
+    def add(self, seen: Any) -> None:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(seen)
+        self.items.append({jax.tree_util.keystr(where): leaf for where, leaf in leaves})
+        self._example = lambda: jax.tree.unflatten(structure, [0] * len(leaves))
+
+    def all(self) -> list[Any]:
+        """Everything, in the order it was seen."""
+        if not self.items:
+            return []
+        leaves, structure = jax.tree_util.tree_flatten_with_path(self._example())
+        names = [jax.tree_util.keystr(where) for where, _ in leaves]
+        return [jax.tree.unflatten(structure, [item[name] for name in names]) for item in self.items]
 
 
 @eqx.filter_jit
@@ -247,8 +374,6 @@ def _quiet(mean_path: MeanPath) -> MeanPath:
 
 def _spread_matters(start: Vector, sights: list[_Sight]) -> bool:
     """Whether the spread of the runs moves their mean."""
-    if sights[0].look is sights[0].around:
-        return False
 
     def effect(sight: _Sight) -> float:
         shift, variance = _shift(sight)
@@ -259,51 +384,37 @@ def _spread_matters(start: Vector, sights: list[_Sight]) -> bool:
 
 def _scatters(start: Vector, sights: list[_Sight]) -> bool:
     """Whether more runs are called for, since the mean of those there are is not sharp."""
-    if len(sights[-1].around.runs.w) >= 2 * _MOST_PAIRS:
+    if len(sights[-1].crowd.runs) >= 2 * _MOST_PAIRS:
         return False
     return max(_shift(sight)[1] for sight in sights) > (_SCATTER * _longest_way(start, sights)) ** 2
 
 
 def _longest_way(start: Vector, sights: list[_Sight]) -> float:
-    return max(float(jnp.linalg.norm(sight.look.mean.w - start)) for sight in sights)
+    return max(float(np.linalg.norm(sight.mean - start)) for sight in sights)
 
 
-def _mean(
-    mean_path: MeanPath, sight: _Sight, members: Recorder, key: Key[Array, ""]
-) -> tuple[Vector, dict[str, Any]]:
+def _mean(sight: _Sight, members: Recorder) -> tuple[Vector, dict[str, Any]]:
     """The mean of training and what is measured of it, corrected for the spread."""
-    w = sight.look.mean.w + _correction(sight)[0]
-    central = members.measure(jnp.stack([sight.look.mean.w, sight.around.mean.w]))
-    scattered = members.measure(_runs(mean_path, sight, key) - sight.shift)
+    crowd = sight.crowd
+    central = members.measure(jnp.stack([sight.mean, crowd.mean]))
+    scattered = members.measure(jnp.asarray(crowd.drawn))
     known = {name: central[name][0] + scattered[name].mean() - central[name][1] for name in central}
-    losses, inner, outer = _all_losses(mean_path, sight.look.mean, sight.around.states, key)
-    spread = {name: outer[name].mean() - inner[name] for name in losses}
-    return w, known | {name: losses[name] + spread[name] for name in losses}
+    losses = {
+        name: sight.losses[name] + values.mean() - crowd.mean_losses[name]
+        for name, values in crowd.losses.items()
+    }
+    return jnp.asarray(sight.mean + _correction(sight)[0]), known | losses
 
 
 @eqx.filter_jit
-def _all_losses(
-    mean_path: MeanPath, mean: State, around: State, key: Key[Array, ""]
-) -> tuple[dict[str, Scalar], dict[str, Scalar], dict[str, Array]]:
-    def losses(mean_path: MeanPath, state: State) -> dict[str, Scalar]:
-        averaged = mean_path.average.at(state.w, state.geometry, key, jnp.asarray(_LOSS_DRAWS))
-        return mean_path.losses(state, averaged.loss)
-
-    quiet = _quiet(mean_path)  # only differences between the runs count
-    ensemble = jax.lax.map(lambda state: losses(quiet, state), around)
-    return (
-        losses(mean_path, mean),
-        {name: value[0] for name, value in ensemble.items()},
-        {name: value[1:] for name, value in ensemble.items()},
-    )
+def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
+    averaged = mean_path.average.at(state.w, state.geometry, key, jnp.asarray(_LOSS_DRAWS))
+    return mean_path.losses(state, averaged.loss)
 
 
-def _runs(mean_path: MeanPath, sight: _Sight, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
-    """Draws of single runs: the ensemble, with fluctuations normal to the set."""
-    return (
-        _scattered(mean_path, sight.around.runs, jax.random.fold_in(key, sight.look.step % 2**32))
-        + sight.shift
-    )
+@eqx.filter_jit
+def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> dict[str, Array]:
+    return jax.lax.map(lambda state: _losses(mean_path, state, key), states)
 
 
 @eqx.filter_jit
@@ -335,44 +446,32 @@ def _correction(sight: _Sight) -> tuple[np.ndarray, float]:
 
 def _shift(sight: _Sight) -> tuple[np.ndarray, float]:
     """From the coarse mean path to the mean of the ensemble around it, and the squared error of that."""
-    runs = np.asarray(sight.around.runs.w)
+    runs = sight.crowd.runs
     pairs = len(runs) // 2
     middles = (runs[:pairs] + runs[pairs:]) / 2
     variance = float(middles.var(axis=0, ddof=1).sum()) / pairs if pairs > 1 else 0.0
-    return middles.mean(axis=0) - np.asarray(sight.around.mean.w), variance
+    return middles.mean(axis=0) - sight.crowd.mean, variance
 
 
-def _uncertainty(
-    mean_path: MeanPath, start: Vector, sights: list[_Sight], key: Key[Array, ""]
-) -> Uncertainty:
-    count = len(sights)
-    looked_at = np.unique(np.linspace(0, count - 1, _LOOKS).round().astype(int))
-    gaps = [
-        neglected(
-            mean_path,
-            sights[i].look.mean,
-            jnp.asarray(sights[i].look.step_size),
-            jax.random.fold_in(key, i),
-        )
-        for i in looked_at
-    ]
-    steps = np.array([sight.look.step for sight in sights])
-    rate = np.interp(steps, steps[looked_at], np.array(gaps, float))
+def _uncertainty(start: Vector, sights: list[_Sight]) -> Uncertainty:
+    steps = np.array([sight.step for sight in sights], float)
+    rates = np.array([sight.left_out for sight in sights])
+    known = np.isfinite(rates)
+    rate = np.interp(steps, steps[known], rates[known])
     left_out = rate[0] * steps[0] + np.append(0.0, np.cumsum(np.diff(steps) * (rate[1:] + rate[:-1]) / 2))
     rows = [_one_uncertainty(start, sight, gap) for sight, gap in zip(sights, left_out, strict=True)]
     return Uncertainty(*np.transpose(rows))
 
 
 def _one_uncertainty(start: Vector, sight: _Sight, left_out: float) -> tuple[float, float, float, float]:
-    way = float(np.linalg.norm(sight.look.mean.w - start))
+    way = float(np.linalg.norm(sight.mean - start))
     unit = way if way > 0 else 1.0
-    runs = np.asarray(sight.around.runs.w)
+    runs = sight.crowd.runs
     correction, variance = _correction(sight)
-    normal = float(jnp.mean(jnp.trace(sight.around.runs.covariance, axis1=1, axis2=2)))
     along = np.mean(np.sum((runs - runs.mean(axis=0)) ** 2, axis=1))
     return (
-        sight.integration / unit,
-        sight.look.variance**0.5 / unit,
+        float(sight.integration) / unit,
+        float(sight.variance) ** 0.5 / unit,
         float(np.hypot(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction), left_out)) / unit,
-        float(np.sqrt(normal + along)) / unit,
+        float(np.sqrt(sight.crowd.normal.mean() + along)) / unit,
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.drift import first_drift, second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
@@ -32,6 +33,7 @@ _SAVES = 48
 _BEYOND = 1.3  # how far to train, in units of what theory says the drift takes
 _EXTENSIONS = 2
 _DEGREE = 3
+_MADE, _ARRIVED = "progress", "arrived"
 
 
 class Target(NamedTuple):
@@ -54,7 +56,12 @@ class Target(NamedTuple):
 
 
 def target_of(
-    system: AbstractSystem, point: PyTree, regime: Regime, drift: float, key: Key[Array, ""]
+    system: AbstractSystem,
+    point: PyTree,
+    regime: Regime,
+    drift: float,
+    key: Key[Array, ""],
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Target:
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert regime.time_scale is not None
@@ -64,7 +71,10 @@ def target_of(
     if regime.stochastic:
         t1 = reach**2 / float(variance)
         replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
-        path = limit(system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64)
+        path = limit(
+            system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64,
+            checkpoint=checkpoint,
+        )  # fmt: skip
         moved = flat_paths(path.params, 2)[:, 0] - np.asarray(w)
         squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
@@ -136,29 +146,31 @@ def climb(
     replicas: int,
     key: Key[Array, ""],
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Rung:
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
     expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
-    began, trained = perf_counter(), 0
+    began, trained, earlier = perf_counter(), 0, 0.0
 
-    def attempt(end: float) -> tuple[_Collector, float, float]:
-        nonlocal trained
+    def attempt(number: int, end: float) -> tuple[_Collector, float, float]:
+        nonlocal trained, earlier
+        stage = checkpoint / f"attempt_{number}"
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
         run, states = ensemble(system, params, optimizer(step_size), replicas, key)
-        train(run, states, at, collector, progress)
-        trained += int(at[-1])
-        made = np.stack(collector.progress, axis=1)  # [replica, time]
+        train(run, states, at, collector, progress, stage)
+        trained, earlier = trained + int(at[-1]), earlier + stage.earlier
+        made = np.stack([item[_MADE] for item in collector.items], axis=1)  # [replica, time]
         return collector, *jackknife(made, lambda curve: np.log(_steps_between(at, curve)))
 
     end = _BEYOND * expected
-    collector, logarithm, error = attempt(end)
-    for _ in range(_EXTENSIONS):
+    collector, logarithm, error = attempt(0, end)
+    for number in range(_EXTENSIONS):
         if np.isfinite(error):
             break
         end *= 2
-        collector, logarithm, error = attempt(end)
+        collector, logarithm, error = attempt(1 + number, end)
     distance, distance_error = _distance(target, collector)
     return Rung(
         step_size=step_size,
@@ -169,26 +181,27 @@ def climb(
         theory=expected * target.share,
         distance=distance,
         distance_error=distance_error,
-        seconds=perf_counter() - began,
+        seconds=checkpoint.once("seconds", lambda: earlier + perf_counter() - began),
         total_steps=trained,
     )
 
 
 class _Collector:
-    """What a rung saves of an ensemble; it stands in for a `Recorder`."""
+    """What a rung saves of an ensemble; it stands in for a `Recorder`.
+
+    Of every save the progress, and of that at `arrival`, where the limit arrives, the parameters too.
+    """
 
     batched = True
     started = False  # nothing of a rung is worth keeping when it diverges
 
     def __init__(self, target: Target, arrival: int):
-        self.progress: list[np.ndarray] = []
-        self.arrived: np.ndarray | None = None
-        self._target, self._arrival = target, arrival
+        self.items: list[dict[str, np.ndarray]] = []
+        self.arrival, self._target = arrival, target
 
     def save(self, w: Float[Array, "replicas parameters"]) -> None:
-        if len(self.progress) == self._arrival:
-            self.arrived = np.asarray(w)
-        self.progress.append(np.asarray(_progress(self._target, w)))
+        item = {_MADE: np.asarray(_progress(self._target, w))}
+        self.items.append(item | {_ARRIVED: np.asarray(w)} if len(self.items) == self.arrival else item)
 
     def path(self, *_: object) -> None:
         return None
@@ -220,12 +233,12 @@ def _steps_between(at: np.ndarray, curve: np.ndarray) -> float:
 
 def _distance(target: Target, collector: _Collector) -> tuple[float, float]:
     """Distance of the ensemble from the limit at t1, without its own scatter, and the standard error."""
-    assert collector.arrived is not None
+    arrival = collector.items[collector.arrival]
     if target.stochastic:
-        made = collector.progress[collector._arrival]
+        made = arrival[_MADE]
         error = np.hypot(made.std(ddof=1) / np.sqrt(len(made)), target.size_error / target.size)
         return abs(float(made.mean()) - 1), float(error)
-    gap = collector.arrived - np.asarray(target.start) - target.displacement
+    gap = arrival[_ARRIVED] - np.asarray(target.start) - target.displacement
     replicas = len(gap)
     scatter = gap.var(axis=0, ddof=1).sum() / replicas
     squared = float(np.sum(gap.mean(axis=0) ** 2) - scatter)

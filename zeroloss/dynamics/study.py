@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss.checkpoint import NOWHERE, Checkpoint
 from zeroloss.dynamics.descend import ensemble, train
 from zeroloss.dynamics.fits import Approach, Exponent, approach, power_law
 from zeroloss.dynamics.optimizer import optimizer
@@ -142,6 +143,7 @@ def study(
     budget: float = 5.0,
     drift: float = 0.05,
     progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Study:
     """Measure on which time scale training drifts, and how it approaches the limit.
 
@@ -160,6 +162,8 @@ def study(
       run; `Study.choices` says what was chosen.
     - `drift`: how far to drift, relative to |w|; for a stochastic limit the root mean square.
     - `progress`: whether to show progress bars in a terminal.
+    - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
+      What the clock decided is kept too: with the same choices the results are the same.
 
     **Returns:** a `Study`. For a trivial noise it holds a bound on the drift instead of exponents.
 
@@ -174,6 +178,19 @@ def study(
     if not 0 < drift <= 1:
         raise InputError(f"drift must lie in (0, 1], relative to |w|, got {drift}.")
     refuse_tracing((system, params), "study")
+    with checkpoint.open():
+        return _study(system, params, key, budget, drift, progress, checkpoint)
+
+
+def _study(
+    system: AbstractSystem,
+    params: PyTree,
+    key: Key[Array, ""],
+    budget: float,
+    drift: float,
+    progress: bool,
+    checkpoint: Checkpoint,
+) -> Study:
     began = perf_counter()
     point = project(system, params)
     regime = classify(system, point)
@@ -181,12 +198,12 @@ def study(
     common: dict[str, Any] = dict(noise=system.describe(), regime=regime, largest_eigenvalue=largest)
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
     if regime.time_scale is None:
-        bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress)
-        seconds = perf_counter() - began
+        bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress, checkpoint)
+        seconds = checkpoint.once("seconds", lambda: perf_counter() - began)
         return Study(**common, bound=bound, seconds=seconds)
-    target = target_of(system, point, regime, drift, limit_key)
-    deadline = began + 60 * budget
-    plan = Plan(system, point, target, largest, deadline, progress)
+    target = target_of(system, point, regime, drift, limit_key, checkpoint / "limit")
+    prepared = checkpoint.once("preparation", lambda: perf_counter() - began)
+    plan = Plan(system, point, target, largest, 60 * budget - prepared, progress, checkpoint)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
     by_sigma = plan.ladder("sigmas", keys[1])
@@ -213,7 +230,7 @@ def study(
         step_size_approach=_approach(by_step_size, [rung.step_size for rung in by_step_size], 1.0),
         sigma_approach=_approach(by_sigma, [rung.sigma for rung in by_sigma], None),
         choices=tuple(plan.choices),
-        seconds=perf_counter() - began,
+        seconds=60 * budget - plan.left,
     )
 
 
@@ -243,19 +260,24 @@ def _bound(
     budget: float,
     key: Key[Array, ""],
     progress: bool,
+    checkpoint: Checkpoint,
 ) -> Bound:
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
     run, states = ensemble(system, point, optimizer(step_size), _REPLICAS, key)
-    train(run, states, np.array([10]), Nothing(), False)  # compiles
-    began = perf_counter()
-    train(run, states, np.array([100]), Nothing(), False)
-    per_step = (perf_counter() - began) / 100
+
+    def seconds_per_step() -> float:
+        train(run, states, np.array([10]), Nothing(), False)  # compiles
+        began = perf_counter()
+        train(run, states, np.array([100]), Nothing(), False)
+        return (perf_counter() - began) / 100
+
+    per_step = checkpoint.once("seconds_per_step", seconds_per_step)
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
     last = _Last()
-    train(run, states, np.array([steps]), last, progress)
-    moved = np.asarray(jax.vmap(geometry.tangent)(last.states - w))
+    train(run, states, np.array([steps]), last, progress, checkpoint / "bound")
+    moved = np.asarray(jax.vmap(geometry.tangent)(last.items[-1]["states"] - w))
     distances = np.linalg.norm(moved, axis=-1) / float(length(w))
     upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
     return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)
@@ -270,4 +292,4 @@ class _Last(Nothing):
     """A recorder that keeps the last states."""
 
     def save(self, w: Array) -> None:
-        self.states = w
+        self.items = [{"states": np.asarray(w)}]

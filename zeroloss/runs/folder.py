@@ -1,6 +1,17 @@
-"""A run on disk: `config.json`, `results.zarr`, figures and `report.html` in one folder."""
+"""A run on disk: one folder, of which every file is whole at any moment.
 
+config.json     everything needed to repeat it, versions included
+results.zarr    what was computed, for xarray
+timings.json    how long it took: the only thing that another run of the same config changes
+log.jsonl       what happened when, a line each
+checkpoint/     the state of what is being computed, until that is complete
+figures/, report.html
+"""
+
+import contextlib
+import datetime
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -11,11 +22,18 @@ import numpy as np
 import xarray as xr
 
 from zeroloss.dynamics import Comparison, Study
+from zeroloss.dynamics import Path as Trajectory
 from zeroloss.errors import RunError
+from zeroloss.files import PART, replacing, unwritable
 
-CONFIG, RESULTS, REPORT, FIGURES = "config.json", "results.zarr", "report.html", "figures"
+CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
+CHECKPOINT, FIGURES, REPORT = "checkpoint", "figures", "report.html"
+VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
+_FILES, _FOLDERS = (CONFIG, TIMINGS, LOG, REPORT), (RESULTS, CHECKPOINT, FIGURES)
+_PREVIOUS = ".previous"
+_COMPLETE = "complete"
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -26,7 +44,7 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder.")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not any(each.name != "lock" for each in folder.iterdir()):
         return
     if not (folder / CONFIG).is_file():
         raise RunError(
@@ -34,30 +52,45 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
             "Choose another folder."
         )
     if not overwrite:
+        unfinished = (folder / CHECKPOINT).is_dir()
+        resume = f"Go on with it: zeroloss resume {folder}; or choose" if unfinished else "Choose"
         raise RunError(
-            f"{folder} already holds a run; nothing was touched. Choose another folder, or pass "
-            "--overwrite to replace it."
+            f"{folder} already holds {'an unfinished' if unfinished else 'a'} run; nothing was touched. "
+            f"{resume} another folder, or pass --overwrite to replace it."
         )
 
 
 def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Start a run in `folder` by writing its `config.json`, with the versions of what computes it.
 
-    Overwriting removes only what a run consists of. Raises `RunError` like `check_free`, and when the
-    folder cannot be written.
+    An earlier run, where it may be overwritten, is set aside until there are results to take its place, or
+    until `restore_previous`. Raises `RunError` like `check_free`, and when the folder cannot be written.
     """
     check_free(folder, overwrite=overwrite)
-    for name in (RESULTS, FIGURES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (CONFIG, REPORT):
-        (folder / name).unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {name: version(name) for name in _VERSIONED}
-        text = json.dumps({**config, "versions": versions}, indent=2)
-        (folder / CONFIG).write_text(text + "\n")
+        _remove(folder / _PREVIOUS)
+        held = [folder / name for name in (*_FILES, *_FOLDERS) if (folder / name).exists()]
+        if held:
+            (folder / _PREVIOUS).mkdir()
+        for path in held:
+            path.rename(folder / _PREVIOUS / path.name)
     except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
+        raise unwritable(folder, error) from error
+    versions = {name: version(name) for name in _VERSIONED}
+    with replacing(folder / CONFIG) as file:
+        file.write((json.dumps({**config, VERSIONS: versions}, indent=2) + "\n").encode())
+
+
+def restore_previous(folder: Path) -> None:
+    """Bring back the run that a new one without results was to overwrite, if there is one."""
+    previous = folder / _PREVIOUS
+    if previous.is_dir() and not (folder / RESULTS).exists():
+        for name in (*_FILES, *_FOLDERS):
+            _remove(folder / name)
+        for path in previous.iterdir():
+            path.rename(folder / path.name)
+        previous.rmdir()
 
 
 def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
@@ -82,33 +115,133 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
 
 def gather_studies(studies: Mapping[str, Study]) -> xr.DataTree:
     """All studies of a run as one tree, with a group for each noise: `Study.to_xarray()`."""
-    names = np.array(list(studies), dtype=object)
+    return _groups({name: each.to_xarray() for name, each in studies.items()})
+
+
+def gather_paths(paths: Mapping[str, Trajectory]) -> xr.DataTree:
+    """All paths of a run as one tree, with a group for each noise: `Path.to_xarray()`."""
+    return _groups({name: each.to_xarray() for name, each in paths.items()})
+
+
+def _groups(datasets: Mapping[str, xr.Dataset]) -> xr.DataTree:
+    names = np.array(list(datasets), dtype=object)
     return xr.DataTree(
         xr.Dataset(coords={"noise": ("noise", names)}),
-        children={name: xr.DataTree(each.to_xarray()) for name, each in studies.items()},
+        children={name: xr.DataTree(each) for name, each in datasets.items()},
     )
 
 
-def write_results(folder: Path, results: xr.DataTree) -> None:
-    """Write `results.zarr`; the new one is complete before the old one goes."""
-    target, fresh = folder / RESULTS, folder / (RESULTS + ".part")
+def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) -> None:
+    """Write `results.zarr`, and to `timings.json` how long it took; the new is complete before the old goes.
+
+    `complete` says whether that is all there will be. Raises `RunError` where it cannot be written; what
+    was there before stays.
+    """
+    results = results.copy()
+    table = results.to_dataset()
+    measured = [str(name) for name in table.data_vars if _is_timing(str(name))]
+    timings = {
+        noise: {name: float(table[name].values[index]) for name in measured}
+        for index, noise in enumerate(noises_of(results))
+    }
+    results.dataset = table.drop_vars(measured)
+    results.attrs[_COMPLETE] = int(complete)
+    target, fresh = folder / RESULTS, folder / (RESULTS + PART)
+    old = folder / (RESULTS + ".old")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
+        _remove(fresh)
         results.to_zarr(fresh, mode="w", consolidated=False)
-        shutil.rmtree(target, ignore_errors=True)
+        _on_disk(fresh)
+        _remove(old)
+        if target.exists():
+            target.rename(old)
         fresh.rename(target)
+        _remove(old)
+        _remove(folder / _PREVIOUS)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}.") from error
+        with contextlib.suppress(OSError):
+            _remove(fresh)
+        raise unwritable(target, error) from error
+    if measured:
+        with replacing(folder / TIMINGS) as file:
+            file.write((json.dumps(timings, indent=2) + "\n").encode())
 
 
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
-    """The config and results of the run in `folder`."""
+    """The config and results of the run in `folder`; a run without results yet is an empty tree."""
+    config = read_config(folder)
+    target, old = folder / RESULTS, folder / (RESULTS + ".old")
+    if not target.exists() and old.exists():  # the process ended between one and the other
+        target = old
+    try:
+        if not target.exists():
+            return config, xr.DataTree()
+        results = xr.open_datatree(target, engine="zarr", consolidated=False)
+        if (folder / TIMINGS).is_file():
+            timings = json.loads((folder / TIMINGS).read_text())
+            noises = noises_of(results)
+            names = dict.fromkeys(name for each in timings.values() for name in each)
+            columns = {
+                name: ("noise", [float(timings.get(noise, {}).get(name, np.nan)) for noise in noises])
+                for name in names
+            }
+            results.dataset = results.to_dataset().assign(columns)
+    except Exception as error:  # zarr and its codecs raise anything on damaged files
+        raise RunError(f"the results of {folder} cannot be read: {error}.") from error
+    return config, results
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config of the run in `folder`, as it was written."""
     try:
         config = json.loads((folder / CONFIG).read_text())
-        results = xr.open_datatree(folder / RESULTS, engine="zarr", consolidated=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} holds no readable run: {error}.") from error
-    return config, results
+    if not isinstance(config, dict):
+        raise RunError(f"{folder} holds no readable run: {CONFIG} is no table of values.")
+    return config
+
+
+def noises_of(results: xr.DataTree) -> list[str]:
+    """The noises that there are results of, in their order."""
+    table = results.to_dataset()
+    return [str(name) for name in table["noise"].values] if "noise" in table.coords else []
+
+
+def is_complete(results: xr.DataTree) -> bool:
+    """Whether nothing is missing from the results."""
+    return bool(results.attrs.get(_COMPLETE, 0))
+
+
+def log(folder: Path, event: str, **facts: Any) -> None:
+    """Add a line to `log.jsonl`."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    try:
+        with open(folder / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "event": event, **facts}) + "\n")
+    except OSError as error:
+        raise unwritable(folder / LOG, error) from error
+
+
+def _is_timing(name: str) -> bool:
+    return name.startswith("seconds_") or name == "ratio"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _on_disk(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _column(values: list[Any]) -> np.ndarray:

@@ -1,0 +1,360 @@
+"""A long computation's state on disk: it can be killed at any moment and goes on from there, bit for bit."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import equinox as eqx
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from zeroloss.errors import Interrupted, RunError
+from zeroloss.files import PART, replacing
+
+_State = TypeVar("_State")
+_Item = dict[str, np.ndarray]
+
+_FORMAT = 1
+_VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
+_STATE, _SAVED, _ONCE, _LOCK = "state.npz", "saved", "once", "lock"
+_FACTS = "facts"
+_DEAREST = 0.05  # share of the time that saving may take
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+class Checkpoint:
+    """A folder in which a long computation keeps its state, and from which the same call goes on.
+
+        path = zl.descend(system, params, 0.1, 10**8, key=key, checkpoint=zl.Checkpoint("checkpoints/mine"))
+
+    Run again after a crash, the same line goes on from the last state saved, and its result is bit-identical
+    to that of a run that was never stopped (on the same machine, devices and versions). While it works,
+    Ctrl-C (SIGINT) and SIGTERM make it finish the step, save and raise `zeroloss.errors.Interrupted`; a
+    second one stops it at once.
+
+    **Arguments:**
+
+    - `folder`: where; made if it does not exist. It must belong to this call alone.
+    - `every`: seconds from one save to the next; more where saving takes over 5 % of the time.
+
+    **Raises**, when it is used: `RunError` where the folder cannot be written, another process is working in
+    it, what is in it is damaged, or belongs to a call with other arguments or to other versions. Nothing
+    is removed then. `checkpoint.remove()` deletes the state.
+
+    Costs the states of the computation on disk, and what it has saved of its path; a save takes as long as
+    writing what is new. Arrays only, no pickle: to open a checkpoint executes nothing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: float = 30.0, _root: "_Root | None" = None):
+        self._folder = Path(folder)
+        self._root = _Root(self._folder, every) if _root is None else _root
+        self._written, self._earlier = 0, 0.0
+        self._segments: list[int] = []
+        self._began = time.perf_counter()
+        self._facts: dict[str, Any] = {}
+
+    def __truediv__(self, name: str) -> "Checkpoint":
+        """A checkpoint within this one, for a part of the computation."""
+        return Checkpoint(self._folder / name, _root=self._root)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep other processes out, and take signals as requests to save and stop."""
+        with self._root.open():
+            yield
+
+    def begin(self, state: _State, recorder: Any = None, **facts: Any) -> _State:
+        """The state to begin from: the one saved last, or `state` where there is none.
+
+        `recorder.items`, a list of dictionaries of arrays, is brought back too. `facts` say what is computed,
+        in numbers and words; a checkpoint of something else is refused.
+        """
+        self._began = time.perf_counter()
+        self._facts = json.loads(json.dumps(facts, default=str))
+        path = self._folder / _STATE
+        if not path.exists():
+            return state
+        with _reading(path), np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays[_FACTS]))
+            self._check(path, about)
+            self._segments, self._earlier = list(about["segments"]), float(about["seconds"])
+            self._written = int(about["count"])
+            items = self._items() if recorder is not None else []
+            restored = _unpacked(state, arrays)
+        if recorder is not None:
+            recorder.items[:] = items
+        return restored
+
+    def keep(self, state: Callable[[], PyTree], recorder: Any = None, *, last: bool = False) -> None:
+        """Save if it is time to, if it is the `last` state, or if a signal has come; then stop.
+
+        Raises `Interrupted` after a signal, and `RunError` where the state cannot be written.
+        """
+        stopped = self._root.stopped
+        if not (last or stopped or self._root.due):
+            return
+        began = time.perf_counter()
+        items = [] if recorder is None else recorder.items
+        if len(items) > self._written:
+            segment = {
+                f"{index}/{name}": value
+                for index, item in enumerate(items[self._written :])
+                for name, value in item.items()
+            }
+            with replacing(self._segment(self._written)) as file:
+                np.savez(file, allow_pickle=False, **segment)
+            self._segments.append(self._written)
+            self._written = len(items)
+        about = {
+            "format": _FORMAT,
+            "versions": _versions(),
+            "facts": self._facts,
+            "segments": self._segments,
+            "count": self._written,
+            "seconds": self._earlier + time.perf_counter() - self._began,
+        }
+        with replacing(self._folder / _STATE) as file:
+            np.savez(file, allow_pickle=False, **{_FACTS: np.array(json.dumps(about))}, **_packed(state()))
+        self._root.saved(time.perf_counter() - began)
+        if stopped:
+            raise Interrupted(
+                f"stopped by {signal.Signals(stopped).name}; the state is saved in {self._root.folder}, and "
+                "the same call goes on from there.",
+                stopped,
+            )
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute()` returned the first time, which JSON can hold: for choices made by clocks."""
+        path = self._folder / _ONCE / f"{name}.json"
+        if path.exists():
+            with _reading(path):
+                return json.loads(path.read_text())["value"]
+        text = json.dumps({"value": compute()})
+        with replacing(path) as file:
+            file.write(text.encode())
+        return json.loads(text)["value"]
+
+    @property
+    def earlier(self) -> float:
+        """The seconds spent before `begin`, in the processes that this one goes on from."""
+        return self._earlier
+
+    def remove(self) -> None:
+        """Delete what was saved, and nothing else that may be in the folder."""
+        for path in sorted(self._folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            elif path.name.removesuffix(PART) in (_STATE, _LOCK) or path.parent.name in (_SAVED, _ONCE):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _segment(self, first: int) -> Path:
+        return self._folder / _SAVED / f"{first:08}.npz"
+
+    def _items(self) -> list[_Item]:
+        items: list[_Item] = [{} for _ in range(self._written)]
+        for first in self._segments:
+            path = self._segment(first)
+            with _reading(path), np.load(path, allow_pickle=False) as arrays:
+                for where in arrays.files:
+                    index, _, name = where.partition("/")
+                    items[first + int(index)][name] = arrays[where]
+        if not all(items):
+            raise RunError(f"the checkpoint {self._folder} is damaged: saves are missing. {_DAMAGED}")
+        return items
+
+    def _check(self, path: Path, about: Mapping[str, Any]) -> None:
+        if about["format"] != _FORMAT or about["versions"] != _versions():
+            theirs = {"format": about["format"], **about["versions"]}
+            ours = {"format": _FORMAT, **_versions()}
+            raise RunError(
+                f"the checkpoint {path} was made by {_differences(theirs, ours)}: it could not go on bit for "
+                "bit. Install what made it, or begin anew in another folder."
+            )
+        if about["facts"] != self._facts:
+            raise RunError(
+                f"the checkpoint {path} belongs to another computation: "
+                f"{_differences(about['facts'], self._facts)}. Use another folder, or repeat that call."
+            )
+
+
+class _Nowhere(Checkpoint):
+    """Saves nothing."""
+
+    def __init__(self) -> None:
+        self._began, self._earlier = time.perf_counter(), 0.0
+
+    def __truediv__(self, name: str) -> Checkpoint:
+        return _Nowhere()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        yield
+
+    def begin(self, state: _State, recorder: Any = None, **facts: Any) -> _State:
+        self._began = time.perf_counter()
+        return state
+
+    def keep(self, state: Callable[[], PyTree], recorder: Any = None, *, last: bool = False) -> None:
+        pass
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+    def remove(self) -> None:
+        pass
+
+
+NOWHERE = _Nowhere()
+"""The checkpoint of a computation that saves nothing."""
+
+
+class _Root:
+    """What all parts of a computation share: the folder, who works in it, and when to save."""
+
+    def __init__(self, folder: Path, every: float):
+        self.folder, self.stopped = folder, 0
+        self._every = self._interval = every
+        self._last, self._depth = time.monotonic(), 0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._interval
+
+    def saved(self, seconds: float) -> None:
+        self._last, self._interval = time.monotonic(), max(self._every, seconds / _DEAREST)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            with contextlib.ExitStack() as stack:
+                if self._depth == 1:
+                    stack.enter_context(alone_in(self.folder))
+                    stack.enter_context(self._signals())
+                yield
+        finally:
+            self._depth -= 1
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        self.stopped, self._last = 0, time.monotonic()
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread is told of signals
+            return
+
+        def stop(number: int, _: FrameType | None) -> None:
+            if self.stopped:
+                raise Interrupted(f"stopped at once; what was saved last is in {self.folder}.", number)
+            self.stopped = number
+
+        before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder`; a process that dies, however it does, keeps nobody out.
+
+    Raises `RunError` where one is there already, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / _LOCK)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise RunError(
+            f"another process is working in {folder}; two cannot. Wait for it, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_DAMAGED = "Nothing was touched; begin anew in another folder, or delete this one."
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
+
+
+def digest(tree: PyTree) -> str:
+    """A short fingerprint of all numbers in `tree`."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        if eqx.is_array_like(leaf):
+            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+            found.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _packed(state: PyTree) -> dict[str, np.ndarray]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if eqx.is_array_like(leaf)]
+    return {f"{index}": _plain(leaf) for index, leaf in enumerate(leaves)}
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array in a type that NumPy's files know, which bfloat16 is not."""
+    if array.dtype.isbuiltin == 1:
+        return array
+    return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
+
+
+def _unpacked(like: _State, arrays: Mapping[str, np.ndarray]) -> _State:
+    """The state that was packed, with the structure, devices and types of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    restored, index = [], 0
+    for leaf in leaves:
+        if not eqx.is_array_like(leaf):
+            restored.append(leaf)
+            continue
+        value, index = arrays[f"{index}"], index + 1
+        expected = _plain(np.asarray(leaf))
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            raise ValueError(
+                f"an array of shape {value.shape} and type {value.dtype} is in the place of one of shape "
+                f"{expected.shape} and type {expected.dtype}"
+            )
+        value = np.frombuffer(value.tobytes(), np.asarray(leaf).dtype).reshape(np.shape(leaf))
+        if isinstance(leaf, jax.Array):  # to where it was, or else wherever it is computed with
+            restored.append(jax.device_put(value, leaf.sharding) if leaf.committed else jnp.asarray(value))
+        else:
+            restored.append(value if isinstance(leaf, np.ndarray) else type(leaf)(value.item()))
+    return jax.tree.unflatten(structure, restored)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONED}
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})" for name in names)

@@ -1,0 +1,5 @@
+"""`python -m zeroloss.cli`."""
+
+from zeroloss.cli import main
+
+main()

@@ -1,0 +1,50 @@
+"""Files that are whole or not there: what replaces a file is complete on the disk before the old one goes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from zeroloss.errors import RunError
+
+PART = ".part"
+"""What the name of a file ends in while it is being written."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` once the block ends without an error.
+
+    Raises `RunError` where that cannot be written; `path` is then what it was.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _settle(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """What to raise where `path` could not be written."""
+    return RunError(
+        f"cannot write {path}: {error.strerror or error}. What had been written before is as it was."
+    )
+
+
+def _settle(folder: Path) -> None:
+    """Have the names in `folder` on the disk, where the system can be asked for that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,110 @@
+"""What a run computes: everything needed to repeat it, checked field by field."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
+
+from zeroloss.errors import InputError
+
+_LARGEST = 2**63 - 1
+
+
+class _Config(pydantic.BaseModel):
+    """What all runs have.
+
+    - `problem`: a named problem, `options` its keyword arguments.
+    - `noise`: one or more noises, in the words of `zeroloss.problems.parse_noise`.
+    - `strengths`: of noises that are named without one.
+    - `seed`: of everything random.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    problem: str
+    noise: tuple[str, ...] = Field(min_length=1)
+    options: dict[str, JsonValue] = {}
+    strengths: dict[str, float] = {}
+    seed: int = Field(0, ge=-_LARGEST, le=_LARGEST)
+
+
+class _Training(_Config):
+    """A training recipe; `step_size` is relative to 1 / lambda_max at the start, on the zero-loss set."""
+
+    step_size: PositiveFloat = 0.5
+    steps: Annotated[int, Field(gt=0, le=10**15)] = 50_000
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+    saves: int = Field(50, ge=2, le=10**6)
+
+
+class CompareConfig(_Config):
+    """`zeroloss.compare` for each noise; `horizon` is the slow time to go to, instead of `steps`."""
+
+    command: Literal["compare"] = "compare"
+    step_size: PositiveFloat = 0.5
+    horizon: PositiveFloat | None = None
+    steps: Annotated[int, Field(gt=0, le=10**15)] = 50_000
+    replicas: int = Field(8, ge=2)
+
+
+class StudyConfig(_Config):
+    """`zeroloss.study` for each noise, in `budget` minutes for all together."""
+
+    command: Literal["study"] = "study"
+    budget: PositiveFloat = 10.0
+    drift: float = Field(0.05, gt=0, le=1)
+
+
+class PredictConfig(_Training):
+    """`zeroloss.predict` for each noise: the mean of training, or `replicas` draws of single runs."""
+
+    command: Literal["predict"] = "predict"
+    replicas: PositiveInt | None = None
+
+
+class DescendConfig(_Training):
+    """`zeroloss.descend` for each noise: an ensemble of `replicas` training runs."""
+
+    command: Literal["descend"] = "descend"
+    replicas: PositiveInt = 8
+
+
+class LimitConfig(_Config):
+    """`zeroloss.limit` for each noise, to the slow time `horizon`; `replicas` where it is stochastic."""
+
+    command: Literal["limit"] = "limit"
+    horizon: PositiveFloat = 1.0
+    saves: int = Field(50, ge=2, le=10**6)
+    replicas: PositiveInt = 200
+
+
+Config = CompareConfig | StudyConfig | PredictConfig | DescendConfig | LimitConfig
+
+_COMMANDS: dict[str, type[Config]] = {
+    model.model_fields["command"].default: model
+    for model in (CompareConfig, StudyConfig, PredictConfig, DescendConfig, LimitConfig)
+}
+
+
+def config_from(values: Mapping[str, Any]) -> Config:
+    """The config with these values. Raises `InputError`, naming every field that is wrong, and its value."""
+    command = values.get("command")
+    if not isinstance(command, str) or command not in _COMMANDS:
+        raise InputError(f"unknown command {command!r}. Known: {', '.join(_COMMANDS)}.")
+    try:
+        return _COMMANDS[command].model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'][:1].lower()}{each['msg'][1:]}, "
+            f"got {_short(each['input'])}"
+            for each in error.errors(include_url=False)
+        ]
+        raise InputError(f"{command}: {'; '.join(wrong)}.") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,320 @@
+"""Doing what a config says, noise by noise, into a folder that survives whatever happens meanwhile."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import xarray as xr
+from jaxtyping import PyTree
+
+from zeroloss import problems
+from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in
+from zeroloss.dynamics import classify, compare, descend, limit, predict, study
+from zeroloss.dynamics.optimizer import optimizer
+from zeroloss.errors import Interrupted, RunError, ZerolossError
+from zeroloss.manifold import largest_eigenvalue, project
+from zeroloss.problems import Problem, parse_noise
+from zeroloss.runs.config import (
+    CompareConfig,
+    Config,
+    DescendConfig,
+    LimitConfig,
+    PredictConfig,
+    StudyConfig,
+    config_from,
+)
+from zeroloss.runs.folder import (
+    CHECKPOINT,
+    DESCRIPTION,
+    VERSIONS,
+    check_free,
+    create,
+    gather,
+    gather_paths,
+    gather_studies,
+    is_complete,
+    log,
+    read,
+    read_config,
+    restore_previous,
+    write_results,
+)
+from zeroloss.system import AbstractSystem
+
+Tell = Callable[[str], object]
+
+
+def start(
+    config: Config,
+    folder: Path | None = None,
+    *,
+    overwrite: bool = False,
+    tell: Tell = lambda _: None,
+    progress: bool = False,
+) -> xr.DataTree:
+    """Compute what `config` says, and return the results; with a `folder`, make a run of it there.
+
+    What is finished is written as it is there, and the state of the rest is saved every half minute: after a
+    crash, or SIGINT or SIGTERM, `resume` goes on, to bit-identical results.
+
+    Raises, before anything is computed or touched, `InputError` and the other errors of ours for what cannot
+    be computed, and `RunError` for a folder that holds something already or in which another process works;
+    `Interrupted` after a signal.
+    """
+    if folder is None:
+        return _compute(config, _prepared(config), None, NOWHERE, tell, progress)
+    check_free(folder, overwrite=overwrite)
+    prepared = _prepared(config)
+    with alone_in(folder):
+        create(
+            folder,
+            config.model_dump(mode="json") | {DESCRIPTION: prepared.problem.description},
+            overwrite=overwrite,
+        )
+        log(folder, "started")
+        return _logged(config, prepared, folder, tell, progress)
+
+
+def resume(folder: Path, *, tell: Tell = lambda _: None, progress: bool = False) -> xr.DataTree:
+    """Go on with the run in `folder` where it was stopped, and return the results.
+
+    The results are those that it would have had without the stop, bit for bit. A run that is complete is left
+    as it is. Raises `RunError` where there is no run, another process is working in it, or its checkpoint
+    is damaged or of other versions.
+    """
+    config = configuration(folder)
+    if not (folder / CHECKPOINT).is_dir() and is_complete(read(folder)[1]):
+        return read(folder)[1]
+    prepared = _prepared(config)
+    with alone_in(folder):
+        log(folder, "resumed")
+        return _logged(config, prepared, folder, tell, progress)
+
+
+def configuration(folder: Path) -> Config:
+    """The config of the run in `folder`.
+
+    Raises `RunError` where there is none, and `InputError` where it is wrong.
+    """
+    values = read_config(folder)
+    return config_from({name: value for name, value in values.items() if name not in (VERSIONS, DESCRIPTION)})
+
+
+class _Prepared(NamedTuple):
+    """A problem under each noise, and, where the command needs them, a point and lambda_max there."""
+
+    problem: Problem
+    systems: dict[str, AbstractSystem]
+    point: PyTree
+    largest: float
+
+
+def _prepared(config: Config) -> _Prepared:
+    problem = problems.load(config.problem, **config.options)
+    noises = {name: parse_noise(problem, name, config.strengths) for name in config.noise}
+    systems: dict[str, AbstractSystem] = {
+        name: problem.problem.with_noise(each) for name, each in noises.items()
+    }
+    for system in systems.values():
+        system.check(problem.start)
+    if isinstance(config, StudyConfig):
+        return _Prepared(problem, systems, problem.start, 0.0)
+    first = next(iter(systems.values()))
+    point = project(first, problem.start)
+    largest = largest_eigenvalue(first, point)
+    if isinstance(config, CompareConfig):
+        optimizer(config.step_size / largest).check_stability(largest)
+    elif isinstance(config, PredictConfig | DescendConfig):
+        _rule(config, largest).check_stability(largest)
+    return _Prepared(problem, systems, point, largest)
+
+
+def _rule(config: PredictConfig | DescendConfig, largest: float) -> Any:
+    return optimizer(config.step_size / largest, config.momentum, config.nesterov, config.weight_decay)
+
+
+def _logged(config: Config, prepared: _Prepared, folder: Path, tell: Tell, progress: bool) -> xr.DataTree:
+    try:
+        results = _compute(config, prepared, folder, Checkpoint(folder / CHECKPOINT), tell, progress)
+    except Interrupted as stop:
+        log(folder, "stopped")
+        raise Interrupted(
+            f"everything until now is saved. To go on: zeroloss resume {folder}", stop.signal
+        ) from None
+    except BaseException as error:
+        with contextlib.suppress(RunError):
+            log(folder, "failed", error=f"{type(error).__name__}: {error}")
+        if isinstance(error, ZerolossError) and not isinstance(error, RunError):
+            restore_previous(folder)
+        raise
+    log(folder, "finished")
+    return results
+
+
+def _compute(
+    config: Config,
+    prepared: _Prepared,
+    folder: Path | None,
+    checkpoint: Checkpoint,
+    tell: Tell,
+    progress: bool,
+) -> xr.DataTree:
+    job = _JOBS[type(config)](config, prepared, progress)
+    done: dict[str, Any] = {}
+    results = xr.DataTree()
+    with checkpoint.open():
+        for index, (name, system) in enumerate(prepared.systems.items()):
+            tell(f"[bold]{name}[/bold]: {job.announcement} ...")
+            began = time.perf_counter()
+            key = jax.random.fold_in(jax.random.key(config.seed), index)
+            done[name] = job.compute(
+                system, key, checkpoint / f"noise_{index}", len(prepared.systems) - index
+            )
+            tell(f"  {job.words(done[name])}{time.perf_counter() - began:.0f} s")
+            results = job.gather(done)
+            if folder is not None:
+                write_results(folder, results, complete=len(done) == len(prepared.systems))
+                log(folder, "computed", noise=name)
+    checkpoint.remove()
+    return results
+
+
+class _AbstractJob:
+    """What a command computes for a noise, and how that is gathered."""
+
+    announcement: str
+    gather: Callable[[Any], xr.DataTree] = staticmethod(gather_paths)
+
+    def __init__(self, config: Any, prepared: _Prepared, progress: bool):
+        self.config, self.prepared, self.progress = config, prepared, progress
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        """The result for one noise, of which `left` are still to come, this one included."""
+        raise NotImplementedError
+
+    def words(self, result: Any) -> str:
+        """What to say of it in a line."""
+        return ""
+
+    @property
+    def _watching(self) -> dict[str, Any]:
+        return dict(observables=self.prepared.problem.observables, progress=self.progress)
+
+
+class _Compare(_AbstractJob):
+    announcement = "limit, training runs, and prediction"
+    gather = staticmethod(gather)
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        config: CompareConfig = self.config
+        return compare(
+            system,
+            self.prepared.point,
+            [config.step_size / self.prepared.largest],
+            key=key,
+            t1=config.horizon,
+            steps=config.steps,
+            replicas=config.replicas,
+            checkpoint=checkpoint,
+            **self._watching,
+        )
+
+    def words(self, result: Any) -> str:
+        return f"{result.regime}; "
+
+
+class _Study(_AbstractJob):
+    announcement = "two ladders of ensembles"
+    gather = staticmethod(gather_studies)
+
+    def __init__(self, config: StudyConfig, prepared: _Prepared, progress: bool):
+        super().__init__(config, prepared, progress)
+        self._seconds = 60 * config.budget
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        result = study(
+            system,
+            self.prepared.point,
+            key=key,
+            budget=max(self._seconds / left / 60, 0.1),
+            drift=self.config.drift,
+            progress=self.progress,
+            checkpoint=checkpoint,
+        )
+        self._seconds -= result.seconds
+        return result
+
+    def words(self, result: Any) -> str:
+        return f"{result}\n  "
+
+
+class _Predict(_AbstractJob):
+    announcement = "prediction"
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        config: PredictConfig = self.config
+        return predict(
+            system,
+            self.prepared.point,
+            config.step_size / self.prepared.largest,
+            config.steps,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            saves=config.saves,
+            key=None if config.replicas is None else key,
+            replicas=config.replicas,
+            checkpoint=checkpoint,
+            **self._watching,
+        )
+
+
+class _Descend(_AbstractJob):
+    announcement = "training runs"
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        config: DescendConfig = self.config
+        return descend(
+            system,
+            self.prepared.point,
+            config.step_size / self.prepared.largest,
+            config.steps,
+            key=key,
+            replicas=config.replicas,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            saves=config.saves,
+            checkpoint=checkpoint,
+            **self._watching,
+        )
+
+
+class _Limit(_AbstractJob):
+    announcement = "limit"
+
+    def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
+        regime = classify(system, self.prepared.point)
+        stochastic = dict(key=key, replicas=self.config.replicas) if regime.stochastic else {}
+        return limit(
+            system,
+            self.prepared.point,
+            self.config.horizon,
+            saves=self.config.saves,
+            regime=regime,
+            checkpoint=checkpoint,
+            **stochastic,
+            **self._watching,
+        )
+
+
+_JOBS: dict[type, type[_AbstractJob]] = {
+    CompareConfig: _Compare,
+    StudyConfig: _Study,
+    PredictConfig: _Predict,
+    DescendConfig: _Descend,
+    LimitConfig: _Limit,
+}

@@ -1,0 +1,150 @@
+"""A run from disk, to look at from Python."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xarray as xr
+
+from zeroloss.errors import RunError, UnsupportedError
+from zeroloss.files import PART, replacing, unwritable
+from zeroloss.runs.folder import CHECKPOINT, CONFIG, LOG, is_complete, noises_of, read, read_config
+
+
+class Run(NamedTuple):
+    """A run on disk.
+
+    - `path`: its folder, `config` what it computes.
+    - `results`: an `xarray.DataTree`: at the root the table, along `noise`, and a group for each noise. Times
+      carry their units.
+    - `verdicts`: for each noise the verdict in words, where the run says one.
+    - `complete`: whether it has finished; if not, `zeroloss resume` goes on with it.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    results: xr.DataTree
+    verdicts: dict[str, str]
+    complete: bool
+
+    @property
+    def status(self) -> str:
+        """In a word: complete, unfinished, or failed."""
+        if self.complete:
+            return "complete"
+        last = self.log[-1]["event"] if self.log else ""
+        return "failed" if last == "failed" else "unfinished"
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """What happened when; lines that were not written to their end are left out."""
+        try:
+            lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+        events = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
+        return events
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """The run in the folder `path`, complete or not. It is only read: nothing in it is executed.
+
+    Raises `RunError` where there is none, or its files are damaged.
+    """
+    folder = Path(path)
+    config, results = read(folder)
+    verdicts: dict[str, str] = {}
+    for noise in noises_of(results):
+        group = results.children.get(noise)
+        if group is not None and "verdict" in group.attrs:
+            verdicts[noise] = str(group.attrs["verdict"])
+    complete = is_complete(results) and not (folder / CHECKPOINT).is_dir()
+    return Run(folder, config, results, verdicts, complete)
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The folders of all runs in `folder` and below, by name."""
+    if not folder.is_dir():
+        raise RunError(f"{folder} is no folder.")
+    if (folder / CONFIG).is_file():
+        return [folder]
+    found: list[Path] = []
+    for each in sorted(folder.iterdir()):
+        if each.is_dir() and not each.name.startswith(".") and not each.is_symlink():
+            found += find_runs(each)
+    return found
+
+
+def summary(path: Path) -> dict[str, str]:
+    """A run in a line: its command, problem, noises and status; what is wrong with it where it is damaged."""
+    try:
+        config = read_config(path)
+        status = open_run(path).status
+    except RunError as error:
+        return {"run": str(path), "command": "", "problem": "", "noise": "", "status": f"damaged: {error}"}
+    noises = config.get("noise")
+    return {
+        "run": str(path),
+        "command": str(config.get("command", "")),
+        "problem": str(config.get("problem", "")),
+        "noise": ", ".join(map(str, noises)) if isinstance(noises, list) else "",
+        "status": status,
+    }
+
+
+def export_csv(run: Run, folder: Path) -> list[Path]:
+    """Write a CSV file of the table of a run, and one of each dataset, named after it.
+
+    Parameters are left out, since they are no table. Raises `RunError` where a file is there already or
+    cannot be written.
+    """
+    datasets = {"table": run.results.to_dataset()} | {
+        node.path.strip("/").replace("/", "_").replace(":", "-"): node.to_dataset()
+        for node in run.results.subtree
+        if node.path != "/"
+    }
+    files = {folder / f"{name}.csv": each for name, each in datasets.items() if each.data_vars}
+    _require_free(*files)
+    for path, dataset in files.items():
+        plain = dataset.drop_vars([name for name in dataset.data_vars if str(name).startswith("params")])
+        with replacing(path) as file:
+            file.write(plain.to_dataframe().to_csv().encode())
+    return list(files)
+
+
+def export_netcdf(run: Run, path: Path) -> Path:
+    """Write a run as one netCDF file, with a group for each dataset.
+
+    Raises `UnsupportedError` without h5netcdf, and `RunError` where the file is there already or cannot be
+    written.
+    """
+    _require_free(path)
+    try:
+        import h5netcdf  # noqa: F401
+    except ImportError:
+        raise UnsupportedError(
+            "netCDF files need the package h5netcdf: pip install 'zeroloss[netcdf]'."
+        ) from None
+    part = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.results.load().to_netcdf(part, engine="h5netcdf", invalid_netcdf=False)
+        part.rename(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+    return path
+
+
+def _require_free(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            raise RunError(f"{path} is there already; nothing was written. Choose another place with --out.")
