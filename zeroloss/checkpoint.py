@@ -49,7 +49,10 @@ class Checkpoint:
     **Arguments:**
 
     - `folder`: where; made if it does not exist. It must belong to this call alone.
-    - `every`: seconds from one save to the next; more where saving takes over 5 % of the time.
+    - `every`: seconds from one save to the next; more where saving takes over 5 % of the time. 0 saves
+      whenever it is possible.
+    - `published`: called after a save with the name of the part of the computation, such as "." or "limit",
+      and the `zeroloss.Path` until there: what there is to look at meanwhile.
 
     **Raises**, when it is used: `RunError` where the folder cannot be written, another process is working in
     it, what is in it is damaged, or belongs to a call with other arguments or to other versions. Nothing
@@ -59,9 +62,16 @@ class Checkpoint:
     writing what is new. Arrays only, no pickle: to open a checkpoint executes nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, every: float = 30.0, _root: "_Root | None" = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: float = 30.0,
+        published: Callable[[str, Any], object] | None = None,
+        _root: "_Root | None" = None,
+    ):
         self._folder = Path(folder)
-        self._root = _Root(self._folder, every) if _root is None else _root
+        self._root = _Root(self._folder, every, published) if _root is None else _root
         self._written, self._earlier = 0, 0.0
         self._segments: list[int] = []
         self._began = time.perf_counter()
@@ -129,6 +139,10 @@ class Checkpoint:
         }
         with replacing(self._folder / _STATE) as file:
             np.savez(file, allow_pickle=False, **{_FACTS: np.array(json.dumps(about))}, **_packed(state()))
+        if self._root.published is not None and recorder is not None and items and not last:
+            path = recorder.path() if hasattr(recorder, "path") else None
+            if path is not None:
+                self._root.published(self._folder.relative_to(self._root.folder).as_posix(), path)
         self._root.saved(time.perf_counter() - began)
         if stopped:
             raise Interrupted(
@@ -228,8 +242,8 @@ NOWHERE = _Nowhere()
 class _Root:
     """What all parts of a computation share: the folder, who works in it, and when to save."""
 
-    def __init__(self, folder: Path, every: float):
-        self.folder, self.stopped = folder, 0
+    def __init__(self, folder: Path, every: float, published: Callable[[str, Any], object] | None):
+        self.folder, self.published, self.stopped = folder, published, 0
         self._every = self._interval = every
         self._last, self._depth = time.monotonic(), 0
 
@@ -238,7 +252,8 @@ class _Root:
         return time.monotonic() - self._last >= self._interval
 
     def saved(self, seconds: float) -> None:
-        self._last, self._interval = time.monotonic(), max(self._every, seconds / _DEAREST)
+        self._last = time.monotonic()
+        self._interval = max(self._every, seconds / _DEAREST) if self._every > 0 else 0.0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from zeroloss.cli.request import (
     Out,
     Overwrite,
     Request,
+    SaveEvery,
     Saves,
     Steps,
     StepSize,
@@ -83,10 +84,11 @@ def compare_command(
     steps: Annotated[int, typer.Option(help="Training steps to go to.")] = 50_000,
     replicas: Annotated[int, typer.Option(help="Training runs per ensemble.")] = 8,
     overwrite: Overwrite = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Limit, prediction and training of each noise on PROBLEM, side by side."""
     own = dict(command="compare", step_size=step_size, horizon=horizon, steps=steps, replicas=replicas)
-    _run(request, request.config(_known_noises, **own), out, overwrite)
+    _run(request, request.config(_known_noises, **own), out, overwrite, save_every)
 
 
 @app.command("study")
@@ -97,13 +99,14 @@ def study_command(
     budget: Annotated[float, typer.Option(help="Minutes for all noises together.")] = 10.0,
     drift: Annotated[float, typer.Option(help="How far to drift, relative to |w|.")] = 0.05,
     overwrite: Overwrite = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Measure on which time scale each noise on PROBLEM drifts, and how training approaches its limit.
 
     Ensembles on a ladder of step sizes, and one of sigmas, chosen to keep to the budget.
     """
     config = request.config(_known_noises, command="study", budget=budget, drift=drift)
-    _run(request, config, out, overwrite)
+    _run(request, config, out, overwrite, save_every)
 
 
 @app.command("predict")
@@ -121,6 +124,7 @@ def predict_command(
         int | None, typer.Option(help="Draws of single runs, instead of the mean of training.")
     ] = None,
     overwrite: Overwrite = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Predict training on PROBLEM at its own step size and noise, without running it."""
 
@@ -131,7 +135,7 @@ def predict_command(
         noises, command="predict", step_size=step_size, steps=steps, momentum=momentum, nesterov=nesterov,
         weight_decay=weight_decay, saves=saves, replicas=replicas,
     )  # fmt: skip
-    _run(request, config, out, overwrite)
+    _run(request, config, out, overwrite, save_every)
 
 
 @app.command("descend")
@@ -147,13 +151,14 @@ def descend_command(
     saves: Saves = 50,
     replicas: Annotated[int, typer.Option(help="Training runs per ensemble.")] = 8,
     overwrite: Overwrite = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Train ensembles on PROBLEM, from its start projected onto the zero-loss set."""
     config = request.config(
         _known_noises, command="descend", step_size=step_size, steps=steps, momentum=momentum,
         nesterov=nesterov, weight_decay=weight_decay, saves=saves, replicas=replicas,
     )  # fmt: skip
-    _run(request, config, out, overwrite)
+    _run(request, config, out, overwrite, save_every)
 
 
 @app.command("limit")
@@ -165,10 +170,11 @@ def limit_command(
     saves: Saves = 50,
     replicas: Annotated[int, typer.Option(help="Paths of a stochastic limit.")] = 200,
     overwrite: Overwrite = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Follow the limit of training on PROBLEM, as step size and noise go to zero."""
     own = dict(command="limit", horizon=horizon, saves=saves, replicas=replicas)
-    _run(request, request.config(_known_noises, **own), out, overwrite)
+    _run(request, request.config(_known_noises, **own), out, overwrite, save_every)
 
 
 @app.command("resume")
@@ -176,11 +182,12 @@ def resume_command(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     quiet: Annotated[bool, typer.Option("--quiet", help="No messages and no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON.")] = False,
+    save_every: SaveEvery = 30.0,
 ) -> None:
     """Go on with the run in RUN where it was stopped; its results are as if it had not been."""
     with failing_in_a_line():
         tell = _silent if quiet or as_json else messages.print
-        runs.resume(run, tell=tell, progress=not (quiet or as_json))
+        runs.resume(run, tell=tell, progress=not (quiet or as_json), every=save_every)
         _finish(run, tell, as_json)
 
 
@@ -220,11 +227,15 @@ def how_long_command(
         print_json({name: vars(found) for name, found in all_found.items()})
 
 
-def _run(request: Request, values: dict[str, Any], folder: Path | None, overwrite: bool) -> None:
+def _run(
+    request: Request, values: dict[str, Any], folder: Path | None, overwrite: bool, save_every: float
+) -> None:
     """Compute what a request asks for, print it, and with a folder make a run of it."""
     tell = _silent if request.quiet else messages.print
     config = runs.config_from(values)
-    results = runs.start(config, folder, overwrite=overwrite, tell=tell, progress=not request.quiet)
+    results = runs.start(
+        config, folder, overwrite=overwrite, tell=tell, progress=not request.quiet, every=save_every
+    )
     if folder is not None:
         _finish(folder, tell, request.json)
     elif request.json:

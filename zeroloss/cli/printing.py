@@ -16,6 +16,7 @@ from zeroloss.report.study_series import studies
 from zeroloss.report.study_words import findings
 
 _LEFT_OUT = ("hessian_trace_error",)
+_FIRST = {"loss": 0, "noisy_loss": 1, "regularizer": 2, "hessian_trace": 3}
 
 
 def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
@@ -79,10 +80,9 @@ def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
 def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
     table = Table(title=escape(str(config.get("description", ""))), title_justify="left", box=SIMPLE)
     groups = {name: group.to_dataset(inherit=False) for name, group in results.children.items()}
-    last = {float(each["time"].values[-1]) for each in groups.values()}
-    unit = next(iter(groups.values()))["time"].attrs.get("units", "")
-    after = f"after {last.pop():,g} {unit if config['command'] != 'limit' else 'of slow time'}"
-    for column in ("noise", "", "start", after.replace("training ", "")):
+    last = max(float(each["time"].values[-1]) for each in groups.values())
+    after = f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"
+    for column in ("noise", "", "start", after):
         table.add_column(column, no_wrap=True)
     endings = []
     for name, each in groups.items():
@@ -111,7 +111,7 @@ def _ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
         at = values.values.reshape(-1, path.sizes["time"])
         error = float(at[:, -1].std(ddof=1) / np.sqrt(len(at))) if len(at) > 1 else None
         ends[where] = (float(at[:, 0].mean()), float(at[:, -1].mean()), error)
-    return ends
+    return {name: ends[name] for name in sorted(ends, key=lambda name: _FIRST.get(name, len(_FIRST)))}
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -32,8 +33,50 @@ _Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise."
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress, only results.")]
 _Json = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 
+
+def _read_options(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of a command's options from a TOML file."""
+    if path is None:
+        return None
+    with failing_in_a_line():
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}.") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is no TOML: {error}.") from None
+        parameters = {str(each.name): each for each in context.command.params if each.name != "config"}
+        named = {"json": "as_json"}
+        defaults = {named.get(name, name.replace("-", "_")): value for name, value in values.items()}
+        unknown = [name for name in defaults if name not in parameters]
+        if unknown:
+            raise InputError(
+                f"{path}: {context.info_name} has no option {', '.join(map(repr, unknown))}. Its options: "
+                f"{', '.join(name.replace('_', '-') for name in parameters)}."
+            )
+        for name, value in defaults.items():
+            many = isinstance(value, list)
+            repeated = parameters[name].multiple if hasattr(parameters[name], "multiple") else False
+            if isinstance(value, dict) or (many and not repeated):
+                raise InputError(f"{path}: {name} takes one value, got {value!r}.")
+            if repeated and not many:
+                defaults[name] = [value]
+        context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="A TOML file with options of this command; what is said on the command line wins.",
+        is_eager=True,
+        callback=_read_options,
+    ),
+]
+
 Out = Annotated[Path | None, typer.Option(help="Folder for the run, so that it can be resumed and shown.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace a run already in --out.")]
+SaveEvery = Annotated[float, typer.Option(help="Seconds from one save of the state of a run to the next.")]
 StepSize = Annotated[
     float, typer.Option(help="Step size times the largest Hessian eigenvalue; stable below 2.")
 ]
@@ -83,6 +126,7 @@ def _request(
     seed: _Seed = 0,
     quiet: _Quiet = False,
     as_json: _Json = False,
+    config: _ConfigFile = None,
 ) -> Request:
     options = _options(problem, width, examples, option, seed)
     return Request(problem, noise, options, _strengths(rate, sigma, batch), seed, quiet or as_json, as_json)

@@ -87,7 +87,9 @@ def descend(
     count = 1 if replicas is None else replicas
     run, start = ensemble(system, params, rule, count, key)
     manifold = manifold_of(system, *flatten(params))
-    recorder = Recorder(expand(system, manifold), observables, batched=replicas is not None, like=params)
+    recorder = Recorder(
+        expand(system, manifold), observables, times, steps=times, batched=replicas is not None, like=params
+    )
     return train(run, start, times, recorder, progress, checkpoint)
 
 
@@ -139,7 +141,7 @@ def train(
 ) -> Any:
     """Train the ensemble, and have `recorder` save its parameters at `times`, in steps.
 
-    Returns `recorder.path(...)`; `recorder` is a `Recorder`, or something with the same methods.
+    Returns `recorder.path()`; `recorder` is a `Recorder`, or something with the same methods.
     """
     chunk = _FIRST_CHUNK
     with (
@@ -161,7 +163,7 @@ def train(
                         f"(step size {run.optimizer.sizes(np.array([bad]))[0]:.6g}). What was saved until "
                         "then is kept in the error's `path`. Take a smaller step size or less noise.",
                         bad,
-                        recorder.path(times, times, None) if recorder.started else None,
+                        recorder.path() if recorder.started else None,
                     )
                 states, done = ahead, done + count
                 show(float(done))
@@ -171,7 +173,7 @@ def train(
             # By way of the host, so that measuring is free to run wherever the examples are.
             recorder.save(jnp.asarray(np.asarray(_flat(states.params, recorder.batched))))
         checkpoint.keep(lambda: (states, done), recorder, last=True)
-    return recorder.path(times, times, None)
+    return recorder.path()
 
 
 def _facts(run: Run, states: States, times: np.ndarray) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from zeroloss.checkpoint import Checkpoint, digest
 from zeroloss.dynamics.drift import second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
-from zeroloss.dynamics.regime import SLOW
 from zeroloss.errors import IntegrationError
 from zeroloss.manifold import ON_SET, length
 from zeroloss.progress import progress_bar
@@ -66,18 +65,18 @@ def diffuse(
                 count = min(chunk, pairs)
                 began = time.perf_counter()
                 ensemble = _advance(expansion, ensemble, keys, done, count, t, h, largest)
-                _check(expansion, ensemble, recorder, times, dt)
+                _check(expansion, ensemble, recorder, dt)
                 if count == chunk and time.perf_counter() - began < _SECONDS_PER_CHUNK / 2:
                     chunk *= 2
                 done, pairs, t = done + count, pairs - count, t + 2 * h * count
                 show(t)
                 checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder)  # noqa: B023
             t, pairs = float(target), -1
-            _check_on_set(expansion, ensemble, recorder, times, t)
+            _check_on_set(expansion, ensemble, recorder, t)
             fine, coarse = ensemble.fine, ensemble.coarse
             recorder.save_with_bias(*((fine, coarse) if recorder.batched else (fine[0], coarse[0])))
         checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder, last=True)
-    return recorder.path(times, None, SLOW)
+    return recorder.path()
 
 
 class _Ensemble(NamedTuple):
@@ -168,9 +167,7 @@ def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return 1 / (speed / reach + variance / reach**2)
 
 
-def _check(
-    expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, times: np.ndarray, dt: float
-) -> None:
+def _check(expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, dt: float) -> None:
     failed = np.asarray(ensemble.failed_at)
     if not np.isfinite(failed).any():
         return
@@ -188,18 +185,16 @@ def _check(
             f"{where}: the step left the zero-loss set too far to return to it. Take a smaller dt than "
             f"{dt:.3g}."
         )
-    raise IntegrationError(problem, recorder.path(times, None, SLOW) if recorder.started else None)
+    raise IntegrationError(problem, recorder.path() if recorder.started else None)
 
 
-def _check_on_set(
-    expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, times: np.ndarray, t: float
-) -> None:
+def _check_on_set(expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, t: float) -> None:
     worst = float(_worst_residual(expansion, ensemble.fine))
     if not worst <= ON_SET:
         raise IntegrationError(
             f"at t = {t:.6g} a replica could not be kept on the zero-loss set: its relative residual is "
             f"{worst:.3g}. Take a smaller dt.",
-            recorder.path(times, None, SLOW) if recorder.started else None,
+            recorder.path() if recorder.started else None,
         )
 
 

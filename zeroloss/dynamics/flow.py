@@ -52,13 +52,13 @@ def flow(
             w, residual = _at_time(expansion, state, jnp.asarray(time))
             problem = _problem(expansion, state, float(time), float(residual))
             if problem is not None:
-                so_far = recorder.path(times, None, scale) if recorder.started else None
+                so_far = recorder.path() if recorder.started else None
                 raise IntegrationError(problem, so_far)
             recorder.save(w)
             show(float(time))
             checkpoint.keep(lambda: state, recorder)  # noqa: B023
         checkpoint.keep(lambda: state, recorder, last=True)
-    return recorder.path(times, None, scale)
+    return recorder.path()
 
 
 class _State(eqx.Module):

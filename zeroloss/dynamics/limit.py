@@ -87,16 +87,18 @@ def limit(
                 f"the limit of this noise is stochastic (measure of its diffusion {regime.diffusion:.3g}): "
                 "pass key=jax.random.key(...), and replicas= for an ensemble."
             )
-        recorder = Recorder(expansion, observables, batched=replicas is not None)
+        recorder = Recorder(
+            expansion, observables, times, time_scale=regime.time_scale, batched=replicas is not None
+        )
         return diffuse(expansion, start, times, recorder, key, replicas or 1, dt, progress, checkpoint)
     if replicas is not None or dt is not None:
         what = "replicas" if replicas is not None else "dt"
         raise InputError(f"{what} makes sense for a stochastic limit only; this one is deterministic.")
-    recorder = Recorder(expansion, observables)
+    recorder = Recorder(expansion, observables, times, time_scale=regime.time_scale)
     if regime.time_scale is None:
         for _ in times:
             recorder.save(start)
-        return recorder.path(times, None, None)
+        return recorder.path()
     return flow(expansion, start, times, regime.time_scale, recorder, rtol, progress, checkpoint)
 
 

@@ -147,7 +147,7 @@ def flat_paths(params: PyTree, lead: int) -> np.ndarray:
 
 
 class Recorder:
-    """Collects what is saved along a path, one time at a time, in `items`.
+    """Collects what is saved along a path, at one of `ts` after the other, in `items`.
 
     An item holds the flat parameters, as "params", what is measured by name, and as "step_bias/<name>" what
     a time step made of it. The parameters of the path come out in the dtypes of `like`, in float64
@@ -158,11 +158,15 @@ class Recorder:
         self,
         expansion: AbstractExpansion,
         observables: Observables | None,
+        ts: np.ndarray,
         *,
+        steps: np.ndarray | None = None,
+        time_scale: str | None = None,
         batched: bool = False,
         like: PyTree | None = None,
     ):
         self._expansion = expansion
+        self._ts, self._steps, self._time_scale = ts, steps, time_scale
         self._observables = dict(observables or {})
         self.batched = batched
         self._like = like
@@ -197,8 +201,8 @@ class Recorder:
             _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
         }
 
-    def path(self, ts: np.ndarray, steps: np.ndarray | None, time_scale: str | None) -> Path:
-        """Everything saved so far as a `Path`; `ts` and `steps` may be longer."""
+    def path(self) -> Path:
+        """Everything saved so far."""
         count = len(self.items)
         axis = 1 if self.batched else 0
         flat = jnp.stack([item[_PARAMS] for item in self.items], axis=axis)
@@ -217,15 +221,15 @@ class Recorder:
             if name != _PARAMS and not name.startswith(_BIAS)
         }
         return Path(
-            ts=np.asarray(ts[:count], float),
-            steps=None if steps is None else np.asarray(steps[:count], int),
+            ts=np.asarray(self._ts[:count], float),
+            steps=None if self._steps is None else np.asarray(self._steps[:count], int),
             params=params,
             loss=measured.pop("loss"),
             regularizer=measured.pop("regularizer"),
             hessian_trace=measured.pop("hessian_trace"),
             hessian_trace_error=measured.pop("hessian_trace_error", None),
             observables=measured,
-            time_scale=time_scale,
+            time_scale=self._time_scale,
             step_bias=biases or None,
         )
 

@@ -184,5 +184,5 @@ class Nothing:
     def save(self, w: Array) -> None:
         pass
 
-    def path(self, *_: object) -> None:
+    def path(self) -> None:
         pass

@@ -129,14 +129,16 @@ def predict(
     )  # fmt: skip
 
     def path() -> Path:
-        recorder = Recorder(mean_path.expansion, observables, batched=replicas is not None)
-        members = Recorder(mean_path.expansion, observables, batched=True)
+        recorder = Recorder(
+            mean_path.expansion, observables, times, steps=times, batched=replicas is not None
+        )
+        members = Recorder(mean_path.expansion, observables, times, batched=True)
         for sight in journey.sights:
             if replicas is None:
                 recorder.save(*_mean(sight, members))
             else:
                 recorder.save(jnp.asarray(sight.crowd.drawn + sight.shift)[:replicas])
-        return recorder.path(times, times, None)
+        return recorder.path()
 
     try:
         with checkpoint.open():

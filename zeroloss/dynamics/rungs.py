@@ -203,7 +203,7 @@ class _Collector:
         item = {_MADE: np.asarray(_progress(self._target, w))}
         self.items.append(item | {_ARRIVED: np.asarray(w)} if len(self.items) == self.arrival else item)
 
-    def path(self, *_: object) -> None:
+    def path(self) -> None:
         return None
 
 

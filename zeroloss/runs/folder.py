@@ -167,6 +167,27 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
             file.write((json.dumps(timings, indent=2) + "\n").encode())
 
 
+def append_path(folder: Path, group: str, path: Trajectory, written: int) -> None:
+    """Add to `results.zarr` what a path has got beyond the `written` times that are there.
+
+    With none written, what is in the group is replaced.
+    """
+    target, dataset = folder / RESULTS, path.to_xarray()
+    try:
+        if not target.exists():
+            xr.Dataset(attrs={_COMPLETE: 0}).to_zarr(target, mode="w", consolidated=False)
+        outer = group.rpartition("/")[0]
+        if outer and not (target / outer).exists():
+            xr.Dataset().to_zarr(target, group=outer, mode="a", consolidated=False)
+        if written == 0:
+            dataset.to_zarr(target, group=group, mode="w", consolidated=False)
+        elif dataset.sizes["time"] > written:
+            new = dataset.isel(time=slice(written, None))
+            new.to_zarr(target, group=group, mode="a", append_dim="time", consolidated=False)
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     """The config and results of the run in `folder`; a run without results yet is an empty tree."""
     config = read_config(folder)
@@ -176,7 +197,7 @@ def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     try:
         if not target.exists():
             return config, xr.DataTree()
-        results = xr.open_datatree(target, engine="zarr", consolidated=False)
+        results = _open(target, unfinished=(folder / CHECKPOINT).is_dir())
         if (folder / TIMINGS).is_file():
             timings = json.loads((folder / TIMINGS).read_text())
             noises = noises_of(results)
@@ -189,6 +210,22 @@ def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     except Exception as error:  # zarr and its codecs raise anything on damaged files
         raise RunError(f"the results of {folder} cannot be read: {error}.") from error
     return config, results
+
+
+def _open(store: Path, *, unfinished: bool) -> xr.DataTree:
+    """The results in a store; of an unfinished run without the groups that are just being written."""
+    try:
+        return xr.open_datatree(store, engine="zarr", consolidated=False)
+    except Exception:
+        if not unfinished:
+            raise
+    nodes: dict[str, xr.Dataset] = {"/": xr.open_zarr(store, consolidated=False)}
+    for metadata in sorted(store.rglob("zarr.json")):
+        where = metadata.parent.relative_to(store).as_posix()
+        with contextlib.suppress(Exception):
+            if json.loads(metadata.read_text())["node_type"] == "group" and where != ".":
+                nodes[where] = xr.open_zarr(store, group=where, consolidated=False)
+    return xr.DataTree.from_dict(nodes)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

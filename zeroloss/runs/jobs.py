@@ -30,6 +30,7 @@ from zeroloss.runs.folder import (
     CHECKPOINT,
     DESCRIPTION,
     VERSIONS,
+    append_path,
     check_free,
     create,
     gather,
@@ -54,11 +55,12 @@ def start(
     overwrite: bool = False,
     tell: Tell = lambda _: None,
     progress: bool = False,
+    every: float = 30.0,
 ) -> xr.DataTree:
     """Compute what `config` says, and return the results; with a `folder`, make a run of it there.
 
-    What is finished is written as it is there, and the state of the rest is saved every half minute: after a
-    crash, or SIGINT or SIGTERM, `resume` goes on, to bit-identical results.
+    What is finished is written as it is there, and the state of the rest is saved `every` so many seconds:
+    after a crash, or SIGINT or SIGTERM, `resume` goes on, to bit-identical results.
 
     Raises, before anything is computed or touched, `InputError` and the other errors of ours for what cannot
     be computed, and `RunError` for a folder that holds something already or in which another process works;
@@ -75,10 +77,12 @@ def start(
             overwrite=overwrite,
         )
         log(folder, "started")
-        return _logged(config, prepared, folder, tell, progress)
+        return _logged(config, prepared, folder, tell, progress, every)
 
 
-def resume(folder: Path, *, tell: Tell = lambda _: None, progress: bool = False) -> xr.DataTree:
+def resume(
+    folder: Path, *, tell: Tell = lambda _: None, progress: bool = False, every: float = 30.0
+) -> xr.DataTree:
     """Go on with the run in `folder` where it was stopped, and return the results.
 
     The results are those that it would have had without the stop, bit for bit. A run that is complete is left
@@ -91,7 +95,7 @@ def resume(folder: Path, *, tell: Tell = lambda _: None, progress: bool = False)
     prepared = _prepared(config)
     with alone_in(folder):
         log(folder, "resumed")
-        return _logged(config, prepared, folder, tell, progress)
+        return _logged(config, prepared, folder, tell, progress, every)
 
 
 def configuration(folder: Path) -> Config:
@@ -136,9 +140,12 @@ def _rule(config: PredictConfig | DescendConfig, largest: float) -> Any:
     return optimizer(config.step_size / largest, config.momentum, config.nesterov, config.weight_decay)
 
 
-def _logged(config: Config, prepared: _Prepared, folder: Path, tell: Tell, progress: bool) -> xr.DataTree:
+def _logged(
+    config: Config, prepared: _Prepared, folder: Path, tell: Tell, progress: bool, every: float
+) -> xr.DataTree:
     try:
-        results = _compute(config, prepared, folder, Checkpoint(folder / CHECKPOINT), tell, progress)
+        checkpoint = Checkpoint(folder / CHECKPOINT, every=every, published=_publisher(config, folder))
+        results = _compute(config, prepared, folder, checkpoint, tell, progress)
     except Interrupted as stop:
         log(folder, "stopped")
         raise Interrupted(
@@ -152,6 +159,21 @@ def _logged(config: Config, prepared: _Prepared, folder: Path, tell: Tell, progr
         raise
     log(folder, "finished")
     return results
+
+
+def _publisher(config: Config, folder: Path) -> Callable[[str, Any], None]:
+    """What adds to the results, while they are computed, where the paths have got to."""
+    written: dict[str, int] = {}
+
+    def publish(stage: str, path: Any) -> None:
+        index, _, part = stage.removeprefix("noise_").partition("/")
+        if isinstance(config, StudyConfig):
+            return  # of its many short ensembles there is nothing to look at
+        group = "/".join(filter(None, (config.noise[int(index)], part)))
+        append_path(folder, group, path, written.get(group, 0))
+        written[group] = len(path.ts)
+
+    return publish
 
 
 def _compute(

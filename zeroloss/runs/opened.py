@@ -107,9 +107,9 @@ def export_csv(run: Run, folder: Path) -> list[Path]:
     cannot be written.
     """
     datasets = {"table": run.results.to_dataset()} | {
-        node.path.strip("/").replace("/", "_").replace(":", "-"): node.to_dataset()
-        for node in run.results.subtree
-        if node.path != "/"
+        f"{noise}{node.path}".strip("/").replace("/", "_").replace(":", "-"): node.to_dataset()
+        for noise in noises_of(run.results)
+        for node in sorted(run.results.children[noise].copy().subtree, key=lambda node: node.path)
     }
     files = {folder / f"{name}.csv": each for name, each in datasets.items() if each.data_vars}
     _require_free(*files)
@@ -129,9 +129,10 @@ def export_netcdf(run: Run, path: Path) -> Path:
     _require_free(path)
     try:
         import h5netcdf  # noqa: F401
+        import h5py  # noqa: F401
     except ImportError:
         raise UnsupportedError(
-            "netCDF files need the package h5netcdf: pip install 'zeroloss[netcdf]'."
+            "netCDF files need the packages h5netcdf and h5py: pip install 'zeroloss[netcdf]'."
         ) from None
     part = path.with_name(path.name + PART)
     try:
