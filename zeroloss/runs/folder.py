@@ -34,6 +34,7 @@ _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarra
 _FILES, _FOLDERS = (CONFIG, TIMINGS, LOG, REPORT), (RESULTS, CHECKPOINT, FIGURES)
 _PREVIOUS = ".previous"
 _COMPLETE = "complete"
+_CHUNK = 64  # saves together in a file, while a run works
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -180,7 +181,12 @@ def append_path(folder: Path, group: str, path: Trajectory, written: int) -> Non
         if outer and not (target / outer).exists():
             xr.Dataset().to_zarr(target, group=outer, mode="a", consolidated=False)
         if written == 0:
-            dataset.to_zarr(target, group=group, mode="w", consolidated=False)
+            chunks = {
+                name: {"chunks": tuple(_CHUNK if dim == "time" else values.sizes[dim] for dim in values.dims)}
+                for name, values in dataset.variables.items()
+                if values.dims
+            }
+            dataset.to_zarr(target, group=group, mode="w", consolidated=False, encoding=chunks)
         elif dataset.sizes["time"] > written:
             new = dataset.isel(time=slice(written, None))
             new.to_zarr(target, group=group, mode="a", append_dim="time", consolidated=False)
