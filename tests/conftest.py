@@ -1,12 +1,23 @@
 """Every test runs in float64, with the shapes and types of all signatures checked by beartype."""
 
+import atexit
 import os
+import shutil
+import tempfile
+
+# The workers of the tests would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Tests compile for longer than they run, much of it again and again. What one worker has compiled the
+# others need not, nor the processes that tests start: they inherit this folder, which goes with the last
+# test.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zeroloss-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
-
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers of the tests would wait for each other
 
 jax.config.update("jax_enable_x64", True)
 

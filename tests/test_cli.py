@@ -114,3 +114,58 @@ def test_a_bad_second_noise_is_found_before_the_first_is_trained():
         code=1,
     )
     assert "cannot be drawn" in printed and "training runs" not in printed
+
+
+def test_options_from_a_file(tmp_path):
+    (tmp_path / "run.toml").write_text(
+        'problem = "hyperbola"\nnoise = "label:0.4"\nsteps = 500\nreplicas = 3\nstep-size = 0.2\n'
+    )
+    run("descend", "--config", tmp_path / "run.toml", "--out", tmp_path / "run", "--steps", "400")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["noise"] == ["label:0.4"] and config["step_size"] == 0.2
+    assert config["steps"] == 400 and config["replicas"] == 3
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("colour = 1", "descend has no option 'colour'. Its options: problem, noise"),
+        ("steps = [1, 2]", "steps takes one value, got [1, 2]"),
+        ("[steps]\nmany = 1", "steps takes one value"),
+        ("steps = ", "is no TOML"),
+        ("\0", "is no TOML"),
+    ],
+)
+def test_wrong_files_of_options_are_one_clear_message(tmp_path, text, message):
+    (tmp_path / "run.toml").write_text(text)
+    printed = run("descend", "hyperbola", "--config", tmp_path / "run.toml", code=1)
+    assert message in " ".join(printed.split())
+    printed = run("descend", "hyperbola", "--config", tmp_path / "nowhere.toml", code=1)
+    assert "cannot read" in printed
+
+
+def test_runs_can_be_shown_listed_and_exported(tmp_path):
+    folder = tmp_path / "run"
+    short = ["--noise", "label:0.3", "--steps", "300", "--replicas", "2", "--quiet"]
+    printed = run("descend", "hyperbola", *short, "--out", folder)
+    assert "after 300 steps" in printed and "training runs" not in printed
+    assert "descend hyperbola: complete" in run("show", folder)
+    shown = json.loads(run("show", folder, "--json"))
+    assert shown["status"] == "complete" and shown["results"][0]["time"] == 300
+    assert json.loads(run("list", tmp_path, "--json"))[0]["run"] == str(folder)
+    assert "complete" in run("list", tmp_path)
+    assert "label-0.3.csv" in run("export", folder, "--csv")
+    assert "is there already" in " ".join(run("export", folder, "--csv", code=1).split())
+    assert "choose one of" in run("export", folder, code=1)
+    assert "results.nc" in run("export", folder, "--netcdf")
+    assert "descend hyperbola" not in run("resume", folder, "--quiet")
+    assert "no readable run" in run("show", tmp_path / "nowhere", code=1)
+
+
+def test_json_for_machines():
+    rows = json.loads(run("classify", "hyperbola", "--noise", "label", "--json"))
+    assert rows[0]["regime"] == "degenerate"
+    rows = json.loads(run("limit", "hyperbola", "--noise", "label", "--horizon", "0.1", "--json"))
+    assert rows[0]["unit"].startswith("slow time") and rows[0]["hessian_trace_end"] < 4.25
+    found = json.loads(run("how-long", "hyperbola", "--noise", "weight:0.05", "--step-size", "0.1", "--json"))
+    assert found["weight:0.05"]["steps"] > 0

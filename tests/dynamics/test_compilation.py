@@ -35,6 +35,13 @@ VERBS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _compile_everything():
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("verb", VERBS)
 def test_another_sigma_compiles_nothing(verb, noise):

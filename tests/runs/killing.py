@@ -1,11 +1,9 @@
 """Runs in processes of their own, killed at random moments, and what is left of them on the disk."""
 
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 COMMANDS = {
@@ -18,13 +16,8 @@ COMMANDS = {
 """A short run of every long verb."""
 
 
-def zeroloss(*arguments, cache, limit_bytes=None):
-    """Start the command; compiled programs are kept in the folder `cache` from one process to the next."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
+def zeroloss(*arguments, limit_bytes=None):
+    """Start the command, in a process that may write no file of more than `limit_bytes`."""
     limited = f"ulimit -f {limit_bytes // 1024}; " if limit_bytes else ""
     return subprocess.Popen(
         [
@@ -40,7 +33,6 @@ def zeroloss(*arguments, cache, limit_bytes=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
     )
 
 
@@ -63,20 +55,26 @@ def contents(folder: Path, without=TIMED):
     }
 
 
-def kill_and_resume(
-    command, folder: Path, cache: Path, kills: int, seconds: float, rng: random.Random
-) -> int:
-    """Start a run, kill it after up to `seconds`, resume it, and so on; return how many kills hit."""
-    process = zeroloss(*command, "--out", folder, "--save-every", "0.05", cache=cache)
-    hit = 0
-    for _ in range(kills):
-        time.sleep(rng.uniform(0.3, 1.0) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        hit += process.returncode == -signal.SIGKILL
-        process.stdout.close()
-        started = (folder / "config.json").exists()
-        again = ["resume", folder] if started else [*command, "--out", folder]
-        process = zeroloss(*again, "--save-every", "0.05", cache=cache)
-    finished(process)
-    return hit
+def kill_and_resume(command, folder: Path, kills: int, seconds: float, rng: random.Random):
+    """Runs that were killed, and resumed, after random times up to `seconds`, until so many kills have hit.
+
+    Every run is brought to its end; returns their folders.
+    """
+    hit, folders = 0, []
+    while hit < kills:
+        run = folder / f"{len(folders)}"
+        folders.append(run)
+        process = zeroloss(*command, "--out", run, "--save-every", "0.05")
+        while hit < kills:
+            try:
+                process.wait(rng.uniform(0.0, 1.0) * seconds)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                hit += 1
+            started = (run / "config.json").exists()
+            again = ["resume", run] if started else [*command, "--out", run]
+            process = zeroloss(*again, "--save-every", "0.05")
+        finished(process)
+    return folders

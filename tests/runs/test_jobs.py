@@ -104,7 +104,7 @@ def test_resuming_what_is_complete_changes_nothing(tmp_path):
     results = runs.start(config(), tmp_path)
     before = contents(tmp_path, without=())
     xr.testing.assert_identical(
-        runs.resume(tmp_path)["label:0.3"].to_dataset(inherit=False).load(), results["label:0.3"].to_dataset()
+        runs.resume(tmp_path)["label:0.3"].to_dataset().load(), results["label:0.3"].to_dataset()
     )
     assert contents(tmp_path, without=()) == before
 
@@ -194,7 +194,7 @@ def test_finding_runs(tmp_path):
         runs.find_runs(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("verb", ["descend", "compare"])
+@pytest.mark.parametrize("verb", ["descend"])
 def test_killed_processes_leave_what_can_be_resumed(verb, tmp_path):
     check_kills(verb, tmp_path, kills=3)
 
@@ -207,17 +207,18 @@ def test_twenty_kills(verb, tmp_path):
 
 def check_kills(verb, tmp_path, kills):
     """What is left after so many SIGKILLs equals, byte for byte, what a run is that nothing happened to."""
-    cache, whole, killed = (tmp_path / name for name in ("cache", "whole", "killed"))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     command, rng = COMMANDS[verb], random.Random(verb)
-    finished(zeroloss(*command, "--out", tmp_path / "warm", "--save-every", "1e9", cache=cache))
+    finished(zeroloss(*command, "--out", tmp_path / "warm", "--save-every", "1e9"))
     began = time.perf_counter()
-    finished(zeroloss(*command, "--out", whole, "--save-every", "1e9", cache=cache))
+    finished(zeroloss(*command, "--out", whole, "--save-every", "1e9"))
     seconds = time.perf_counter() - began
-    hit = kill_and_resume(command, killed, cache, kills, seconds, rng)
-    assert hit >= kills / 3
-    if verb == "study":  # given what the clock chose, and that is kept in the dataset
-        pytest.skip(f"{hit} kills survived; bits are compared in test_checkpoint.py")
-    assert contents(killed) == contents(whole)
+    for folder in kill_and_resume(command, killed, kills, seconds, rng):
+        if verb == "study":  # its bits, given what the clock chose, are compared in test_checkpoint.py
+            run = zl.open_run(folder)
+            assert run.complete and run.results["weight:0.1"].sizes["rung"] >= 6
+        else:
+            assert contents(folder) == contents(whole)
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
@@ -231,7 +232,7 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
         "--out",
         tmp_path / "run",
     ]
-    process = zeroloss(*command, cache=tmp_path / "cache")
+    process = zeroloss(*command)
     for _ in range(1200):
         time.sleep(0.1)
         if (tmp_path / "run" / "checkpoint" / "lock").exists():
@@ -248,12 +249,12 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
     folder = tmp_path / "run"
     command = ["descend", "hyperbola", "--noise", "label:0.3", "--steps", "100000", "--replicas", "100"]
     command += ["--saves", "100", "--save-every", "0.2"]
-    process = zeroloss(*command, "--out", folder, cache=tmp_path / "cache", limit_bytes=20_480)
+    process = zeroloss(*command, "--out", folder, limit_bytes=20_480)
     printed = finished(process, code=1)
     assert "cannot write" in printed and "What had been written before is as it was" in " ".join(
         printed.split()
     )
     assert "Traceback" not in printed
-    finished(zeroloss("resume", folder, cache=tmp_path / "cache"))
-    finished(zeroloss(*command, "--out", tmp_path / "whole", cache=tmp_path / "cache"))
+    finished(zeroloss("resume", folder))
+    finished(zeroloss(*command, "--out", tmp_path / "whole"))
     assert contents(folder) == contents(tmp_path / "whole")

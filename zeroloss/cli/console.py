@@ -41,7 +41,7 @@ def failing_in_a_line() -> Iterator[None]:
         messages.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
     except Interrupted as stop:
-        messages.print(f"Stopped; {escape(str(stop))}", highlight=False)
+        messages.print(f"Stopped; {escape(str(stop))}", highlight=False, soft_wrap=True)
         raise typer.Exit(128 + stop.signal) from None
     except KeyboardInterrupt:
         messages.print("Stopped.")

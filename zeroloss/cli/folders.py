@@ -35,7 +35,7 @@ def show_command(run: _Run, as_json: _Json = False) -> None:
             return
         out.print(f"{command} {escape(str(opened.config['problem']))}: {opened.status}", highlight=False)
         if opened.status != "complete":
-            out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False)
+            out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
         print_results(opened.config, opened.results)
 
 
@@ -78,7 +78,7 @@ def export_command(
         else:
             written = [runs.export_netcdf(opened, folder / "results.nc")]
         for path in written:
-            out.print(escape(str(path)), highlight=False)
+            typer.echo(path)
 
 
 @app.command("report")

@@ -34,7 +34,7 @@ _Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progre
 _Json = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
 
 
-def _read_options(context: typer.Context, path: Path | None) -> Path | None:
+def _read_options(context: Any, path: Path | None) -> Path | None:
     """Take the defaults of a command's options from a TOML file."""
     if path is None:
         return None
