@@ -169,3 +169,28 @@ def test_json_for_machines():
     assert rows[0]["unit"].startswith("slow time") and rows[0]["hessian_trace_end"] < 4.25
     found = json.loads(run("how-long", "hyperbola", "--noise", "weight:0.05", "--step-size", "0.1", "--json"))
     assert found["weight:0.05"]["steps"] > 0
+
+
+def test_a_problem_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Wrote problem.py" in run("new", "problem.py")
+    arguments = ["problem.py", "--noise", "label:0.1", "--set", "width=20", "--set", "examples=5"]
+    assert "make in problem.py, 120 parameters" in run("classify", *arguments)
+    run("descend", *arguments, *SHORT, "--out", "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["problem"] == f"{tmp_path / 'problem.py'}:make" and config["options"]["width"] == 20
+    (tmp_path / "run" / "checkpoint").mkdir()  # as if it had not been complete
+    run("resume", "run")
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "problem.py").write_text((tmp_path / "problem.py").read_text() + "\n# changed\n")
+    assert "has changed since the run began" in " ".join(run("resume", "run", code=1).split())
+
+
+def test_data_of_ones_own(tmp_path):
+    rows = "\n".join(f"{a},{a * a % 7},{a % 3}" for a in range(12))
+    (tmp_path / "data.csv").write_text(f"a,b,c\n{rows}\n")
+    data = ["--data", tmp_path / "data.csv", "--target", "b", "--model", "mlp:10"]
+    assert "b in data.csv, 9 examples, tanh network 2-10-1" in run("classify", *data, "--noise", "label")
+    assert "choose one of PROBLEM and --data" in run("classify", "digits", *data, code=1)
+    assert "name a PROBLEM, or give --data" in run("classify", code=1)
+    assert "--target and --model are for --data" in run("classify", "digits", "--target", "b", code=1)

@@ -8,7 +8,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from zeroloss import report, runs
+from zeroloss import problems, report, runs
 from zeroloss.cli.console import app, failing_in_a_line, messages, out, print_json
 from zeroloss.cli.printing import as_rows, print_results
 from zeroloss.errors import InputError
@@ -86,3 +86,13 @@ def report_command(run: _Run) -> None:
     """Write the figures and report.html of RUN again."""
     with failing_in_a_line():
         messages.print(f"Wrote {escape(str(report.write(run)))}")
+
+
+@app.command("new")
+def new_command(
+    path: Annotated[Path, typer.Argument(help="The file to write, such as problem.py.")],
+) -> None:
+    """Write a working problem of your own to PATH, to begin from."""
+    with failing_in_a_line():
+        problems.write_template(path)
+        messages.print(f"Wrote {escape(str(path))}. Look at it: zeroloss classify {escape(str(path))}")

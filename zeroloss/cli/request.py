@@ -4,18 +4,29 @@ import functools
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from zeroloss import problems
+from zeroloss import problems, runs
 from zeroloss.cli.console import failing_in_a_line
 from zeroloss.errors import InputError
 from zeroloss.problems import DEFAULT_STRENGTHS
 
-_Problem = Annotated[str, typer.Argument(help=f"One of: {', '.join(problems.PROBLEMS)}.")]
+_Problem = Annotated[
+    str | None,
+    typer.Argument(
+        help=f"One of: {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
+        "(zeroloss new writes one); or nothing with --data."
+    ),
+]
+_Data = Annotated[Path | None, typer.Option(help="A .csv, .npz or .parquet file to fit a column of.")]
+_Target = Annotated[str | None, typer.Option(help="Of --data: the column to fit; by default the last.")]
+_Model = Annotated[
+    str | None, typer.Option(help="Of --data: mlp: and the widths of hidden layers, such as mlp:64,64.")
+]
 _Noise = Annotated[
     list[str] | None,
     typer.Option(help="A noise such as dropout, label:0.3 or minibatch:32+label:0.1. Repeat for several."),
@@ -24,7 +35,9 @@ _Width = Annotated[list[int] | None, typer.Option(help="Width of a hidden layer.
 _Examples = Annotated[int | None, typer.Option(help="Number of training examples.")]
 _Option = Annotated[
     list[str] | None,
-    typer.Option(help="Another option of the problem, such as outputs=10. Repeat for several."),
+    typer.Option(
+        "--set", "--option", help="Another option of the problem, such as outputs=10. Repeat for several."
+    ),
 ]
 _Rate = Annotated[float, typer.Option(help="Rate of dropout and DropConnect where --noise does not give it.")]
 _Sigma = Annotated[float | None, typer.Option(help="Sigma of all other noises, likewise.")]
@@ -110,13 +123,17 @@ class Request(NamedTuple):
             options=self.options,
             strengths=self.strengths,
             seed=self.seed,
+            source=runs.digest_of_source(self.problem, self.options),
             **fields,
         )
 
 
 def _request(
-    problem: _Problem,
+    problem: _Problem = None,
     noise: _Noise = None,
+    data: _Data = None,
+    target: _Target = None,
+    model: _Model = None,
     width: _Width = None,
     examples: _Examples = None,
     option: _Option = None,
@@ -128,7 +145,19 @@ def _request(
     as_json: _Json = False,
     config: _ConfigFile = None,
 ) -> Request:
-    options = _options(problem, width, examples, option, seed)
+    own: dict[str, Any] = {}
+    if data is not None:
+        if problem is not None:
+            raise InputError(f"choose one of PROBLEM and --data; got {problem!r} and {str(data)!r}.")
+        given = dict(path=str(data.resolve()), target=target, model=model)
+        problem, own = "table", {name: value for name, value in given.items() if value is not None}
+    elif target is not None or model is not None:
+        raise InputError("--target and --model are for --data.")
+    if problem is None:
+        raise InputError("name a PROBLEM, or give --data.")
+    if problems.is_own(problem):
+        problem = problems.resolved(problem)
+    options = own | _options(problem, width, examples, option, seed)
     return Request(problem, noise, options, _strengths(rate, sigma, batch), seed, quiet or as_json, as_json)
 
 
@@ -166,9 +195,13 @@ def _options(
         options["widths"] = width
     if examples is not None:
         options["examples"] = examples
-    if name in problems.PROBLEMS and "seed" in inspect.signature(problems.PROBLEMS[name]).parameters:
+    if name == "table" or (name in problems.PROBLEMS and "seed" in _parameters(problems.PROBLEMS[name])):
         options.setdefault("seed", seed)
     return options
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _literal(text: str) -> Any:

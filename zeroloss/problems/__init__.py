@@ -1,7 +1,8 @@
 """Named problems: small ones with a known answer, and networks on real data. See docs/problems.md."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from zeroloss.errors import InputError
 from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, parse_noise
@@ -10,9 +11,11 @@ from zeroloss.problems.ellipse import ellipse
 from zeroloss.problems.hyperbola import hyperbola
 from zeroloss.problems.matrix_completion import matrix_completion
 from zeroloss.problems.matrix_sensing import matrix_sensing
+from zeroloss.problems.own import file_of, is_own, load_own, resolved, write_template
 from zeroloss.problems.phase_retrieval import phase_retrieval
 from zeroloss.problems.regression_1d import regression_1d
 from zeroloss.problems.sparse_regression import sparse_regression
+from zeroloss.problems.table import table
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "digits": digits,
@@ -24,6 +27,9 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "matrix_completion": matrix_completion,
     "phase_retrieval": phase_retrieval,
 }
+"""Those with data of their own."""
+
+_ALL: dict[str, Callable[..., Problem]] = {**PROBLEMS, "table": table}
 
 __all__ = [
     "DEFAULT_STRENGTHS",
@@ -32,25 +38,56 @@ __all__ = [
     "digits",
     "ellipse",
     "hyperbola",
+    "is_own",
     "load",
+    "load_own",
     "matrix_completion",
     "matrix_sensing",
     "parse_noise",
     "phase_retrieval",
     "regression_1d",
+    "resolved",
+    "source",
     "sparse_regression",
+    "table",
+    "write_template",
 ]
 
 
 def load(name: str, **options: object) -> Problem:
-    """The problem called `name`, built with `options`; `InputError` lists the known names."""
-    if name not in PROBLEMS:
-        raise InputError(f"unknown problem {name!r}. Known: {', '.join(PROBLEMS)}.")
-    known = inspect.signature(PROBLEMS[name]).parameters
+    """The problem called `name`, built with `options`; `InputError` lists the known names.
+
+    A name such as `"path/to/problem.py:make"` is a function in a file, which is executed: see `load_own`.
+    """
+    if is_own(name):
+        return load_own(name, **options)
+    if name not in _ALL:
+        raise InputError(
+            f"unknown problem {name!r}. Known: {', '.join(_ALL)}; or a function in a file, such as "
+            "path/to/problem.py:make."
+        )
+    known = inspect.signature(_ALL[name]).parameters
     unknown = set(options) - set(known)
     if unknown:
         raise InputError(
             f"problem {name!r} has no option {', '.join(map(repr, sorted(unknown)))}. Its options: "
             f"{', '.join(known) or 'none'}."
         )
-    return PROBLEMS[name](**options)
+    missing = [
+        each.name for each in known.values() if each.default is each.empty and each.name not in options
+    ]
+    if missing:
+        raise InputError(f"problem {name!r} needs the option {', '.join(map(repr, missing))}.")
+    try:
+        return _ALL[name](**options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"problem {name!r} cannot be made with {options}: {error}") from error
+
+
+def source(name: str, options: Mapping[str, object]) -> Path | None:
+    """The file of the user's that a problem is made from, or None where there is none."""
+    if is_own(name):
+        return file_of(name)
+    return Path(str(options.get("path"))) if name == "table" else None

@@ -7,14 +7,14 @@ it the Hessian's spectrum is a hundred times wider and all time scales mix.
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError
-from zeroloss.noise import SampledLabels, site
+from zeroloss.noise import SampledLabels
 from zeroloss.problems.base import Problem, activation_noises, data_noises, parameter_noises
+from zeroloss.problems.networks import hidden_sites, initial_parameters, network
 from zeroloss.system import LeastSquares
 
 _PIXELS = 64
@@ -63,29 +63,19 @@ def digits(
             return jnp.mean(answers * targets[examples:] <= 0)
         return jnp.mean(jnp.argmax(answers, axis=-1) != test_labels)
 
-    sites = tuple(f"hidden_{i + 1}" for i in range(len(widths)))
-    noises = activation_noises(sites) | data_noises() | parameter_noises()
+    noises = activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises()
     if smoothing is not None:
         noises["sampled-labels"] = SampledLabels
     task = "odd against even digits" if outputs == 1 else "ten digits"
     return Problem(
         name="digits",
         problem=LeastSquares(network, inputs[:examples], targets[:examples]),
-        start=_initial_parameters(widths, outputs, seed),
+        start=initial_parameters((_PIXELS, *widths, outputs), seed),
         observables={"test_error": test_error},
         noises=noises,
         description=f"{task}, {examples} examples, tanh network "
         f"{'-'.join(map(str, (_PIXELS, *widths, outputs)))}",
     )
-
-
-def network(params: list[dict[str, Array]], inputs: Float[Array, "examples 64"]) -> Array:
-    """A tanh network, one number per example or `[examples, 10]`; hidden layer i is the site `"hidden_i"`."""
-    hidden = inputs
-    for index, layer in enumerate(params[:-1]):
-        hidden = site(jnp.tanh(hidden @ layer["weights"] + layer["biases"]), f"hidden_{index + 1}")
-    outputs = hidden @ params[-1]["weights"] + params[-1]["biases"]
-    return outputs[:, 0] if outputs.shape[-1] == 1 else outputs
 
 
 def _data(seed: int) -> tuple[Array, np.ndarray]:
@@ -103,15 +93,3 @@ def _targets(labels: np.ndarray, outputs: int, smoothing: float) -> np.ndarray:
     if outputs == 1:
         return np.where(labels % 2 == 1, 1.0, -1.0)
     return (1 - smoothing) * np.eye(_CLASSES)[labels] + smoothing / _CLASSES
-
-
-def _initial_parameters(widths: tuple[int, ...], outputs: int, seed: int) -> list[dict[str, Array]]:
-    sizes = (_PIXELS, *widths, outputs)
-    keys = jax.random.split(jax.random.key(seed), len(sizes) - 1)
-    return [
-        {
-            "weights": jax.random.normal(key, (into, out)) / jnp.sqrt(into),
-            "biases": jnp.zeros(out),
-        }
-        for key, into, out in zip(keys, sizes[:-1], sizes[1:], strict=True)
-    ]

@@ -19,7 +19,7 @@ from zeroloss.runs.folder import (
     read,
     write_results,
 )
-from zeroloss.runs.jobs import configuration, resume, start
+from zeroloss.runs.jobs import configuration, digest_of_source, resume, start
 from zeroloss.runs.opened import Run, export_csv, export_netcdf, find_runs, open_run, summary
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "config_from",
     "configuration",
     "create",
+    "digest_of_source",
     "export_csv",
     "export_netcdf",
     "find_runs",

@@ -18,6 +18,7 @@ class _Config(pydantic.BaseModel):
     - `noise`: one or more noises, in the words of `zeroloss.problems.parse_noise`.
     - `strengths`: of noises that are named without one.
     - `seed`: of everything random.
+    - `source`: a digest of the file of the user's that the problem is made from; None where there is none.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -27,6 +28,7 @@ class _Config(pydantic.BaseModel):
     options: dict[str, JsonValue] = {}
     strengths: dict[str, float] = {}
     seed: int = Field(0, ge=-_LARGEST, le=_LARGEST)
+    source: str | None = None
 
 
 class _Training(_Config):

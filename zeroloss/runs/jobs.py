@@ -1,8 +1,9 @@
 """Doing what a config says, noise by noise, into a folder that survives whatever happens meanwhile."""
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from zeroloss import problems
 from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in
 from zeroloss.dynamics import classify, compare, descend, limit, predict, study
 from zeroloss.dynamics.optimizer import optimizer
-from zeroloss.errors import Interrupted, RunError, ZerolossError
+from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.runs.config import (
@@ -107,6 +108,17 @@ def configuration(folder: Path) -> Config:
     return config_from({name: value for name, value in values.items() if name not in (VERSIONS, DESCRIPTION)})
 
 
+def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:
+    """A digest of the file that a problem is made from, for `Config.source`."""
+    path = problems.source(problem, options)
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+
+
 class _Prepared(NamedTuple):
     """A problem under each noise, and, where the command needs them, a point and lambda_max there."""
 
@@ -117,6 +129,12 @@ class _Prepared(NamedTuple):
 
 
 def _prepared(config: Config) -> _Prepared:
+    found = None if config.source is None else digest_of_source(config.problem, config.options)
+    if found != config.source:
+        raise InputError(
+            f"{problems.source(config.problem, config.options)} has changed since the run began (digest "
+            f"{found}, then {config.source}). Bring the file back, or begin anew."
+        )
     problem = problems.load(config.problem, **config.options)
     noises = {name: parse_noise(problem, name, config.strengths) for name in config.noise}
     systems: dict[str, AbstractSystem] = {
