@@ -252,3 +252,17 @@ def test_once_keeps_what_was_computed_first(tmp_path):
     assert checkpoint.once("choice", lambda: [1, 2.5]) == [1, 2.5]
     assert Checkpoint(tmp_path).once("choice", lambda: [3]) == [1, 2.5]
     assert json.loads((tmp_path / "once" / "choice.json").read_text()) == {"value": [1, 2.5]}
+
+
+def test_a_disk_that_is_full_during_a_prediction_is_no_missing_prediction(tmp_path):
+    class Full(Counting):
+        def __truediv__(self, name):
+            return Full(self._folder / name, _root=self._root)
+
+        def keep(self, state, recorder=None, *, last=False):
+            if "prediction" in str(self._folder):
+                raise RunError("cannot write")
+            super().keep(state, recorder, last=last)
+
+    with pytest.raises(RunError, match="cannot write"):
+        VERBS["compare"](Full(tmp_path))

@@ -7,8 +7,6 @@ import os
 import signal
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +31,6 @@ _VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round
 _STATE, _SAVED, _ONCE, _LOCK = "state.npz", "saved", "once", "lock"
 _FACTS = "facts"
 _DEAREST = 0.05  # share of the time that saving may take
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class Checkpoint:
@@ -316,7 +313,9 @@ _DAMAGED = "Nothing was touched; begin anew in another folder, or delete this on
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except _UNREADABLE as error:
+    except RunError:
+        raise
+    except Exception as error:  # zip, NumPy and JSON raise anything on damaged files
         raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
 
 

@@ -18,7 +18,7 @@ from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.path import Observables, Path, flat_paths
 from zeroloss.dynamics.predict import predict
 from zeroloss.dynamics.regime import Regime, TimeScale, classify, slow_time, steps_for
-from zeroloss.errors import DivergenceError, InputError, ZerolossError
+from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.pytrees import refuse_tracing
 from zeroloss.system import AbstractSystem
@@ -336,6 +336,8 @@ def _predicted(
             replicas=replicas if regime.stochastic else None,
             **others,
         )
+    except RunError:  # of the checkpoint
+        raise
     except ZerolossError as error:
         reason = str(error)
     return path, reason, others["checkpoint"].earlier + time.perf_counter() - began

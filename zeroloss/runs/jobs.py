@@ -165,7 +165,8 @@ def _logged(
         checkpoint = Checkpoint(folder / CHECKPOINT, every=every, published=_publisher(config, folder))
         results = _compute(config, prepared, folder, checkpoint, tell, progress)
     except Interrupted as stop:
-        log(folder, "stopped")
+        with contextlib.suppress(RunError):
+            log(folder, "stopped")
         raise Interrupted(
             f"everything until now is saved. To go on: zeroloss resume {folder}", stop.signal
         ) from None
