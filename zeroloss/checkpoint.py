@@ -28,7 +28,10 @@ _Item = dict[str, np.ndarray]
 
 _FORMAT = 1
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
-_STATE, _SAVED, _ONCE, _LOCK = "state.npz", "saved", "once", "lock"
+LOCK = "lock"
+"""The file that keeps other processes out of a folder."""
+
+_STATE, _SAVED, _ONCE = "state.npz", "saved", "once"
 _FACTS = "facts"
 _DEAREST = 0.05  # share of the time that saving may take
 
@@ -78,20 +81,18 @@ class Checkpoint:
         """A checkpoint within this one, for a part of the computation."""
         return Checkpoint(self._folder / name, _root=self._root)
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes out, and take signals as requests to save and stop."""
-        with self._root.open():
-            yield
+        return self._root.open()
 
-    def begin(self, state: _State, recorder: Any = None, **facts: Any) -> _State:
+    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
         """The state to begin from: the one saved last, or `state` where there is none.
 
-        `recorder.items`, a list of dictionaries of arrays, is brought back too. `facts` say what is computed,
-        in numbers and words; a checkpoint of something else is refused.
+        `recorder.items`, a list of dictionaries of arrays, is brought back too. What `facts()` returns says
+        what is computed, in numbers and words; a checkpoint of something else is refused.
         """
         self._began = time.perf_counter()
-        self._facts = json.loads(json.dumps(facts, default=str))
+        self._facts = json.loads(json.dumps(facts(), default=str))
         path = self._folder / _STATE
         if not path.exists():
             return state
@@ -100,22 +101,21 @@ class Checkpoint:
             self._check(path, about)
             self._segments, self._earlier = list(about["segments"]), float(about["seconds"])
             self._written = int(about["count"])
-            items = self._items() if recorder is not None else []
-            restored = _unpacked(state, arrays)
-        if recorder is not None:
-            recorder.items[:] = items
+            items, restored = self._items(), _unpacked(state, arrays)
+        recorder.items[:] = items
         return restored
 
-    def keep(self, state: Callable[[], PyTree], recorder: Any = None, *, last: bool = False) -> None:
+    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
         """Save if it is time to, if it is the `last` state, or if a signal has come; then stop.
 
-        Raises `Interrupted` after a signal, and `RunError` where the state cannot be written.
+        `recorder.path()`, where it is not None, is what there is to look at meanwhile. Raises `Interrupted`
+        after a signal, and `RunError` where the state cannot be written.
         """
         stopped = self._root.stopped
         if not (last or stopped or self._root.due):
             return
         began = time.perf_counter()
-        items = [] if recorder is None else recorder.items
+        items = recorder.items
         if len(items) > self._written:
             segment = {
                 f"{index}/{name}": value
@@ -136,8 +136,8 @@ class Checkpoint:
         }
         with replacing(self._folder / _STATE) as file:
             np.savez(file, allow_pickle=False, **{_FACTS: np.array(json.dumps(about))}, **_packed(state()))
-        if self._root.published is not None and recorder is not None and items and not last:
-            path = recorder.path() if hasattr(recorder, "path") else None
+        if self._root.published is not None and items and not last:
+            path = recorder.path()
             if path is not None:
                 self._root.published(self._folder.relative_to(self._root.folder).as_posix(), path)
         self._root.saved(time.perf_counter() - began)
@@ -170,7 +170,7 @@ class Checkpoint:
             if path.is_dir():
                 with contextlib.suppress(OSError):
                     path.rmdir()
-            elif path.name.removesuffix(PART) in (_STATE, _LOCK) or path.parent.name in (_SAVED, _ONCE):
+            elif path.name.removesuffix(PART) in (_STATE, LOCK) or path.parent.name in (_SAVED, _ONCE):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._folder.rmdir()
@@ -209,20 +209,18 @@ class _Nowhere(Checkpoint):
     """Saves nothing."""
 
     def __init__(self) -> None:
-        self._began, self._earlier = time.perf_counter(), 0.0
+        self._earlier = 0.0
 
     def __truediv__(self, name: str) -> Checkpoint:
-        return _Nowhere()
+        return self
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        yield
+    def open(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
-    def begin(self, state: _State, recorder: Any = None, **facts: Any) -> _State:
-        self._began = time.perf_counter()
+    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
         return state
 
-    def keep(self, state: Callable[[], PyTree], recorder: Any = None, *, last: bool = False) -> None:
+    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
         pass
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -292,7 +290,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / _LOCK)
+        lock = filelock.FileLock(folder / LOCK)
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise RunError(
@@ -328,6 +326,15 @@ def digest(tree: PyTree) -> str:
             array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
             found.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
     return found.hexdigest()[:16]
+
+
+def facts_of(system: Any, start: PyTree, times: np.ndarray, **more: Any) -> dict[str, Any]:
+    """What is computed when a system goes from a start and is saved at some times, for `Checkpoint.begin`.
+
+    Reads all data and parameters once.
+    """
+    said = dict(noise=system.describe(), **more)  # what people can read comes first
+    return said | dict(system=digest(system), start=digest(start), saves=digest(times))
 
 
 def _packed(state: PyTree) -> dict[str, np.ndarray]:

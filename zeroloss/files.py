@@ -26,7 +26,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _settle(path.parent)
+        with contextlib.suppress(OSError):  # not every system can be asked for a folder
+            settle(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -40,11 +41,10 @@ def unwritable(path: Path, error: OSError) -> RunError:
     )
 
 
-def _settle(folder: Path) -> None:
-    """Have the names in `folder` on the disk, where the system can be asked for that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def settle(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss.checkpoint import NOWHERE, Checkpoint, digest
+from zeroloss.checkpoint import NOWHERE, Checkpoint, digest, facts_of
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
 from zeroloss.dynamics.path import Observables, Path, Recorder, is_positive_integer, save_steps_of
@@ -148,7 +148,7 @@ def train(
         checkpoint.open(),
         progress_bar("training", float(max(times[-1], 1)), progress) as show,
     ):
-        states, done = checkpoint.begin((states, 0), recorder, **_facts(run, states, times))
+        states, done = checkpoint.begin((states, 0), recorder, lambda: _facts(run, states, times))
         for target in times[len(recorder.items) :]:
             while done < target:
                 count = int(min(chunk, target - done))
@@ -178,17 +178,10 @@ def train(
 
 def _facts(run: Run, states: States, times: np.ndarray) -> dict[str, Any]:
     """What an ensemble is, for its checkpoint."""
-    return dict(
-        noise=run.system.describe(),
-        steps=int(times[-1]),
-        replicas=len(run.keys),
-        saves=digest(times),
-        step_sizes=digest(run.optimizer.sizes(times)),
-        optimizer=digest((run.optimizer.momentum, run.optimizer.weight_decay, run.optimizer.nesterov)),
-        system=digest(run.system),
-        start=digest(states),
-        keys=digest(run.keys),
-    )
+    return facts_of(
+        run.system, states, times, steps=int(times[-1]), replicas=len(run.keys), keys=digest(run.keys),
+        **run.optimizer.facts(times),
+    )  # fmt: skip
 
 
 def _advance(run: Run, states: States, start: int, count: int) -> States:

@@ -1,7 +1,7 @@
 """Stochastic limits: a stochastic differential equation on the zero-loss set (theory.md, section 2)."""
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from zeroloss.checkpoint import Checkpoint, digest
+from zeroloss.checkpoint import Checkpoint, digest, facts_of
 from zeroloss.dynamics.drift import second_drift
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
@@ -49,13 +49,14 @@ def diffuse(
     ensemble = _Ensemble(states, states, jnp.full(replicas, jnp.inf), jnp.zeros(replicas, int))
     largest = _largest_eigenvalue(expansion, start)
     chunk = _FIRST_CHUNK
-    facts = dict(
-        noise=expansion.system.describe(), t1=float(times[-1]), replicas=replicas, dt=dt,
-        saves=digest(times), system=digest(expansion.system), start=digest(start), keys=digest(keys),
-    )  # fmt: skip
+
+    def facts() -> dict[str, Any]:
+        t1 = float(times[-1])
+        return facts_of(expansion.system, start, times, t1=t1, replicas=replicas, dt=dt, keys=digest(keys))
+
     with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
         # What has been done, in pairs of steps and in time, and the pairs that lead to the next time saved.
-        state = checkpoint.begin((ensemble, 0, 0.0, -1, 0.0), recorder, **facts)
+        state = checkpoint.begin((ensemble, 0, 0.0, -1, 0.0), recorder, facts)
         ensemble, done, t, pairs, h = state
         for target in times[len(recorder.items) :]:
             if pairs < 0:

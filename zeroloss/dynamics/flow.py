@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from zeroloss.checkpoint import Checkpoint, digest
+from zeroloss.checkpoint import Checkpoint, facts_of
 from zeroloss.dynamics.drift import first_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
@@ -40,12 +40,12 @@ def flow(
     (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
     """
     fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
-    facts = dict(
-        noise=expansion.system.describe(), time_scale=scale, t1=float(times[-1]), saves=digest(times),
-        rtol=rtol, system=digest(expansion.system), start=digest(start),
-    )  # fmt: skip
+
+    def facts() -> dict[str, Any]:
+        return facts_of(expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol)
+
     with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
-        state = checkpoint.begin(_begin(expansion, fast, start, tolerance), recorder, **facts)
+        state = checkpoint.begin(_begin(expansion, fast, start, tolerance), recorder, facts)
         for time in times[len(recorder.items) :]:
             if time > 0:
                 state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from zeroloss.checkpoint import digest
 from zeroloss.errors import InputError, StabilityError
 from zeroloss.system import Scalar
 
@@ -87,6 +88,13 @@ class Optimizer(eqx.Module):
                 f"step_size must be finite and not negative; at step {steps[first]} it is {sizes[first]}."
             )
         return sizes
+
+    def facts(self, steps: Int[np.ndarray, " times"]) -> dict[str, str]:
+        """What a checkpoint knows it by."""
+        return dict(
+            step_sizes=digest(self.sizes(steps)),
+            optimizer=digest((self.momentum, self.weight_decay, self.nesterov)),
+        )
 
 
 @eqx.filter_jit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss.checkpoint import NOWHERE, Checkpoint, digest
+from zeroloss.checkpoint import NOWHERE, Checkpoint, digest, facts_of
 from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import expand
@@ -121,12 +121,12 @@ def predict(
     key = jax.random.key(0) if key is None else key
     pairs, coarser = (_PROBED, _PROBE_COARSER) if replicas is None else ((replicas + 1) // 2, _COARSER)
     journey = _Journey(mean_path, start, rtol, key, pairs, coarser, times, mean=replicas is None)
-    facts = dict(
-        noise=system.describe(), steps=int(times[-1]), replicas=replicas or 0, rtol=rtol,
-        saves=digest(times), step_sizes=digest(rule.sizes(times)),
-        optimizer=digest((rule.momentum, rule.weight_decay, rule.nesterov)),
-        system=digest(system), start=digest(start), key=digest(key),
-    )  # fmt: skip
+
+    def facts() -> dict[str, Any]:
+        return facts_of(
+            system, start, times, steps=int(times[-1]), replicas=replicas or 0, rtol=rtol, key=digest(key),
+            **rule.facts(times),
+        )  # fmt: skip
 
     def path() -> Path:
         recorder = Recorder(
@@ -256,7 +256,9 @@ class _Journey:
         self._around = own if stochastic else Follower(self._quiet, start, coarser * rtol, key, pairs)
         self._compared = Follower(self._quiet, start, rtol, key) if sampled and not stochastic else own
 
-    def look(self, show: Callable[[float], Any], checkpoint: Checkpoint, facts: dict[str, Any]) -> None:
+    def look(
+        self, show: Callable[[float], Any], checkpoint: Checkpoint, facts: Callable[[], dict[str, Any]]
+    ) -> None:
         """Follow the mean path and the ensemble to the end."""
         followers = list(dict.fromkeys((self._fine, self._around, self._compared)))
 
@@ -285,7 +287,11 @@ class _Journey:
             self.sights = seen.all()
 
     def enlarge(
-        self, join: bool, show: Callable[[float], Any], checkpoint: Checkpoint, facts: dict[str, Any]
+        self,
+        join: bool,
+        show: Callable[[float], Any],
+        checkpoint: Checkpoint,
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
         """Take a better ensemble, or more runs that `join` the one there is."""
         self._follower_key = jax.random.fold_in(self._follower_key, 1)
@@ -305,10 +311,10 @@ class _Journey:
         seen: "_Seen",
         show: Callable[[float], Any],
         checkpoint: Checkpoint,
-        facts: dict[str, Any],
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
         """Take the followers to all times, and have `seen` collect what there is to `see`."""
-        begun = checkpoint.begin([each.snapshot for each in followers], seen, **facts)
+        begun = checkpoint.begin([each.snapshot for each in followers], seen, facts)
         for follower, snapshot in zip(followers, begun, strict=True):
             follower.restore(snapshot)
 
@@ -350,6 +356,9 @@ class _Seen:
         leaves, structure = jax.tree_util.tree_flatten_with_path(seen)
         self.items.append({jax.tree_util.keystr(where): leaf for where, leaf in leaves})
         self._example = lambda: jax.tree.unflatten(structure, [0] * len(leaves))
+
+    def path(self) -> None:
+        """There is none to look at before the end."""
 
     def all(self) -> list[Any]:
         """Everything, in the order it was seen."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from zeroloss.errors import InputError
-from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, parse_noise
+from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, check_options, parse_noise
 from zeroloss.problems.digits import digits
 from zeroloss.problems.ellipse import ellipse
 from zeroloss.problems.hyperbola import hyperbola
@@ -66,16 +66,9 @@ def load(name: str, **options: object) -> Problem:
             f"unknown problem {name!r}. Known: {', '.join(_ALL)}; or a function in a file, such as "
             "path/to/problem.py:make."
         )
-    known = inspect.signature(_ALL[name]).parameters
-    unknown = set(options) - set(known)
-    if unknown:
-        raise InputError(
-            f"problem {name!r} has no option {', '.join(map(repr, sorted(unknown)))}. Its options: "
-            f"{', '.join(known) or 'none'}."
-        )
-    missing = [
-        each.name for each in known.values() if each.default is each.empty and each.name not in options
-    ]
+    check_options(f"problem {name!r}", _ALL[name], options)
+    known = inspect.signature(_ALL[name]).parameters.values()
+    missing = [each.name for each in known if each.default is each.empty and each.name not in options]
     if missing:
         raise InputError(f"problem {name!r} needs the option {', '.join(map(repr, missing))}.")
     try:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
@@ -123,6 +124,25 @@ def activation_noises(sites: str | Sequence[str]) -> dict[str, Callable[..., Abs
         "dropout": lambda rate: Dropout(rate, at=sites),
         "gaussian-dropout": lambda sigma: GaussianDropout(sigma, at=sites),
     }
+
+
+def check_options(what: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Raise `InputError` where `options` has one that `function`, which makes `what`, does not take."""
+    known = inspect.signature(function).parameters
+    if any(each.kind == inspect.Parameter.VAR_KEYWORD for each in known.values()):
+        return
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise InputError(
+            f"{what} has no option {', '.join(map(repr, unknown))}. Its options: "
+            f"{', '.join(known) or 'none'}."
+        )
+
+
+def standardized(values: np.ndarray) -> np.ndarray:
+    """Values with mean 0 and variance 1 over the first axis; 0 where they are all the same."""
+    spread = values.std(axis=0)
+    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
 def positive_integer(name: str, value: int) -> int:

@@ -13,7 +13,13 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise import SampledLabels
-from zeroloss.problems.base import Problem, activation_noises, data_noises, parameter_noises
+from zeroloss.problems.base import (
+    Problem,
+    activation_noises,
+    data_noises,
+    parameter_noises,
+    standardized,
+)
 from zeroloss.problems.networks import hidden_sites, initial_parameters, network
 from zeroloss.system import LeastSquares
 
@@ -84,9 +90,7 @@ def _data(seed: int) -> tuple[Array, np.ndarray]:
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order], labels[order]
-    spread = images.std(axis=0)
-    images = (images - images.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return jnp.asarray(images), np.asarray(labels)
+    return jnp.asarray(standardized(np.asarray(images))), np.asarray(labels)
 
 
 def _targets(labels: np.ndarray, outputs: int, smoothing: float) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Problems from a file of the user's own: `path/to/problem.py:make`."""
 
 import importlib.util
-import inspect
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 
 from zeroloss.errors import InputError, RunError, ZerolossError
 from zeroloss.noise.sites import site_shapes
-from zeroloss.problems.base import Problem, activation_noises, data_noises, parameter_noises
+from zeroloss.problems.base import Problem, activation_noises, check_options, data_noises, parameter_noises
 from zeroloss.system import LeastSquares, Loss
 
 _DEFAULT = "make"
@@ -81,7 +80,7 @@ def load_own(name: str, **options: object) -> Problem:
     function = getattr(_imported(path), function_name, None)
     if not callable(function):
         raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
-    _check_options(path, function, options)
+    check_options(f"{function_name} in {path}", function, options)
     made = _run(path, lambda: function(**options))
     if isinstance(made, Problem):
         return made
@@ -123,15 +122,11 @@ def _split(name: str) -> tuple[str, str]:
     return (path, function) if colon and path.endswith(".py") else (name, _DEFAULT)
 
 
-def _read(path: Path) -> bytes:
+def _imported(path: Path) -> ModuleType:
     try:
-        return path.read_bytes()
+        path.open("rb").close()
     except OSError as error:
         raise InputError(f"cannot read the problem {path}: {error.strerror}.") from None
-
-
-def _imported(path: Path) -> ModuleType:
-    _read(path)
     specification = importlib.util.spec_from_file_location(f"zeroloss_own_{path.stem}", path)
     assert specification is not None and specification.loader is not None
     module, loader = importlib.util.module_from_spec(specification), specification.loader
@@ -151,18 +146,6 @@ def _run(path: Path, call: Callable[[], Any]) -> Any:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         where = f", line {frames[-1].lineno}" if frames else ""
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
-
-
-def _check_options(path: Path, function: Callable[..., Any], options: dict[str, object]) -> None:
-    known = inspect.signature(function).parameters
-    if any(each.kind == inspect.Parameter.VAR_KEYWORD for each in known.values()):
-        return
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise InputError(
-            f"{function.__name__} in {path} has no option {', '.join(map(repr, unknown))}. Its options: "
-            f"{', '.join(known) or 'none'}."
-        )
 
 
 def _what(value: object) -> str:

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
-from zeroloss.problems.base import Problem, activation_noises, data_noises, parameter_noises, positive_integer
+from zeroloss.problems.base import (
+    Problem,
+    activation_noises,
+    data_noises,
+    parameter_noises,
+    positive_integer,
+    standardized,
+)
 from zeroloss.problems.networks import hidden_sites, initial_parameters, network
 from zeroloss.system import LeastSquares
 
@@ -62,8 +69,8 @@ def table(
             f"the target is {values[0]:g} in all {rows} rows of {path}: there is nothing to fit."
         )
     signs = len(values) == 2
-    y = np.where(targets == values[1], 1.0, -1.0) if signs else _standardized(targets)
-    x, y = jnp.asarray(_standardized(inputs)[order]), jnp.asarray(y[order])
+    y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
+    x, y = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
     test_x, test_y = x[count:], y[count:]
 
     def test_error(params: PyTree) -> Float[Array, ""]:
@@ -87,11 +94,6 @@ def _widths(model: str) -> tuple[int, ...]:
             f"model must be mlp: and the widths of hidden layers, such as mlp:64,64; got {model!r}."
         )
     return tuple(positive_integer("a width", int(width)) for width in model.removeprefix("mlp:").split(","))
-
-
-def _standardized(values: np.ndarray) -> np.ndarray:
-    spread = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
 
 
 def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -41,6 +41,11 @@ class _Training(_Config):
     weight_decay: float = Field(0.0, ge=0)
     saves: int = Field(50, ge=2, le=10**6)
 
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What the step size leaves to say of the rule of a step."""
+        return dict(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
+
 
 class CompareConfig(_Config):
     """`zeroloss.compare` for each noise; `horizon` is the slow time to go to, instead of `steps`."""

@@ -11,7 +11,6 @@ figures/, report.html
 import contextlib
 import datetime
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -21,17 +20,19 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from zeroloss.checkpoint import LOCK
 from zeroloss.dynamics import Comparison, Study
 from zeroloss.dynamics import Path as Trajectory
 from zeroloss.errors import RunError
-from zeroloss.files import PART, replacing, unwritable
+from zeroloss.files import PART, replacing, settle, unwritable
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
 CHECKPOINT, FIGURES, REPORT = "checkpoint", "figures", "report.html"
 VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
-_FILES, _FOLDERS = (CONFIG, TIMINGS, LOG, REPORT), (RESULTS, CHECKPOINT, FIGURES)
+_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, CHECKPOINT, FIGURES)
+_OLD = RESULTS + ".old"  # while new results take its place
 _PREVIOUS = ".previous"
 _COMPLETE = "complete"
 _CHUNK = 64  # saves together in a file, while a run works
@@ -45,7 +46,7 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder.")
-    if not folder.exists() or not any(each.name != "lock" for each in folder.iterdir()):
+    if not folder.exists() or not any(each.name != LOCK for each in folder.iterdir()):
         return
     if not (folder / CONFIG).is_file():
         raise RunError(
@@ -71,7 +72,7 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove(folder / _PREVIOUS)
-        held = [folder / name for name in (*_FILES, *_FOLDERS) if (folder / name).exists()]
+        held = [folder / name for name in _PARTS if (folder / name).exists()]
         if held:
             (folder / _PREVIOUS).mkdir()
         for path in held:
@@ -87,7 +88,7 @@ def restore_previous(folder: Path) -> None:
     """Bring back the run that a new one without results was to overwrite, if there is one."""
     previous = folder / _PREVIOUS
     if previous.is_dir() and not (folder / RESULTS).exists():
-        for name in (*_FILES, *_FOLDERS):
+        for name in _PARTS:
             _remove(folder / name)
         for path in previous.iterdir():
             path.rename(folder / path.name)
@@ -147,12 +148,13 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
     }
     results.dataset = table.drop_vars(measured)
     results.attrs[_COMPLETE] = int(complete)
-    target, fresh = folder / RESULTS, folder / (RESULTS + PART)
-    old = folder / (RESULTS + ".old")
+    target, fresh, old = folder / RESULTS, folder / (RESULTS + PART), folder / _OLD
     try:
         _remove(fresh)
         results.to_zarr(fresh, mode="w", consolidated=False)
-        _on_disk(fresh)
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                settle(path)
         _remove(old)
         if target.exists():
             target.rename(old)
@@ -197,7 +199,7 @@ def append_path(folder: Path, group: str, path: Trajectory, written: int) -> Non
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     """The config and results of the run in `folder`; a run without results yet is an empty tree."""
     config = read_config(folder)
-    target, old = folder / RESULTS, folder / (RESULTS + ".old")
+    target, old = folder / RESULTS, folder / _OLD
     if not target.exists() and old.exists():  # the process ended between one and the other
         target = old
     try:
@@ -251,9 +253,9 @@ def noises_of(results: xr.DataTree) -> list[str]:
     return [str(name) for name in table["noise"].values] if "noise" in table.coords else []
 
 
-def is_complete(results: xr.DataTree) -> bool:
-    """Whether nothing is missing from the results."""
-    return bool(results.attrs.get(_COMPLETE, 0))
+def is_complete(folder: Path, results: xr.DataTree) -> bool:
+    """Whether nothing is missing from the results of the run in `folder`, nor left to be done."""
+    return bool(results.attrs.get(_COMPLETE, 0)) and not (folder / CHECKPOINT).is_dir()
 
 
 def log(folder: Path, event: str, **facts: Any) -> None:
@@ -275,16 +277,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _on_disk(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def _column(values: list[Any]) -> np.ndarray:

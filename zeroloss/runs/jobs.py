@@ -91,8 +91,9 @@ def resume(
     is damaged or of other versions.
     """
     config = configuration(folder)
-    if not (folder / CHECKPOINT).is_dir() and is_complete(read(folder)[1]):
-        return read(folder)[1]
+    _, results = read(folder)
+    if is_complete(folder, results):
+        return results
     prepared = _prepared(config)
     with alone_in(folder):
         log(folder, "resumed")
@@ -150,12 +151,8 @@ def _prepared(config: Config) -> _Prepared:
     if isinstance(config, CompareConfig):
         optimizer(config.step_size / largest).check_stability(largest)
     elif isinstance(config, PredictConfig | DescendConfig):
-        _rule(config, largest).check_stability(largest)
+        optimizer(config.step_size / largest, **config.rule).check_stability(largest)
     return _Prepared(problem, systems, point, largest)
-
-
-def _rule(config: PredictConfig | DescendConfig, largest: float) -> Any:
-    return optimizer(config.step_size / largest, config.momentum, config.nesterov, config.weight_decay)
 
 
 def _logged(
@@ -302,10 +299,8 @@ class _Predict(_AbstractJob):
             self.prepared.point,
             config.step_size / self.prepared.largest,
             config.steps,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
             saves=config.saves,
+            **config.rule,
             key=None if config.replicas is None else key,
             replicas=config.replicas,
             checkpoint=checkpoint,

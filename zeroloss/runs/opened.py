@@ -9,7 +9,7 @@ import xarray as xr
 
 from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.files import PART, replacing, unwritable
-from zeroloss.runs.folder import CHECKPOINT, CONFIG, LOG, is_complete, noises_of, read, read_config
+from zeroloss.runs.folder import CONFIG, LOG, is_complete, noises_of, read
 
 
 class Run(NamedTuple):
@@ -66,8 +66,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         group = results.children.get(noise)
         if group is not None and "verdict" in group.attrs:
             verdicts[noise] = str(group.attrs["verdict"])
-    complete = is_complete(results) and not (folder / CHECKPOINT).is_dir()
-    return Run(folder, config, results, verdicts, complete)
+    return Run(folder, config, results, verdicts, is_complete(folder, results))
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -86,17 +85,16 @@ def find_runs(folder: Path) -> list[Path]:
 def summary(path: Path) -> dict[str, str]:
     """A run in a line: its command, problem, noises and status; what is wrong with it where it is damaged."""
     try:
-        config = read_config(path)
-        status = open_run(path).status
+        run = open_run(path)
     except RunError as error:
         return {"run": str(path), "command": "", "problem": "", "noise": "", "status": f"damaged: {error}"}
-    noises = config.get("noise")
+    noises = run.config.get("noise")
     return {
         "run": str(path),
-        "command": str(config.get("command", "")),
-        "problem": str(config.get("problem", "")),
+        "command": str(run.config.get("command", "")),
+        "problem": str(run.config.get("problem", "")),
         "noise": ", ".join(map(str, noises)) if isinstance(noises, list) else "",
-        "status": status,
+        "status": run.status,
     }
 
 
