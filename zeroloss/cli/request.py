@@ -158,7 +158,8 @@ def _request(
     if problems.is_own(problem):
         problem = problems.resolved(problem)
     options = own | _options(problem, width, examples, option, seed)
-    return Request(problem, noise, options, _strengths(rate, sigma, batch), seed, quiet or as_json, as_json)
+    strengths = DEFAULT_STRENGTHS | problems.strengths_from(rate, sigma, float(batch))
+    return Request(problem, noise, options, strengths, seed, quiet or as_json, as_json)
 
 
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
@@ -210,9 +211,3 @@ def _literal(text: str) -> Any:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except ValueError:
         return text
-
-
-def _strengths(rate: float, sigma: float | None, batch: int) -> dict[str, float]:
-    rates = {"dropout": rate, "dropconnect": rate}
-    given = {} if sigma is None else dict.fromkeys(set(DEFAULT_STRENGTHS) - {*rates, "minibatch"}, sigma)
-    return DEFAULT_STRENGTHS | rates | {"minibatch": float(batch)} | given

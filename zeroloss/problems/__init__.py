@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from zeroloss.errors import InputError
-from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, check_options, parse_noise
+from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, check_options, parse_noise, strengths_from
 from zeroloss.problems.digits import digits
 from zeroloss.problems.ellipse import ellipse
 from zeroloss.problems.hyperbola import hyperbola
@@ -49,6 +49,7 @@ __all__ = [
     "resolved",
     "source",
     "sparse_regression",
+    "strengths_from",
     "table",
     "write_template",
 ]

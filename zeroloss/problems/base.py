@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, PyTree
@@ -37,6 +37,16 @@ DEFAULT_STRENGTHS = {
     "minibatch": 32.0,
 }
 """The rate, sigma or size of a noise whose strength is not given."""
+
+
+_RATES, _SIZES = ("dropout", "dropconnect"), ("minibatch",)
+
+
+def strengths_from(rate: Any = None, sigma: Any = None, batch: Any = None) -> dict[str, Any]:
+    """Strengths by noise: `rate` of those that have one, `batch` of minibatches, `sigma` of all others."""
+    others = set(DEFAULT_STRENGTHS) - {*_RATES, *_SIZES}
+    given = ((sorted(others), sigma), (_RATES, rate), (_SIZES, batch))
+    return {name: value for names, value in given if value is not None for name in names}
 
 
 class Problem(NamedTuple):

@@ -1,5 +1,6 @@
 """Runs on disk: what they compute, the folder they live in, doing them, and looking at them."""
 
+from zeroloss.runs.cluster import dask_executor
 from zeroloss.runs.config import (
     CompareConfig,
     Config,
@@ -19,10 +20,14 @@ from zeroloss.runs.folder import (
     read,
     write_results,
 )
+from zeroloss.runs.grid import SweepConfig, sweep_config
 from zeroloss.runs.jobs import configuration, digest_of_source, resume, start
 from zeroloss.runs.opened import Run, export_csv, export_netcdf, find_runs, open_run, summary
+from zeroloss.runs.rows import ends, rows
+from zeroloss.runs.sweep import Cell, cells_of, collect, resume_sweep, sweep
 
 __all__ = [
+    "Cell",
     "CompareConfig",
     "Config",
     "DescendConfig",
@@ -30,11 +35,16 @@ __all__ = [
     "PredictConfig",
     "Run",
     "StudyConfig",
+    "SweepConfig",
+    "cells_of",
     "check_free",
+    "collect",
     "config_from",
     "configuration",
     "create",
+    "dask_executor",
     "digest_of_source",
+    "ends",
     "export_csv",
     "export_netcdf",
     "find_runs",
@@ -45,7 +55,11 @@ __all__ = [
     "open_run",
     "read",
     "resume",
+    "resume_sweep",
+    "rows",
     "start",
     "summary",
+    "sweep",
+    "sweep_config",
     "write_results",
 ]

@@ -1,7 +1,7 @@
 """What a run computes: everything needed to repeat it, checked field by field."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 from zeroloss.errors import InputError
 
 _LARGEST = 2**63 - 1
+_Model = TypeVar("_Model", bound=pydantic.BaseModel)
 
 
 class _Config(pydantic.BaseModel):
@@ -97,19 +98,24 @@ _COMMANDS: dict[str, type[Config]] = {
 
 
 def config_from(values: Mapping[str, Any]) -> Config:
-    """The config with these values. Raises `InputError`, naming every field that is wrong, and its value."""
+    """The config of its command with these values; `InputError` as `validated`, and for a command unknown."""
     command = values.get("command")
     if not isinstance(command, str) or command not in _COMMANDS:
         raise InputError(f"unknown command {command!r}. Known: {', '.join(_COMMANDS)}.")
+    return validated(_COMMANDS[command], values)
+
+
+def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """A config with these values. Raises `InputError`, naming every field that is wrong, and its value."""
     try:
-        return _COMMANDS[command].model_validate(dict(values))
+        return model.model_validate(dict(values))
     except pydantic.ValidationError as error:
         wrong = [
             f"{'.'.join(map(str, each['loc']))}: {each['msg'][:1].lower()}{each['msg'][1:]}, "
             f"got {_short(each['input'])}"
             for each in error.errors(include_url=False)
         ]
-        raise InputError(f"{command}: {'; '.join(wrong)}.") from None
+        raise InputError(f"{values.get('command', 'sweep')}: {'; '.join(wrong)}.") from None
 
 
 def _short(value: object) -> str:

@@ -6,6 +6,7 @@ timings.json    how long it took: the only thing that another run of the same co
 log.jsonl       what happened when, a line each
 checkpoint/     the state of what is being computed, until that is complete
 figures/, report.html
+cells/          of a sweep: the folders of its runs
 """
 
 import contextlib
@@ -27,11 +28,11 @@ from zeroloss.errors import RunError
 from zeroloss.files import PART, replacing, settle, unwritable
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
-CHECKPOINT, FIGURES, REPORT = "checkpoint", "figures", "report.html"
+CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "cells"
 VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
-_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, CHECKPOINT, FIGURES)
+_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, CHECKPOINT, FIGURES, CELLS)
 _OLD = RESULTS + ".old"  # while new results take its place
 _PREVIOUS = ".previous"
 _COMPLETE = "complete"
@@ -46,7 +47,7 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file; a run needs a folder.")
-    if not folder.exists() or not any(each.name != LOCK for each in folder.iterdir()):
+    if not folder.exists() or all(_is_nothing(each) for each in folder.iterdir()):
         return
     if not (folder / CONFIG).is_file():
         raise RunError(
@@ -102,13 +103,11 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
     `Comparison.rows()`. Each noise has a group of its own with `limit` and `training_0`.
     """
     rows = {name: comparison.rows()[0] for name, comparison in comparisons.items()}
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    names = dict.fromkeys(name for row in rows.values() for name in row)
     table = {
-        column: ("noise", _column([row.get(column) for row in rows.values()]))
-        for column in columns
-        if column != "noise"
+        name: ("noise", column([row.get(name) for row in rows.values()])) for name in names if name != "noise"
     }
-    table["verdict"] = ("noise", _column([str(each.regime) for each in comparisons.values()]))
+    table["verdict"] = ("noise", column([str(each.regime) for each in comparisons.values()]))
     root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=object))})
     return xr.DataTree(
         root, children={name: comparison.to_xarray() for name, comparison in comparisons.items()}
@@ -141,7 +140,7 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
     """
     results = results.copy()
     table = results.to_dataset()
-    measured = [str(name) for name in table.data_vars if _is_timing(str(name))]
+    measured = [str(name) for name in table.data_vars if is_timing(str(name))]
     timings = {
         noise: {name: float(table[name].values[index]) for name in measured}
         for index, noise in enumerate(noises_of(results))
@@ -268,7 +267,30 @@ def log(folder: Path, event: str, **facts: Any) -> None:
         raise unwritable(folder / LOG, error) from error
 
 
-def _is_timing(name: str) -> bool:
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What `log.jsonl` says; lines that were not written to their end are left out."""
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            found.append(event)
+    return found
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether a file is no more than a trace of a process that ended before it had written anything."""
+    return path.name == LOCK or path.name == CONFIG + PART
+
+
+def is_timing(name: str) -> bool:
+    """Whether what is called so is how long something took."""
     return name.startswith("seconds_") or name == "ratio"
 
 
@@ -279,8 +301,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    # Missing numbers are NaN and missing words empty, as xarray and zarr have them.
+def column(values: list[Any]) -> np.ndarray:
+    """Numbers or words as an array; missing numbers are NaN and missing words empty, as Zarr has them."""
     if any(isinstance(value, str) for value in values):
         return np.array(["" if value is None else value for value in values], dtype=object)
     return np.array([np.nan if value is None else value for value in values])

@@ -44,6 +44,7 @@ from zeroloss.runs.folder import (
     restore_previous,
     write_results,
 )
+from zeroloss.runs.grid import SWEEP, SweepConfig, sweep_config
 from zeroloss.system import AbstractSystem
 
 Tell = Callable[[str], object]
@@ -91,6 +92,8 @@ def resume(
     is damaged or of other versions.
     """
     config = configuration(folder)
+    if isinstance(config, SweepConfig):
+        raise InputError(f"{folder} holds a sweep; use resume_sweep.")
     _, results = read(folder)
     if is_complete(folder, results):
         return results
@@ -100,13 +103,14 @@ def resume(
         return _logged(config, prepared, folder, tell, progress, every)
 
 
-def configuration(folder: Path) -> Config:
-    """The config of the run in `folder`.
+def configuration(folder: Path) -> Config | SweepConfig:
+    """The config of the run, or of the sweep, in `folder`.
 
     Raises `RunError` where there is none, and `InputError` where it is wrong.
     """
     values = read_config(folder)
-    return config_from({name: value for name, value in values.items() if name not in (VERSIONS, DESCRIPTION)})
+    values = {name: value for name, value in values.items() if name not in (VERSIONS, DESCRIPTION)}
+    return sweep_config(values) if values.get("command") == SWEEP else config_from(values)
 
 
 def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,5 @@
 """A run from disk, to look at from Python."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import xarray as xr
 
 from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.files import PART, replacing, unwritable
-from zeroloss.runs.folder import CONFIG, LOG, is_complete, noises_of, read
+from zeroloss.runs.folder import CONFIG, events, is_complete, noises_of, read
 
 
 class Run(NamedTuple):
@@ -39,19 +38,7 @@ class Run(NamedTuple):
     @property
     def log(self) -> list[dict[str, Any]]:
         """What happened when; lines that were not written to their end are left out."""
-        try:
-            lines = (self.path / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        events = []
-        for line in lines:
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
-        return events
+        return events(self.path)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -1,0 +1,61 @@
+"""What a run found in numbers, a row for each noise."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from zeroloss.runs.folder import noises_of
+
+_LEFT_OUT = ("hessian_trace_error",)
+_FIRST = {"loss": 0, "noisy_loss": 1, "regularizer": 2, "hessian_trace": 3}
+
+
+def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
+    """A row for each noise that there are results of, of numbers and words that JSON can hold.
+
+    Of a comparison the columns of `Comparison.rows()`; of a study what it measured; of paths where each
+    quantity starts, where it ends, and the standard error of that over replicas.
+    """
+    names = [name for name in noises_of(results) if command == "compare" or name in results.children]
+    if command == "compare":
+        table = results.to_dataset()
+        return [
+            {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
+            for index in range(len(names))
+        ]
+    groups = {name: results.children[name].to_dataset(inherit=False) for name in names}
+    if command == "study":
+        return [
+            {"noise": name, **{k: _plain(v) for k, v in each.attrs.items()}} for name, each in groups.items()
+        ]
+    return [
+        {
+            "noise": name,
+            "time": float(each["time"].values[-1]),
+            "unit": each["time"].attrs.get("units", ""),
+            **{
+                f"{quantity}_{where}": value
+                for quantity, measured in ends(each).items()
+                for where, value in zip(("start", "end", "error"), measured, strict=True)
+            },
+        }
+        for name, each in groups.items()
+    ]
+
+
+def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
+    """Of every quantity measured its start, its end, and the standard error of that over replicas."""
+    found = {}
+    for name, values in path.data_vars.items():
+        where = str(name)
+        if where.startswith(("params", "uncertainty_")) or where in _LEFT_OUT:
+            continue
+        at = values.values.reshape(-1, path.sizes["time"])
+        error = float(at[:, -1].std(ddof=1) / np.sqrt(len(at))) if len(at) > 1 else None
+        found[where] = (float(at[:, 0].mean()), float(at[:, -1].mean()), error)
+    return {name: found[name] for name in sorted(found, key=lambda name: _FIRST.get(name, len(_FIRST)))}
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

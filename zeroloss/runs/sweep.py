@@ -1,0 +1,299 @@
+"""A grid of runs, each in a folder of its own, several at a time.
+
+The folder of a sweep is a run itself: `config.json` holds the grid, `results.zarr` what all cells found in
+numbers, along the axes of the grid, and `cells/` their folders.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError, Executor, Future, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import xarray as xr
+from pydantic import JsonValue
+
+from zeroloss import problems
+from zeroloss.checkpoint import alone_in
+from zeroloss.errors import Interrupted, RunError, ZerolossError
+from zeroloss.problems import parse_noise
+from zeroloss.progress import progress_bar
+from zeroloss.runs.cluster import dask_executor
+from zeroloss.runs.config import config_from
+from zeroloss.runs.folder import (
+    CELLS,
+    CONFIG,
+    check_free,
+    column,
+    create,
+    events,
+    is_timing,
+    log,
+    write_results,
+)
+from zeroloss.runs.grid import SweepConfig
+from zeroloss.runs.jobs import Tell, resume, start
+from zeroloss.runs.opened import open_run
+from zeroloss.runs.rows import rows
+
+COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
+_LONGEST_REASON = 1000
+
+
+class Cell(NamedTuple):
+    """One run of a sweep: its place on the axes, its folder, and how it stands."""
+
+    place: dict[str, JsonValue]
+    path: Path
+    status: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Its place in words."""
+        return ", ".join(f"{axis}={_word(value)}" for axis, value in self.place.items())
+
+
+def sweep(
+    config: SweepConfig,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    overwrite: bool = False,
+    tell: Tell = lambda _: None,
+    progress: bool = False,
+    every: float = 30.0,
+) -> xr.DataTree:
+    """Do all runs of a grid, each in a folder of its own, and return what they found.
+
+    **Arguments:**
+
+    - `config`: from `sweep_config`; `folder`: for the sweep, seen by all who compute.
+    - `executor`: any of `concurrent.futures`, or from `dask_executor`; by default one of the latter, with a
+      worker process for each core.
+    - `overwrite`: whether to replace a sweep that is there already, all its cells with it.
+    - `every`: seconds from one save of a cell's state to the next.
+
+    **Returns:** a tree whose root has the axes of the grid as dimensions, and `noise` where that is none of
+    them: `status`, `reason`, and the numbers of `rows` for each cell.
+
+    A cell that fails is reported with its reason, and does not stop the others. After a crash or a signal
+    `resume_sweep` goes on: cells that are complete are not done again, and one that was interrupted goes on
+    from its checkpoint.
+
+    Raises, before anything is computed, `InputError` for a problem or noise that cannot be made on one of the
+    axes, and `RunError` for a folder that holds something already; `Interrupted` after a signal.
+    """
+    check_free(folder, overwrite=overwrite)
+    _check(config)
+    with alone_in(folder):
+        create(folder, config.model_dump(mode="json"), overwrite=overwrite)
+        log(folder, "started")
+        return _go_on(config, folder, executor, tell, progress, every)
+
+
+def resume_sweep(
+    config: SweepConfig,
+    folder: Path,
+    *,
+    executor: Executor | None = None,
+    tell: Tell = lambda _: None,
+    progress: bool = False,
+    every: float = 30.0,
+) -> xr.DataTree:
+    """Go on with the sweep in `folder`: with cells that were interrupted, failed, or not begun."""
+    with alone_in(folder):
+        log(folder, "resumed")
+        return _go_on(config, folder, executor, tell, progress, every)
+
+
+def cells_of(config: SweepConfig, folder: Path) -> list[Cell]:
+    """All cells of the sweep in `folder`, and how each stands."""
+    reasons = _reasons(folder)
+    return [_look(index, place, folder, reasons) for index, place in enumerate(config.places())]
+
+
+def collect(config: SweepConfig, folder: Path) -> xr.DataTree:
+    """What the cells of a sweep have found up to now, as `sweep` returns it."""
+    cells = cells_of(config, folder)
+    noises = config.grid.get("noise") or config.cell["noise"]
+    assert isinstance(noises, list | tuple)
+    own = {} if "noise" in config.grid else {"noise": column(list(noises))}
+    axes, shape = [*config.grid, *own], (*config.shape, *map(len, own.values()))
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        of: dict[Any, dict[str, Any]] = {}
+        if cell.status == COMPLETE:
+            made = rows(str(config.cell["command"]), open_run(cell.path).results)
+            of = {row["noise"]: row for row in made}
+        found += [of.get(noise, {}) for noise in ([cell.place["noise"]] if not own else noises)]
+    stands = {
+        "status": [cell.status for cell in cells],
+        "reason": [cell.reason for cell in cells],
+        "folder": [cell.path.relative_to(folder).as_posix() for cell in cells],
+    }
+    data: dict[str, Any] = {
+        name: (list(config.grid), column(values).reshape(config.shape)) for name, values in stands.items()
+    }
+    for name in dict.fromkeys(name for row in found for name in row):
+        if name != "noise" and not is_timing(name):
+            values = column([row.get(name) for row in found]).reshape(shape)
+            data[f"{name}_of_run" if name in (*axes, *data) else name] = (axes, values)
+    coordinates = {name: _coordinate(values) for name, values in config.grid.items()} | own
+    return xr.DataTree(xr.Dataset(data, {name: (name, values) for name, values in coordinates.items()}))
+
+
+def compute_cell(path: str, values: Mapping[str, Any], every: float) -> str:
+    """Do one cell, or go on with it, in whatever process this is. Returns why it failed, or nothing."""
+    jax.config.update("jax_enable_x64", True)
+    folder = Path(path)
+    try:
+        if not (folder.parent.parent / CONFIG).is_file():
+            raise RunError(f"{folder.parent.parent} is not there: who computes must see the sweep's folder.")
+        if (folder / CONFIG).is_file():
+            resume(folder, every=every)
+        else:
+            start(config_from(values), folder, every=every)
+    except ZerolossError as error:
+        return str(error)
+    except Exception as error:  # what a problem of the user's own raises
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} in {last.name}, line {last.lineno} of {last.filename}: {error}"
+    return ""
+
+
+def _check(config: SweepConfig) -> None:
+    """Make every problem and noise once that is on one of the axes, with the first value of all others."""
+    first = next(config.places())
+    for axis, values in config.grid.items():
+        for value in values:
+            cell = config.cell_at({**first, axis: value})
+            problem = problems.load(cell.problem, **cell.options)
+            for noise in cell.noise:
+                parse_noise(problem, noise, cell.strengths)
+
+
+def _go_on(
+    config: SweepConfig, folder: Path, executor: Executor | None, tell: Tell, progress: bool, every: float
+) -> xr.DataTree:
+    folder = folder.resolve()
+    cells = cells_of(config, folder)
+    left = [cell for cell in cells if cell.status != COMPLETE]
+    stopped = None
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_terminable())
+            if left:
+                used = stack.enter_context(dask_executor(tell=tell)) if executor is None else executor
+                _compute(config, folder, left, len(cells), used, tell, progress, every)
+    except KeyboardInterrupt as stop:
+        stopped = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
+    results = collect(config, folder)
+    done = int(np.sum(results.to_dataset()["status"].values == COMPLETE))
+    write_results(folder, results, complete=done == len(cells))
+    if stopped is not None:
+        log(folder, "stopped", cells=done)
+        raise Interrupted(
+            f"{done} of {len(cells)} cells are complete, and what the others had done {every:g} s before is "
+            f"saved. To go on: zeroloss resume {folder}",
+            stopped,
+        )
+    log(folder, "finished" if done == len(cells) else "failed", cells=done)
+    return results
+
+
+def _compute(
+    config: SweepConfig,
+    folder: Path,
+    left: list[Cell],
+    total: int,
+    executor: Executor,
+    tell: Tell,
+    progress: bool,
+    every: float,
+) -> None:
+    futures: dict[Future[str], Cell] = {}
+    with progress_bar(f"{total} cells", total, progress) as tick:
+        tick(total - len(left))
+        try:
+            for cell in left:
+                values = config.cell_at(cell.place).model_dump(mode="json")
+                futures[executor.submit(compute_cell, str(cell.path), values, every)] = cell
+            for done, future in enumerate(as_completed(futures), start=1):
+                cell, reason = futures[future], _reason(future)
+                if reason:
+                    tell(f"[red]{cell.name}[/red] failed: {reason}")
+                    log(folder, "cell failed", cell=cell.path.name, reason=reason)
+                else:
+                    log(folder, "cell complete", cell=cell.path.name)
+                tick(total - len(left) + done)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _reason(future: Future[str]) -> str:
+    """Why a cell failed, or nothing."""
+    try:
+        return future.result()[:_LONGEST_REASON]
+    except CancelledError:
+        return "it was cancelled"
+    except Exception as error:  # the process that computed it is gone
+        return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+
+
+def _look(index: int, place: dict[str, JsonValue], folder: Path, reasons: Mapping[str, str]) -> Cell:
+    path = folder / CELLS / f"{index:05d}"
+    status, reason = WAITING, reasons.get(path.name, "")
+    if (path / CONFIG).is_file():
+        try:
+            status = COMPLETE if open_run(path).complete else UNFINISHED
+        except RunError as error:
+            status, reason = UNFINISHED, str(error)
+    if status != COMPLETE and path.name in reasons:
+        status = FAILED
+    return Cell(place, path, status, "" if status == COMPLETE else reason)
+
+
+def _reasons(folder: Path) -> dict[str, str]:
+    """Why cells failed since the sweep was last begun or resumed."""
+    reasons: dict[str, str] = {}
+    for event in events(folder):
+        if event["event"] in ("started", "resumed"):
+            reasons.clear()
+        elif event["event"] == "cell failed":
+            reasons[str(event.get("cell"))] = str(event.get("reason"))
+    return reasons
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Take SIGTERM as what Ctrl-C is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: object) -> None:
+        raise Interrupted("stopped", number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _coordinate(values: tuple[JsonValue, ...]) -> np.ndarray:
+    numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
+    return np.array(numbers) if len(numbers) == len(values) else column([_word(each) for each in values])
+
+
+def _word(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
