@@ -12,8 +12,10 @@ from zeroloss.report.figures import PORTRAIT
 from zeroloss.report.markup import Page, asset, text
 from zeroloss.report.notation import greek
 from zeroloss.report.plots import description, legend_entries, plot
+from zeroloss.report.scenes import scenes
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, time_axis, windows
-from zeroloss.report.words import table, verdict
+from zeroloss.report.words import headline, table, verdict
+from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
 
 _QUESTION = (
     "What does the noise in a training recipe do once the loss is zero: where does training drift, how fast, "
@@ -32,8 +34,14 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
     """The page of a comparison whose PNG figures are in the folder `figures`."""
     rows, shown = table_rows(results), panels(results)
     strengths = config.get("strengths") or {}
-    drawn, specifications = _figures(rows, shown)
+    board, noises = markup.Board(), [row["noise"] for row in rows]
+    drawn = [
+        scenes(noises, results, board, (SET, FUNCTION)),
+        _figures(rows, shown, board),
+        scenes(noises, results, board, (SPECTRUM,)),
+    ]
     body = Template(asset("comparison.html")).substitute(
+        headline=text(headline(rows, [time_axis(row) for row in rows], strengths)),
         portrait=_portrait(config, figures),
         verdicts="\n".join(
             markup.card(
@@ -44,12 +52,13 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
             )
             for row in rows
         ),
-        table=markup.table([row["noise"] for row in rows], table(rows)),
-        figures=drawn,
+        table=markup.table(noises, table(rows)),
+        clock=markup.clock(board),
+        figures="\n".join(drawn),
         stochastic=_STOCHASTIC if any(row.get("stochastic") for row in rows) else "",
     )
     title = text(config.get("problem", "a run"))
-    return Page(title, "what noise does at zero loss", _QUESTION, _setup(config, rows), body, specifications)
+    return Page(title, "what noise does at zero loss", _QUESTION, _setup(config, rows), body, board.figures)
 
 
 def _setup(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
@@ -71,18 +80,19 @@ def _portrait(config: Mapping[str, Any], figures: Path) -> str:
     return markup.picture(path.read_bytes(), f"Where training and limit go on the zero-loss set of {problem}")
 
 
-def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]]) -> tuple[str, list[dict[str, Any]]]:
+def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: markup.Board) -> str:
     regimes = {row["noise"]: _regime(row) for row in rows}
-    sections, specifications = [], []
+    sections = []
     for quantity in shown.values():
-        drawn = []
-        for panel, limits in zip(quantity, windows(quantity), strict=True):
-            weak = regimes[panel.noise] + _unit(panel)
-            drawn.append(markup.panel(len(specifications), panel.noise, weak, description(panel)))
-            specifications.append(plot(panel, limits))
+        drawn = [
+            board.panel(
+                panel.noise, regimes[panel.noise] + _unit(panel), description(panel), plot(panel, limits)
+            )
+            for panel, limits in zip(quantity, windows(quantity), strict=True)
+        ]
         label = next((panel.label for panel in quantity if panel.axis.slow), quantity[0].label)
         sections.append(markup.section(label[:1].upper() + label[1:], legend_entries(quantity), drawn))
-    return "\n".join(sections), specifications
+    return "\n".join(sections)
 
 
 def _regime(row: _Row) -> str:

@@ -16,7 +16,7 @@ class Page(NamedTuple):
     - `title`: what was run; `subtitle` and `question`: what for.
     - `setup`: one line on how.
     - `body`: everything between the header and the configuration.
-    - `panels`: interactive figures for Plotly, in the order of the elements that `panel` made.
+    - `panels`: the figures of a `Board`.
     """
 
     title: str
@@ -83,12 +83,44 @@ def legend(entries: Iterable[Entry]) -> str:
     return f'<div class="legend" role="group" aria-label="Show or hide">{buttons}</div>'
 
 
-def panel(index: int, strong: str, weak: str, description: str) -> str:
-    """The place of the interactive figure number `index`, with a caption, and words for who cannot see it."""
-    return (
-        f"<figure><figcaption><b>{text(strong)}</b> {text(weak)}</figcaption>"
-        f'<div class="plot" id="panel-{index}" role="img" aria-label="{text(description)}"></div></figure>'
+class Board:
+    """Collects the interactive figures of a page; `figures` are what Plotly and `page.js` draw."""
+
+    def __init__(self) -> None:
+        self.figures: list[dict[str, Any]] = []
+
+    def panel(self, strong: str, weak: str, description: str, figure: dict[str, Any]) -> str:
+        """The place of a figure, with a caption, and words for who cannot see it.
+
+        A figure with `frames` gets a slider.
+        """
+        index = len(self.figures)
+        self.figures.append(figure)
+        slider = ""
+        if "frames" in figure:
+            labels = figure["frames"]["labels"]
+            slider = (
+                f'<label class="slider"><span>along the flow: <output>{text(labels[0])}</output></span>'
+                f'<input type="range" min="0" max="{len(labels) - 1}" value="0" '
+                f'aria-valuetext="{text(labels[0])}"></label>'
+            )
+        height = figure["layout"]["height"]
+        return (
+            f"<figure><figcaption><b>{text(strong)}</b> {text(weak)}</figcaption>"
+            f'<div class="plot" style="height: {height}px" id="panel-{index}" role="img" '
+            f'aria-label="{text(description)}"></div>{slider}</figure>'
+        )
+
+
+def clock(board: Board) -> str:
+    """The choice between slow time and training steps, where there is any."""
+    if not any("steps_per_unit" in each for each in board.figures):
+        return ""
+    choices = "".join(
+        f'<label><input type="radio" name="clock" value="{value}"{checked}> {words}</label>'
+        for value, checked, words in (("slow", " checked", "slow time t"), ("steps", "", "training steps k"))
     )
+    return f'<fieldset class="clock"><legend>Drawn over</legend>{choices}</fieldset>'
 
 
 def section(heading: str, entries: Iterable[Entry], panels: Iterable[str]) -> str:

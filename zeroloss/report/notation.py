@@ -24,6 +24,15 @@ def number(value: float, digits: int = 3) -> str:
     return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_SUPERSCRIPTS)}"
 
 
+def steps_in_words(steps: float) -> str:
+    """A number of training steps, as people say it."""
+    for unit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
+        if steps >= 0.9995 * unit:
+            return f"{steps / unit:.3g}\u00a0{word}"
+    digits = max(0, math.floor(math.log10(steps)) - 2) if steps >= 1 else 0
+    return f"{round(steps, -digits):,.0f}" if steps >= 10 else f"{steps:.2g}"
+
+
 def interval(value: float, half_width: float) -> str:
     """A measured number and the half width of its interval, to as many digits as that has meaning."""
     if not (math.isfinite(half_width) and half_width > 0):

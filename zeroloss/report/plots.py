@@ -28,15 +28,12 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
         wide, narrow = _between(reference, 0, 3), _between(reference, 1, 2)
         data += [wide | _role("limit-wide", "limit-spread"), narrow | _role("limit-narrow", "limit-spread")]
     if reference.error is not None:
-        data.append(
-            _between_values(reference.x, reference.low, reference.high) | _role("limit-band", "limit")
-        )
+        data.append(band(reference.x, reference.low, reference.high) | _role("limit-band", "limit"))
     if training.error is not None:
-        band = _between_values(training.x, training.low, training.high)
-        data.append(band | _role("band", "training"))
+        data.append(band(training.x, training.low, training.high) | _role("band", "training"))
     if training.quantiles is not None:
         data += [
-            {"x": _plain(training.x), "y": _plain(each), "hoverinfo": "skip"}
+            {"x": plain(training.x), "y": plain(each), "hoverinfo": "skip"}
             | _role("quantile-wide" if index in (0, 3) else "quantile-narrow", "training-spread")
             for index, each in enumerate(training.quantiles)
         ]
@@ -68,7 +65,10 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
         "annotations": _annotations(panel, limits),
         "shapes": _shapes(panel),
     }
-    return {"data": data, "layout": layout}
+    figure = {"data": data, "layout": layout}
+    if panel.axis.slow:
+        figure["steps_per_unit"] = panel.axis.steps_per_unit
+    return figure
 
 
 def reference_role(panel: Panel) -> str:
@@ -123,11 +123,11 @@ def _line(curve: Curve, word: str, at: str, steps_per_unit: float) -> dict[str, 
     if curve.quantiles is not None:
         template += ", 5\u201395 %: %{customdata[1]:.3~g} to %{customdata[2]:.3~g}"
     steps = np.round(curve.x * steps_per_unit)
-    told = zip(*(_plain(each) for each in (twice, low, high, steps)), strict=True)
+    told = zip(*(plain(each) for each in (twice, low, high, steps)), strict=True)
     return {
         "name": word,
-        "x": _plain(curve.x),
-        "y": _plain(curve.y),
+        "x": plain(curve.x),
+        "y": plain(curve.y),
         "customdata": [list(each) for each in told],
         "hovertemplate": f"{template}{at}<extra></extra>",
     }
@@ -135,15 +135,16 @@ def _line(curve: Curve, word: str, at: str, steps_per_unit: float) -> dict[str, 
 
 def _between(curve: Curve, lower: int, upper: int) -> dict[str, Any]:
     assert curve.quantiles is not None
-    return _between_values(curve.x, curve.quantiles[lower], curve.quantiles[upper])
+    return band(curve.x, curve.quantiles[lower], curve.quantiles[upper])
 
 
-def _between_values(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
+def band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
+    """What is filled between two curves."""
     kept = np.isfinite(low) & np.isfinite(high)
     x = x[kept]
     return {
-        "x": _plain(np.concatenate([x, x[::-1]])),
-        "y": _plain(np.concatenate([high[kept], low[kept][::-1]])),
+        "x": plain(np.concatenate([x, x[::-1]])),
+        "y": plain(np.concatenate([high[kept], low[kept][::-1]])),
         "fill": "toself",
         "hoverinfo": "skip",
         "line": {"width": 0},
@@ -175,6 +176,6 @@ def _shapes(panel: Panel) -> list[dict[str, Any]]:
     return [{"type": "line", "x0": panel.diverged, "x1": panel.diverged, "yref": "paper", "y0": 0, "y1": 1}]
 
 
-def _plain(values: np.ndarray) -> list[float | None]:
-    # JSON knows no NaN; Plotly leaves a gap for null.
+def plain(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, which knows no NaN; Plotly leaves a gap for null."""
     return [float(value) if np.isfinite(value) else None for value in values]

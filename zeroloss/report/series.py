@@ -10,11 +10,12 @@ from zeroloss.dynamics.regime import slow_time
 from zeroloss.report.labels import quantities
 from zeroloss.report.notation import greek, number
 
-DISTANCE = "distance"
+DISTANCE, LOSS = "distance", "loss"
 
 LEVELS = (0.05, 0.25, 0.75, 0.95)
 """The quantiles that show how wide a stochastic limit is: a wide band and a narrow one."""
 
+_FACTS = ("half_steps", "half_of")
 _ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
 _ROUNDING = 1e-12
@@ -125,7 +126,9 @@ def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
     rows = []
     for index in range(table.sizes["noise"]):
         row = {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
-        row |= _spreads(results.children[row["noise"]], quantities(row))
+        group = results.children[row["noise"]]
+        row |= {name: group.attrs[name] for name in _FACTS if name in group.attrs}
+        row |= _spreads(group, quantities(row))
         rows.append({name: None if _missing(value) else value for name, value in row.items()})
     return rows
 
@@ -152,7 +155,7 @@ def time_axis(row: Mapping[str, Any]) -> Axis:
 def panels(results: xr.DataTree) -> dict[str, list[Panel]]:
     """For each quantity, and last for the distance, a panel for each noise that has it."""
     rows = table_rows(results)
-    labels = measured(rows)
+    labels = measured(rows) | {LOSS: "clean loss"}
     found = {
         quantity: [
             _measured(row, results, quantity, label)
@@ -188,9 +191,9 @@ def windows(shown: Sequence[Panel]) -> list[tuple[float, float]]:
     """An axis for each of the panels of one quantity.
 
     They share it, for the quantity starts from the same value under every noise; only Reg is
-    another function for every noise.
+    another function for every noise, and the loss as large as the noise makes it.
     """
-    if shown[0].quantity == "regularizer":
+    if shown[0].quantity in ("regularizer", LOSS):
         return [window([panel]) for panel in shown]
     return [window(shown)] * len(shown)
 

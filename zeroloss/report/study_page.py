@@ -23,7 +23,8 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     """The page of a study."""
     found = studies(config, results)
     strengths = config.get("strengths") or {}
-    drawn, specifications = _figures(found)
+    board = markup.Board()
+    drawn = _figures(found, board)
     body = Template(asset("study.html")).substitute(
         verdicts="\n".join(
             markup.card(study.noise, study.regime, findings(study, strengths), greek(study.verdict))
@@ -35,7 +36,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         choices="\n".join(_choices(study) for study in found),
     )
     title = text(config.get("problem", "a run"))
-    return Page(title, "time scales and limits", _QUESTION, _setup(config, found), body, specifications)
+    return Page(title, "time scales and limits", _QUESTION, _setup(config, found), body, board.figures)
 
 
 def _setup(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
@@ -58,8 +59,8 @@ def _choices(study: Measured) -> str:
     return f'<h3>{text(study.noise)}</h3><ul class="choices">{items}</ul>'
 
 
-def _figures(found: Sequence[Measured]) -> tuple[str, list[dict[str, Any]]]:
-    sections, specifications = [], []
+def _figures(found: Sequence[Measured], board: markup.Board) -> str:
+    sections = []
     for study in found:
         if not study.ladders:
             continue
@@ -71,7 +72,6 @@ def _figures(found: Sequence[Measured]) -> tuple[str, list[dict[str, Any]]]:
             for ladder in study.ladders:
                 said = description(ladder, quantity)
                 weak = f"against {ladder.axis}" + (f"; {order_in_words(ladder)}" if quantity == "gap" else "")
-                drawn.append(markup.panel(len(specifications), study.noise, weak, said))
-                specifications.append(draw(ladder))
+                drawn.append(board.panel(study.noise, weak, said, draw(ladder)))
             sections.append(markup.section(f"{study.noise}: {heading}", entries, drawn))
-    return "\n".join(sections), specifications
+    return "\n".join(sections)

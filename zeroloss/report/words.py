@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zeroloss.report.labels import are_many, noise_in_words, sentence_start
-from zeroloss.report.notation import MISSING, greek, interval, number, percent
+from zeroloss.report.notation import MISSING, greek, interval, number, percent, steps_in_words
 from zeroloss.report.series import Axis, measured
 
 _STILL = 1e-6  # what changed by less, relative to itself, did not change
@@ -22,6 +22,37 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
             f"the last save before, at step {_count(row['steps'])}."
         )
     return sentences
+
+
+def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths: Mapping[str, Any]) -> str:
+    """What all noises of a comparison do, and how long it takes, in a sentence each."""
+    said = []
+    for row, axis in zip(rows, axes, strict=True):
+        noise = sentence_start(noise_in_words(row["noise"], strengths))
+        plural = are_many(row["noise"])
+        if not axis.slow:
+            said.append(f"{noise} {'do' if plural else 'does'} nothing at zero loss.")
+            continue
+        scale = "fast" if row["regime"] == "non-degenerate" else "slow"
+        if row.get("stochastic"):
+            unit = steps_in_words(axis.steps_per_unit)
+            said.append(
+                f"{noise} {'spread' if plural else 'spreads'} training over the zero-loss set on the {scale} "
+                f"scale, of {unit} steps."
+            )
+            continue
+        text = f"{noise} {'drift' if plural else 'drifts'} on the {scale} scale"
+        if row.get("half_steps") is None:
+            text += f", of {steps_in_words(axis.steps_per_unit)} steps"
+        elif row.get("half_of") == "regularizer":
+            own = "their" if plural else "its"
+            text += f": half of {own} regularization happens in {steps_in_words(row['half_steps'])} steps"
+        else:
+            of = {"hessian_trace": "trace of the Hessian"}.get(row["half_of"], row["half_of"])
+            own = "they do" if plural else "it does"
+            text += f": half of what {own} to the {of} takes {steps_in_words(row['half_steps'])} steps"
+        said.append(f"{text}.")
+    return " ".join(said)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -42,6 +73,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     add("verdict", "{}", "regime")
     scales = [row.get("time_scale") for row in rows]
     lines.append(("drifts in steps", [greek(each) if each else "never" for each in scales]))
+    if any(row.get("half_steps") is not None for row in rows):
+        halves = [row.get("half_steps") for row in rows]
+        lines.append(("half of it done after", [MISSING if n is None else steps_in_words(n) for n in halves]))
     add("training steps", "{:,.0f}", "steps")
     if any(row.get("diverged_at") is not None for row in rows):
         add("diverged at step", "{:,.0f}", "diverged_at")

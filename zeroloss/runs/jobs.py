@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from zeroloss import problems
 from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in
-from zeroloss.dynamics import classify, compare, descend, limit, predict, study
+from zeroloss.dynamics import Path, classify, compare, descend, how_long, limit, predict, study
 from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
@@ -45,6 +45,7 @@ from zeroloss.runs.folder import (
     write_results,
 )
 from zeroloss.runs.grid import SWEEP, SweepConfig, sweep_config
+from zeroloss.runs.views import views
 from zeroloss.system import AbstractSystem
 
 Tell = Callable[[str], object]
@@ -52,7 +53,7 @@ Tell = Callable[[str], object]
 
 def start(
     config: Config,
-    folder: Path | None = None,
+    folder: FilePath | None = None,
     *,
     overwrite: bool = False,
     tell: Tell = lambda _: None,
@@ -83,7 +84,7 @@ def start(
 
 
 def resume(
-    folder: Path, *, tell: Tell = lambda _: None, progress: bool = False, every: float = 30.0
+    folder: FilePath, *, tell: Tell = lambda _: None, progress: bool = False, every: float = 30.0
 ) -> xr.DataTree:
     """Go on with the run in `folder` where it was stopped, and return the results.
 
@@ -103,7 +104,7 @@ def resume(
         return _logged(config, prepared, folder, tell, progress, every)
 
 
-def configuration(folder: Path) -> Config | SweepConfig:
+def configuration(folder: FilePath) -> Config | SweepConfig:
     """The config of the run, or of the sweep, in `folder`.
 
     Raises `RunError` where there is none, and `InputError` where it is wrong.
@@ -160,7 +161,7 @@ def _prepared(config: Config) -> _Prepared:
 
 
 def _logged(
-    config: Config, prepared: _Prepared, folder: Path, tell: Tell, progress: bool, every: float
+    config: Config, prepared: _Prepared, folder: FilePath, tell: Tell, progress: bool, every: float
 ) -> xr.DataTree:
     try:
         checkpoint = Checkpoint(folder / CHECKPOINT, every=every, published=_publisher(config, folder))
@@ -181,7 +182,7 @@ def _logged(
     return results
 
 
-def _publisher(config: Config, folder: Path) -> Callable[[str, Any], None]:
+def _publisher(config: Config, folder: FilePath) -> Callable[[str, Any], None]:
     """What adds to the results, while they are computed, where the paths have got to."""
     written: dict[str, int] = {}
 
@@ -199,13 +200,15 @@ def _publisher(config: Config, folder: Path) -> Callable[[str, Any], None]:
 def _compute(
     config: Config,
     prepared: _Prepared,
-    folder: Path | None,
+    folder: FilePath | None,
     checkpoint: Checkpoint,
     tell: Tell,
     progress: bool,
 ) -> xr.DataTree:
     job = _JOBS[type(config)](config, prepared, progress)
     done: dict[str, Any] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    seen: dict[str, dict[str, xr.Dataset]] = {}
     results = xr.DataTree()
     with checkpoint.open():
         for index, (name, system) in enumerate(prepared.systems.items()):
@@ -216,7 +219,13 @@ def _compute(
                 system, key, checkpoint / f"noise_{index}", len(prepared.systems) - index
             )
             tell(f"  {job.words(done[name])}{time.perf_counter() - began:.0f} s")
+            facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
+            seen[name] = views(prepared.problem, system, job.paths(done[name]))
             results = job.gather(done)
+            for noise, datasets in seen.items():
+                for view, dataset in datasets.items():
+                    results[noise][view] = xr.DataTree(dataset)
+                results[noise].attrs.update(facts[noise])
             if folder is not None:
                 write_results(folder, results, complete=len(done) == len(prepared.systems))
                 log(folder, "computed", noise=name)
@@ -240,6 +249,14 @@ class _AbstractJob:
     def words(self, result: Any) -> str:
         """What to say of it in a line."""
         return ""
+
+    def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+        """What else to keep about it, as attributes of its group."""
+        return {}
+
+    def paths(self, result: Any) -> dict[str, Path]:
+        """The paths in it that a page shows, by name."""
+        return {"path": result}
 
     @property
     def _watching(self) -> dict[str, Any]:
@@ -267,6 +284,26 @@ class _Compare(_AbstractJob):
     def words(self, result: Any) -> str:
         return f"{result.regime}; "
 
+    def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+        """After how many steps half of what the noise will do is done, as `how_long` says it."""
+        if result.regime.time_scale is None or result.regime.stochastic:
+            return {}
+
+        def ask() -> dict[str, Any]:
+            try:
+                found = how_long(system, self.prepared.point, result.trainings[0].step_size)
+            except ZerolossError as error:
+                return {"half_unknown": str(error)}
+            return {"half_steps": found.steps, "half_of": found.quantity, "half_end": found.end}
+
+        return checkpoint.once("half", ask)
+
+    def paths(self, result: Any) -> dict[str, Path]:
+        training = result.trainings[0]
+        predicted = {} if training.prediction is None else {"prediction": training.prediction.path}
+        trained = {} if training.diverged_at is not None else {"training": training.path}
+        return {"limit": result.limit} | predicted | trained
+
 
 class _Study(_AbstractJob):
     announcement = "two ladders of ensembles"
@@ -291,6 +328,9 @@ class _Study(_AbstractJob):
 
     def words(self, result: Any) -> str:
         return f"{result}\n  "
+
+    def paths(self, result: Any) -> dict[str, Path]:
+        return {}
 
 
 class _Predict(_AbstractJob):

@@ -1,0 +1,240 @@
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from multiprocessing import get_context
+
+import distributed
+import numpy as np
+import pytest
+from killing import contents, finished, zeroloss
+
+import zeroloss as zl
+from zeroloss import runs
+from zeroloss.errors import InputError, Interrupted, RunError
+from zeroloss.problems import DEFAULT_STRENGTHS
+
+CELL = dict(
+    command="descend", problem="hyperbola", noise=["label:0.3"], steps=2000, replicas=2, saves=3,
+    strengths=DEFAULT_STRENGTHS,
+)  # fmt: skip
+
+
+def grid(axes, **fields):
+    return runs.sweep_config({"cell": CELL | fields, "grid": axes})
+
+
+class Here(Executor):
+    """Does what it is given at once, in this process; `broken` are the calls that lose their process."""
+
+    def __init__(self, broken=()):
+        self.calls, self.broken = [], broken
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = Future()
+        self.calls.append(args)
+        if len(self.calls) in self.broken:
+            future.set_exception(RuntimeError("the process is gone"))
+        else:
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def events(cell):
+    return [event["event"] for event in zl.open_run(cell.path).log]
+
+
+def test_the_cells_of_a_grid():
+    config = grid({"step_size": [0.1, 0.2], "noise": ["label", "weight:0.1"], "sigma": [0.5], "seed": [1, 2]})
+    cells = [config.cell_at(place) for place in config.places()]
+    assert len(cells) == 8 and config.shape == (2, 2, 1, 2)
+    assert [cell.step_size for cell in cells] == [0.1] * 4 + [0.2] * 4
+    assert [cell.seed for cell in cells] == [1, 2] * 4
+    assert cells[0].noise == ("label",) and cells[2].noise == ("weight:0.1",)
+    assert cells[0].strengths["label"] == 0.5 and cells[0].strengths["dropout"] == CELL["strengths"]["dropout"]
+
+
+def test_axes_are_options_of_problems_too():
+    config = grid({"set.width": [5, 7], "seed": [3]}, problem="regression_1d", options={"seed": 0})
+    cells = [config.cell_at(place) for place in config.places()]
+    assert [cell.options for cell in cells] == [{"width": 5, "seed": 3}, {"width": 7, "seed": 3}]
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"stepsize": [1]}, "'stepsize' is no axis .* step_size, .* set.NAME"),
+        ({"command": ["limit"]}, "'command' is no axis"),
+        ({"set.a/b": [1]}, "'set.a/b' is no axis"),
+        ({"step_size": []}, "no values"),
+        ({"step_size": [0.1, 0.1]}, "0.1 twice"),
+        ({"step_size": [0.1, -1]}, "step_size: .* greater than 0, got -1"),
+        ({"seed": list(range(400)), "steps": list(range(1, 401))}, "160,000 cells"),
+        ({}, "grid"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(axes, said):
+    with pytest.raises(InputError, match=said):
+        grid(axes)
+
+
+def test_what_cannot_be_made_is_refused_before_anything_is_done(tmp_path):
+    executor = Here()
+    with pytest.raises(InputError, match="no option 'width'"):
+        runs.sweep(grid({"set.width": [5]}), tmp_path / "sweep", executor=executor)
+    with pytest.raises(InputError, match="unknown noise 'lable'"):
+        runs.sweep(grid({"noise": ["label", "lable"]}), tmp_path / "sweep", executor=executor)
+    assert not executor.calls and not (tmp_path / "sweep").exists()
+
+
+def test_what_the_cells_found_is_collected(tmp_path):
+    config = grid({"step_size": [0.2, 3.0], "noise": ["label", "weight:0.1"]})
+    said = []
+    results = runs.sweep(config, tmp_path / "sweep", executor=Here(), tell=said.append)
+    table = results.to_dataset()
+    assert dict(table.sizes) == {"step_size": 2, "noise": 2}
+    assert table["status"].values.tolist() == [["complete"] * 2, ["failed"] * 2]
+    assert all("stability limit" in reason for reason in table["reason"].values[1])
+    assert len(said) == 2 and "step_size=3.0, noise=label" in said[0]
+    cell = zl.open_run(tmp_path / "sweep" / str(table["folder"].values[0, 1]))
+    assert cell.config["noise"] == ["weight:0.1"] and cell.config["step_size"] == 0.2
+    end = cell.results["weight:0.1"]["hessian_trace"].values[:, -1]
+    assert table["hessian_trace_end"].values[0, 1] == end.mean()
+    assert np.isnan(table["hessian_trace_end"].values[1]).all()
+    opened = zl.open_run(tmp_path / "sweep")
+    assert not opened.complete and opened.status == "failed"
+    assert opened.results.to_dataset().load().identical(table)
+
+
+def test_cells_with_several_noises_have_an_axis_for_them(tmp_path):
+    config = grid({"seed": [0, 1]}, noise=["label:0.3", "weight:0.1"], command="limit", horizon=0.1)
+    for field in ("steps",):
+        config.cell.pop(field, None)
+    results = runs.sweep(config, tmp_path / "sweep", executor=Here())
+    assert dict(results["hessian_trace_end"].sizes) == {"seed": 2, "noise": 2}
+    assert dict(results["status"].sizes) == {"seed": 2}
+
+
+def test_no_cell_is_done_twice(tmp_path):
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1, 2]})
+    executor = Here(broken=(2,))
+    runs.sweep(config, folder, executor=executor)
+    first = runs.cells_of(config, folder)
+    assert [cell.status for cell in first] == ["complete", "failed", "complete"]
+    assert "RuntimeError: the process is gone" in first[1].reason
+    again = Here()
+    results = runs.resume_sweep(config, folder, executor=again)
+    assert [call[0] for call in again.calls] == [str(first[1].path)]
+    assert set(results["status"].values) == {"complete"} and zl.open_run(folder).complete
+    for cell in runs.cells_of(config, folder):
+        assert events(cell) == ["started", "computed", "finished"]
+    alone = runs.config_from(CELL | {"seed": 1})
+    runs.start(alone, tmp_path / "alone")
+    assert contents(tmp_path / "alone") == contents(first[1].path)
+
+
+def test_a_sweep_replaces_another_only_when_told_to(tmp_path):
+    folder, config = tmp_path / "sweep", grid({"seed": [0]})
+    runs.sweep(config, folder, executor=Here())
+    with pytest.raises(RunError, match="already holds a run"):
+        runs.sweep(config, folder, executor=Here())
+    other = grid({"seed": [5, 6]})
+    runs.sweep(other, folder, executor=Here(), overwrite=True)
+    assert [cell.status for cell in runs.cells_of(other, folder)] == ["complete"] * 2
+
+
+def test_a_stopped_sweep_says_how_to_go_on(tmp_path):
+    class Stopping(Here):
+        def submit(self, fn, /, *args, **kwargs):
+            if len(self.calls) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().submit(fn, *args, **kwargs)
+
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1, 2]})
+    with pytest.raises(Interrupted, match=r"2 of 3 cells are complete.*zeroloss resume") as stop:
+        runs.sweep(config, folder, executor=Stopping())
+    assert stop.value.signal == signal.SIGTERM
+    assert zl.open_run(folder).results["status"].values.tolist() == ["complete", "complete", "waiting"]
+    runs.resume_sweep(config, folder, executor=Here())
+    assert zl.open_run(folder).complete
+
+
+def test_any_executor_will_do(tmp_path):
+    config = grid({"seed": [0, 1]})
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        results = runs.sweep(config, tmp_path / "sweep", executor=executor)
+    assert set(results["status"].values) == {"complete"}
+
+
+def _kill_one(cluster, folder, dead):
+    """Kill the process of a worker once one of its cells has a checkpoint and another cell is complete."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        complete = any((folder / "cells").glob("*/results.zarr/zarr.json"))
+        for state in (folder / "cells").glob("*/checkpoint/**/state.npz"):
+            log = (state.relative_to(folder / "cells").parts[0], complete)
+            worker = next(iter(cluster.workers.values()))
+            if complete and worker.process is not None:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                dead.append(log[0])
+                return
+        time.sleep(0.01)
+
+
+def _sweep_with_a_kill(tmp_path, axes, failing, **fields):
+    """A sweep on a scheduler with two worker processes, of which one is killed while it works on a cell."""
+    folder, config, dead = tmp_path / "sweep", grid(axes, **fields), []
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit="4GiB", dashboard_address=None
+    ) as cluster:
+        killer = threading.Thread(target=_kill_one, args=(cluster, folder, dead))
+        killer.start()
+        with runs.dask_executor(scheduler=cluster.scheduler_address) as executor:
+            results = runs.sweep(config, folder, executor=executor, every=0.05)
+        killer.join()
+    assert dead, "no worker was killed while it had a checkpoint"
+    cells = runs.cells_of(config, folder)
+    assert [cell.status for cell in cells].count("failed") == failing
+    histories = [events(cell) for cell in cells if cell.status == "complete"]
+    assert len(histories) == len(cells) - failing
+    for history in histories:
+        assert history.count("started") == history.count("finished") == history.count("computed") == 1
+    assert sum("resumed" in history for history in histories) >= 1
+    return config, cells, results
+
+
+@pytest.mark.slow
+def test_a_killed_worker_loses_no_more_than_its_cell_since_the_checkpoint(tmp_path):
+    config, cells, _ = _sweep_with_a_kill(tmp_path, {"seed": [0, 1, 2, 3]}, 0, steps=3_000_000, replicas=4)
+    again = next(cell for cell in cells if "resumed" in events(cell))
+    runs.start(config.cell_at(again.place), tmp_path / "alone")
+    assert contents(tmp_path / "alone") == contents(again.path)
+
+
+@pytest.mark.ensemble
+def test_forty_eight_cells_with_a_kill_and_a_failure(tmp_path):
+    """The largest step size is stable with momentum, and not without: one cell fails."""
+    axes = {"step_size": [*np.linspace(0.05, 0.9, 23).tolist(), 2.2], "momentum": [0.0, 0.5]}
+    _, cells, results = _sweep_with_a_kill(
+        tmp_path, axes, 1, noise=["label:0.01"], steps=1_000_000, replicas=4
+    )
+    assert len(cells) == 48
+    assert np.argwhere(results["status"].values == "failed").tolist() == [[23, 0]]
+    assert "stability limit" in results["reason"].values[23, 0]
+    assert np.isfinite(results["hessian_trace_end"].values).sum() == 47
+
+
+def test_the_command_line_sweeps(tmp_path):
+    folder = tmp_path / "sweep"
+    command = ["sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "1000", "--out", folder]
+    printed = finished(
+        zeroloss(*command, "--grid", "step_size=0.2,3", "--grid", "seed=0,1", "--workers", "2"), code=1
+    )
+    assert "2 of 4 cells are complete" in printed and "stability limit" in printed
+    assert "worker processes on this machine, with at most" in printed
+    shown = finished(zeroloss("show", folder))
+    assert "failed" in shown and "step_size" in shown
+    assert (folder / "report.html").is_file()
+    assert "2 of 4" in finished(zeroloss("resume", folder, "--workers", "1"), code=1)
+    assert "already holds" in finished(zeroloss(*command, "--grid", "seed=0"), code=1)

@@ -1,0 +1,90 @@
+"""Lines and points in one interactive figure, as Plotly's plain JSON. `page.js` gives them their colours."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zeroloss.report.plots import band, plain
+
+MOST_SERIES = 7
+"""How many lines `page.js` can tell apart by colour."""
+
+_MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
+_HEIGHT = 270
+
+
+class Line(NamedTuple):
+    """Values against others.
+
+    - `looks`: how it is drawn; `page.js` knows the names. `button`: what in the legend shows or hides it.
+    - `says`: what is said of it where the mouse is, a template of Plotly's; nothing where empty. No text from
+      a run goes in, because Plotly reads some of it as HTML.
+    - `error`: a standard error: two of them are a band around a line, and bars at points.
+    - `points`: whether to draw points and no line.
+    - `z`: for a third dimension.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    looks: str
+    button: str
+    says: str = ""
+    error: np.ndarray | None = None
+    points: bool = False
+    z: np.ndarray | None = None
+
+
+def figure(
+    lines: Sequence[Line],
+    x_title: str,
+    y_title: str = "",
+    *,
+    logarithmic: str = "",
+    height: int = _HEIGHT,
+    header: str = "",
+) -> dict[str, Any]:
+    """A figure for `markup.Board`.
+
+    `logarithmic` names the axes that are, such as "y". `header` is that of what is said where the mouse is,
+    a template of Plotly's; with it all lines speak at once.
+    """
+    data = []
+    for line in lines:
+        if line.error is not None and not line.points:
+            shown = band(line.x, line.y - 2 * line.error, line.y + 2 * line.error)
+            data.append(_trace(f"{line.looks}-band", line) | shown)
+        hover = {"hovertemplate": f"{line.says}<extra></extra>"} if line.says else {"hoverinfo": "skip"}
+        trace = _trace(line.looks, line) | {"x": plain(line.x), "y": plain(line.y)} | hover
+        if line.points:
+            trace["mode"] = "markers"
+            if line.error is not None:
+                trace["error_y"] = {"type": "data", "array": plain(2 * line.error)}
+        if line.z is not None:
+            trace |= {"type": "scatter3d", "z": plain(line.z)}
+        data.append(trace)
+    layout: dict[str, Any] = {
+        "height": height,
+        "margin": _MARGIN,
+        "hovermode": "x unified" if header else "closest",
+        "uirevision": "keep",
+        "xaxis": {"title": {"text": x_title, "standoff": 8, "font": {"size": 12}}, "nticks": 6},
+        "yaxis": {"title": {"text": y_title, "font": {"size": 12}}, "nticks": 6, "tickformat": "~g"},
+        "annotations": [],
+        "shapes": [],
+    }
+    if header:
+        layout["xaxis"]["unifiedhovertitle"] = {"text": header}
+    for axis in logarithmic:
+        layout[f"{axis}axis"] |= {"type": "log", "dtick": 1, "exponentformat": "power", "tickformat": ""}
+    return {"data": data, "layout": layout}
+
+
+def _trace(looks: str, line: Line) -> dict[str, Any]:
+    return {
+        "meta": looks,
+        "legendgroup": line.button,
+        "type": "scatter",
+        "mode": "lines",
+        "showlegend": False,
+    }
