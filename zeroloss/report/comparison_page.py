@@ -73,7 +73,7 @@ def _setup(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
 
 
 def _portrait(config: Mapping[str, Any], figures: Path) -> str:
-    path = figures / PORTRAIT
+    path = figures / f"{PORTRAIT}.png"
     if not path.is_file():
         return ""
     problem = config.get("problem", "the problem")

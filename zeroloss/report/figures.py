@@ -1,4 +1,4 @@
-"""Static figures of a comparison, as PNG."""
+"""Static figures of a comparison."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from zeroloss.report.notation import greek
 from zeroloss.report.portraits import portrait
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, window, windows
 
-OVERVIEW, PORTRAIT = "overview.png", "portrait.png"
+OVERVIEW, PORTRAIT = "overview", "portrait"
 
 _COLUMNS = 3
 _STEPS = [1, 2, 2.5, 5, 10]
@@ -27,24 +27,26 @@ _Row = Mapping[str, Any]
 _Panels = Sequence[Panel]
 
 
-def write_figures(config: Mapping[str, Any], results: xr.DataTree, folder: Path) -> list[Path]:
+def write_figures(
+    config: Mapping[str, Any], results: xr.DataTree, folder: Path, format: str = "png"
+) -> list[Path]:
     """Draw a run into `folder` and return the files written.
 
-    `overview.png` shows the trace of the Hessian, and the test error where there is one, for all noises
+    `overview` shows the trace of the Hessian, and the test error where there is one, for all noises
     side by side. Each noise then has a figure of its own, with every quantity and the distance. Where the
-    problem has a portrait, it is `portrait.png`.
+    problem has a portrait, it is `portrait`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shown, rows = panels(results), table_rows(results)
-    written = [save(_overview(config, rows, shown), folder / OVERVIEW)]
+    written = [save(_overview(config, rows, shown), folder / f"{OVERVIEW}.{format}")]
     drawn = portrait(config, results)
     if drawn is not None:
-        written.append(save(drawn, folder / PORTRAIT))
-    taken = {Path(OVERVIEW).stem, Path(PORTRAIT).stem}
+        written.append(save(drawn, folder / f"{PORTRAIT}.{format}"))
+    taken = {OVERVIEW, PORTRAIT}
     for row in rows:
         own = [panel for each in shown.values() for panel in each if panel.noise == row["noise"]]
-        written.append(save(_one_noise(row, own), folder / f"{stem(row['noise'], taken)}.png"))
+        written.append(save(_one_noise(row, own), folder / f"{stem(row['noise'], taken)}.{format}"))
     return written
 
 

@@ -1,8 +1,9 @@
-"""What all PNG figures have in common: colours, axes and how they are saved."""
+"""What all static figures have in common: colours, axes and how they are saved."""
 
 import re
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,8 +27,9 @@ def lighten(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG; returns `path`."""
-    FigureCanvasAgg(figure).print_figure(path, dpi=180, facecolor="white")
+    """Write a figure as what the suffix of `path` says, such as PNG or PDF; returns `path`."""
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text
+        FigureCanvasAgg(figure).print_figure(path, dpi=180, facecolor="white")
     return path
 
 

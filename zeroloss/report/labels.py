@@ -8,6 +8,7 @@ _QUANTITIES = {
     "hessian_trace": "trace of the Hessian",
     "test_error": "test error",
     "loss": "clean loss",
+    "noisy_loss": "mean loss with noise",
 }
 
 # A noise without a strength, and how the strength is added.
@@ -27,11 +28,16 @@ _NOISES = {
 _MANY = ("minibatch", "sampled-labels")
 
 
+def label_of(name: str) -> str:
+    """What a measured quantity is called."""
+    return _QUANTITIES.get(name, name.replace("_", " "))
+
+
 def quantities(names: Iterable[str]) -> dict[str, str]:
     """The measured quantities among the columns of a table, with their labels; the loss is left out."""
     found = [name.removesuffix("_limit") for name in names if name.endswith("_limit")]
     found = [name for name in found if name not in ("seconds", "loss")]
-    return {name: _QUANTITIES.get(name, name.replace("_", " ")) for name in found}
+    return {name: label_of(name) for name in found}
 
 
 def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:

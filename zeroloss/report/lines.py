@@ -1,10 +1,12 @@
 """Lines and points in one interactive figure, as Plotly's plain JSON. `page.js` gives them their colours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from zeroloss.report.markup import Board, Entry, section
 from zeroloss.report.plots import band, plain
 
 MOST_SERIES = 7
@@ -12,6 +14,8 @@ MOST_SERIES = 7
 
 _MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
 _HEIGHT = 270
+_LONGEST = 16
+_MOST_TICKS = 8
 
 
 class Line(NamedTuple):
@@ -35,6 +39,55 @@ class Line(NamedTuple):
     z: np.ndarray | None = None
 
 
+class Chart(NamedTuple):
+    """Lines in one panel. `strong` and `weak` are its caption, `description` is for who cannot see it."""
+
+    strong: str
+    weak: str
+    description: str
+    lines: Sequence[Line]
+    x_title: str
+    y_title: str = ""
+    logarithmic: str = ""
+    header: str = ""
+    categories: Sequence[str] = ()
+
+
+class Group(NamedTuple):
+    """Charts of one quantity, with the legend that they share."""
+
+    heading: str
+    entries: Sequence[Entry]
+    charts: Sequence[Chart]
+
+
+def sections(groups: Iterable[Group], board: Board) -> str:
+    """The sections of a page for all `groups`."""
+    return "\n".join(
+        section(
+            group.heading,
+            group.entries,
+            [
+                board.panel(
+                    chart.strong,
+                    chart.weak,
+                    chart.description,
+                    figure(
+                        chart.lines,
+                        chart.x_title,
+                        chart.y_title,
+                        logarithmic=chart.logarithmic,
+                        header=chart.header,
+                        categories=chart.categories,
+                    ),
+                )
+                for chart in group.charts
+            ],
+        )
+        for group in groups
+    )
+
+
 def figure(
     lines: Sequence[Line],
     x_title: str,
@@ -43,11 +96,13 @@ def figure(
     logarithmic: str = "",
     height: int = _HEIGHT,
     header: str = "",
+    categories: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A figure for `markup.Board`.
 
     `logarithmic` names the axes that are, such as "y". `header` is that of what is said where the mouse is,
-    a template of Plotly's; with it all lines speak at once.
+    a template of Plotly's; with it all lines speak at once. `categories` are what the values 0, 1, ...
+    of x are called.
     """
     data = []
     for line in lines:
@@ -75,9 +130,29 @@ def figure(
     }
     if header:
         layout["xaxis"]["unifiedhovertitle"] = {"text": header}
+    if categories:
+        layout["xaxis"] |= {
+            "tickvals": list(range(len(categories))),
+            "ticktext": [_plain_text(each) for each in categories],
+            "range": [-0.5, len(categories) - 0.5],
+        }
     for axis in logarithmic:
         layout[f"{axis}axis"] |= {"type": "log", "dtick": 1, "exponentformat": "power", "tickformat": ""}
+    values = np.unique(
+        np.concatenate([line.x for line in lines if line.points and line.error is not None] or [[]])
+    )
+    if "x" in logarithmic and 0 < len(values) <= _MOST_TICKS:
+        layout["xaxis"] |= {
+            "tickmode": "array",
+            "tickvals": plain(values),
+            "ticktext": [f"{v:.3g}" for v in values],
+        }
     return {"data": data, "layout": layout}
+
+
+def _plain_text(value: str) -> str:
+    """Text of a run's where Plotly would read it as HTML, and would take all the room there is."""
+    return escape(value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "\u2026", quote=False)
 
 
 def _trace(looks: str, line: Line) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from string import Template
 from typing import Any, NamedTuple
 
 _KINDS = ("non-degenerate", "degenerate", "trivial")
@@ -54,10 +55,37 @@ def asset(name: str) -> str:
 def card(heading: str, tag: str, sentences: Iterable[str], fine: str) -> str:
     """What one noise does: a heading, sentences, and the verdict in fine print. `tag` colours it."""
     kind = tag if tag in _KINDS else "unknown"
+    tagged = f' <span class="tag">{text(tag)}</span>' if tag else ""
     return (
-        f'<article class="verdict {kind}"><h3>{text(heading)} <span class="tag">{text(tag)}</span></h3>'
+        f'<article class="verdict {kind}"><h3>{text(heading)}{tagged}</h3>'
         + "".join(f"<p>{text(each)}</p>" for each in sentences)
-        + f'<p class="fine">{text(fine)}</p></article>'
+        + (f'<p class="fine">{text(fine)}</p>' if fine else "")
+        + "</article>"
+    )
+
+
+def body(
+    *,
+    cards: Iterable[str],
+    table: str,
+    heading: str,
+    figures: str,
+    reading: Iterable[str],
+    headline: str = "",
+    numbers: str = "Numbers",
+) -> str:
+    """The middle of a page: `headline`, cards, a table, figures under a heading, and how to read them.
+
+    `cards`, `table` and `figures` are HTML, the others text.
+    """
+    return Template(asset("body.html")).substitute(
+        headline=f'<p class="headline">{text(headline)}</p>' if headline else "",
+        cards="\n".join(cards),
+        numbers=text(numbers),
+        table=table,
+        heading=text(heading),
+        figures=figures,
+        reading="\n".join(f"<p>{text(each)}</p>" for each in reading),
     )
 
 

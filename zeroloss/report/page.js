@@ -34,7 +34,7 @@
     };
     const fills = {
       band: color("band"), "limit-wide": color("wide"), "limit-narrow": color("narrow"), "limit-band": color("limit-band"),
-      "training-band": color("band"),
+      "training-band": color("band"), "prediction-band": color("prediction") + "30",
     };
     const dot = (name, symbol, size) => ({
       symbol, size, color: color(name), line: { color: color(name), width: symbol.endsWith("-open") ? 1.8 : 0 },
@@ -49,6 +49,7 @@
       start: dot("limit", "circle-open", 10),
       "training-ends": dot("training", "x", 6),
       "limit-ends": dot("limit", "circle", 7),
+      "training-points": dot("training", "circle", 7),
       "prediction-ends": dot("prediction", "diamond", 7),
     };
     for (let k = 0; k < 7; k++) {

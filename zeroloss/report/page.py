@@ -1,45 +1,115 @@
 """The page a person looks at: one HTML file that needs nothing else."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
+import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from zeroloss import runs
-from zeroloss.errors import RunError
-from zeroloss.report import comparison_page, study_page
+from zeroloss.errors import InputError
+from zeroloss.files import replacing, unwritable
+from zeroloss.report import (
+    comparison_page,
+    path_page,
+    path_series,
+    several_page,
+    study_page,
+    sweep_page,
+    sweep_series,
+)
 from zeroloss.report.figures import write_figures
-from zeroloss.report.markup import asset, configuration, embedded, text
+from zeroloss.report.markup import Page, asset, configuration, embedded, text
+from zeroloss.report.stills import write_stills
 from zeroloss.report.study_figures import write_study_figures
 from zeroloss.runs.folder import FIGURES, REPORT
+from zeroloss.runs.grid import SWEEP
+
+FORMATS = ("png", "pdf", "svg")
 
 
 def write(folder: Path) -> Path:
     """Write the figures and `report.html` of the run in `folder`; returns the path of the page.
 
-    The run is a comparison or a study, as its config says. The page holds everything it shows, Plotly
-    included, and opens without a network.
+    The page is that of the run's command, or of a sweep. It holds everything it shows, Plotly included, and
+    opens without a network.
 
-    Raises `RunError` when the folder holds no readable run or cannot be written to.
+    Raises `RunError` when the folder holds no readable run or cannot be written to, and `InputError` for a
+    run without results.
     """
     folder = Path(folder)
-    config, results = runs.read(folder)
+    config, results = _read(folder)
+    write_stills_of(folder, folder / FIGURES)
+    command = config.get("command")
+    if command == "study":
+        page = study_page.page(config, results)
+    elif command == SWEEP:
+        page = sweep_page.page(config, results)
+    elif command in path_series.WORDS:
+        page = path_page.page(config, results)
+    else:
+        page = comparison_page.page(config, results, folder / FIGURES)
+    return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
+
+
+def write_several(folders: Sequence[Path], path: Path) -> Path:
+    """Write a page that compares the runs in `folders` to the file `path`.
+
+    Raises `RunError` for a folder without a readable run, and where `path` is there already or cannot be
+    written; `InputError` for runs that cannot be compared.
+    """
+    told = [several_page.Told(str(folder), *_read(Path(folder))) for folder in folders]
+    page = several_page.page(told)
+    config = {f"{each.name}: {name}": value for each in told for name, value in each.config.items()}
+    return _save(page, path, config, "the runs " + ", ".join(each.name for each in told))
+
+
+def write_stills_of(folder: Path, to: Path, format: str = "png") -> list[Path]:
+    """Write the static figures of the run in `folder` into the folder `to`, as "png", "pdf" or "svg".
+
+    Returns the files. Raises as `write` does.
+    """
+    if format not in FORMATS:
+        raise InputError(f"figures can be {', '.join(FORMATS)}, not {format!r}.")
+    config, results = _read(folder)
     try:
         if config.get("command") == "study":
-            write_study_figures(config, results, folder / FIGURES)
-            page = study_page.page(config, results)
-        else:
-            write_figures(config, results, folder / FIGURES)
-            page = comparison_page.page(config, results, folder / FIGURES)
-        html = Template(asset("page.html")).substitute(
-            page._asdict() | {"panels": embedded(page.panels)},
-            configuration=configuration(config),
-            version=text(config.get("versions", {}).get("zeroloss", "")),
-            style=asset("page.css"),
-            plotly=get_plotlyjs().replace("</script", "<\\/script"),
-            script=asset("page.js"),
-        )
-        (folder / REPORT).write_text(html, encoding="utf-8")
+            return write_study_figures(config, results, to, format)
+        if config.get("command") == SWEEP:
+            table = results.to_dataset().load()
+            return write_stills(sweep_series.groups(table), "", to, format)
+        if config.get("command") in path_series.WORDS:
+            title = str(config.get("description", ""))
+            return write_stills(path_series.groups(config, results), title, to, format)
+        return write_figures(config, results, to, format)
     except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
-    return folder / REPORT
+        raise unwritable(to, error) from error
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
+    config, results = runs.read(Path(folder))
+    if config.get("command") == SWEEP:
+        sweep = runs.configuration(Path(folder))
+        assert isinstance(sweep, runs.SweepConfig)
+        return config, runs.collect(sweep, Path(folder))
+    if not results.children:
+        raise InputError(f"{folder} has no results yet.")
+    return config, results
+
+
+def _save(page: Page, path: Path, config: Mapping[str, Any], source: str) -> Path:
+    versions = config.get("versions") or {}
+    html = Template(asset("page.html")).substitute(
+        page._asdict() | {"panels": embedded(page.panels)},
+        configuration=configuration(config),
+        version=text(versions.get("zeroloss", "") if isinstance(versions, dict) else ""),
+        source=text(source),
+        style=asset("page.css"),
+        plotly=get_plotlyjs().replace("</script", "<\\/script"),
+        script=asset("page.js"),
+    )
+    with replacing(path) as file:
+        file.write(html.encode())
+    return path

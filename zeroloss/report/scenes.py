@@ -26,7 +26,7 @@ def scenes(
     views: Sequence[str] = (SET, FUNCTION, SPECTRUM),
     of_paths: str = "limit",
 ) -> str:
-    """The sections of a run for `views`, those that it has. `of_paths` is what the only path of a noise is."""
+    """The sections of a run for `views`, those it has. `of_paths` is what the only path of a noise is."""
     found = []
     for view in views:
         heading, draw = _SCENES[view]
@@ -35,7 +35,7 @@ def scenes(
             group = results.children.get(noise)
             if group is None or view not in group.children:
                 continue
-            dataset = group[view].to_dataset(inherit=False).load()
+            dataset = group.children[view].to_dataset(inherit=False).load()
             renamed = {
                 name: str(name).replace("path", of_paths, 1)
                 for name in dataset.variables

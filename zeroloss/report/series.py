@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from zeroloss.dynamics.regime import slow_time
-from zeroloss.report.labels import quantities
+from zeroloss.report.labels import label_of, quantities
 from zeroloss.report.notation import greek, number
 
 DISTANCE, LOSS = "distance", "loss"
@@ -18,7 +18,9 @@ LEVELS = (0.05, 0.25, 0.75, 0.95)
 _FACTS = ("half_steps", "half_of")
 _ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
+"""What is smaller is zero."""
+
 _FAR = 1e6
 _MARGIN = 0.06
 
@@ -103,14 +105,14 @@ class Panel(NamedTuple):
         if self.diverged is not None or not values.size:
             return None
         still = np.ptp(values) <= _UNCHANGED * np.abs(values).max()
-        return float(values[-1]) if still or np.abs(values).max() <= _ROUNDING else None
+        return float(values[-1]) if still or np.abs(values).max() <= ROUNDING else None
 
     @property
     def constant_in_words(self) -> str:
         """What to write beside a constant."""
         if self.constant is None:
             return ""
-        if 0 < abs(self.constant) <= _ROUNDING:
+        if 0 < abs(self.constant) <= ROUNDING:
             return "zero up to rounding"
         return f"constant at {number(self.constant)}"
 
@@ -155,7 +157,7 @@ def time_axis(row: Mapping[str, Any]) -> Axis:
 def panels(results: xr.DataTree) -> dict[str, list[Panel]]:
     """For each quantity, and last for the distance, a panel for each noise that has it."""
     rows = table_rows(results)
-    labels = measured(rows) | {LOSS: "clean loss"}
+    labels = measured(rows) | {LOSS: label_of(LOSS)}
     found = {
         quantity: [
             _measured(row, results, quantity, label)
@@ -178,8 +180,8 @@ def window(shown: Sequence[Panel]) -> tuple[float, float]:
     low, high = min(each[0] for each in ends), max(each[1] for each in ends)
     if not np.isfinite(low):
         return 0.0, 1.0
-    if high - low <= max(_UNCHANGED * max(abs(low), abs(high)), _ROUNDING):
-        half = 0.5 * abs(high) if abs(high) > _ROUNDING else 1.0
+    if high - low <= max(_UNCHANGED * max(abs(low), abs(high)), ROUNDING):
+        half = 0.5 * abs(high) if abs(high) > ROUNDING else 1.0
         low, high = low - half, high + half
     if all(panel.quantity == DISTANCE for panel in shown):
         return -_MARGIN / 2 * float(high), float(high + _MARGIN * high)

@@ -1,4 +1,4 @@
-"""Static figures of a study, as PNG."""
+"""Static figures of a study."""
 
 # ruff: noqa: RUF001  # Greek letters and typographic signs are meant
 
@@ -26,7 +26,7 @@ from zeroloss.report.study_series import (
 )
 from zeroloss.report.study_words import order_in_words, slope_in_words
 
-OVERVIEW = "overview.png"
+OVERVIEW = "overview"
 
 _DASHES = (0, (4, 2.5))
 _DISTANCE = "#8a3d72"
@@ -42,21 +42,23 @@ _EXPONENTS = {
 _HALF_BAR = 0.22
 
 
-def write_study_figures(config: Mapping[str, Any], results: xr.DataTree, folder: Path) -> list[Path]:
+def write_study_figures(
+    config: Mapping[str, Any], results: xr.DataTree, folder: Path, format: str = "png"
+) -> list[Path]:
     """Draw a study into `folder` and return the files written.
 
-    `overview.png` shows the steps and the exponents of all noises. Each noise that drifts then has a figure
+    `overview` shows the steps and the exponents of all noises. Each noise that drifts then has a figure
     of its own.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = studies(config, results)
-    written = [save(_overview(config, found), folder / OVERVIEW)]
-    taken = {Path(OVERVIEW).stem}
+    written = [save(_overview(config, found), folder / f"{OVERVIEW}.{format}")]
+    taken = {OVERVIEW}
     for study in found:
         name = stem(study.noise, taken)
         if study.ladders:
-            written.append(save(_one_noise(study), folder / f"{name}.png"))
+            written.append(save(_one_noise(study), folder / f"{name}.{format}"))
     return written
 
 

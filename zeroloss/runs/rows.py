@@ -7,8 +7,9 @@ import xarray as xr
 
 from zeroloss.runs.folder import noises_of
 
-_LEFT_OUT = ("hessian_trace_error",)
-_FIRST = {"loss": 0, "noisy_loss": 1, "regularizer": 2, "hessian_trace": 3}
+_LEFT_OUT = ("hessian_trace_error", "distance_error")
+_FIRST = {"regularizer": 0, "hessian_trace": 1, "test_error": 2}
+_LAST = ("distance", "loss", "noisy_loss")
 
 
 def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
@@ -54,7 +55,11 @@ def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
         at = values.values.reshape(-1, path.sizes["time"])
         error = float(at[:, -1].std(ddof=1) / np.sqrt(len(at))) if len(at) > 1 else None
         found[where] = (float(at[:, 0].mean()), float(at[:, -1].mean()), error)
-    return {name: found[name] for name in sorted(found, key=lambda name: _FIRST.get(name, len(_FIRST)))}
+
+    def rank(name: str) -> tuple[int, str]:  # on the disk there is no order
+        return (len(_FIRST) + 1 if name in _LAST else _FIRST.get(name, len(_FIRST)), name)
+
+    return {name: found[name] for name in sorted(found, key=rank)}
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,121 @@
+"""What a page shows of a run that follows one path for each noise: training, its prediction, or its limit."""
+
+# ruff: noqa: RUF001  # Greek letters and typographic signs are meant
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from zeroloss.report.labels import label_of, noise_in_words, sentence_start
+from zeroloss.report.lines import Chart, Group, Line
+from zeroloss.report.markup import Entry
+from zeroloss.report.notation import greek, interval, number, percent
+from zeroloss.report.series import ROUNDING
+from zeroloss.runs import ends, noises_of
+
+WORDS = {"descend": "training", "predict": "prediction", "limit": "limit"}
+"""What the path of a command is; also how it looks."""
+
+_LEVELS = (0.05, 0.95)
+_FEWEST = 8  # replicas, to say quantiles of
+
+
+def paths(results: xr.DataTree) -> dict[str, xr.Dataset]:
+    """For each noise, in their order, its path."""
+    return {
+        noise: results.children[noise].to_dataset(inherit=False).load()
+        for noise in noises_of(results)
+        if noise in results.children
+    }
+
+
+def groups(config: Mapping[str, Any], results: xr.DataTree) -> list[Group]:
+    """A group for each quantity, with a chart for each noise."""
+    looks, every = WORDS[str(config["command"])], paths(results)
+    found = []
+    for quantity in dict.fromkeys(name for path in every.values() for name in ends(path)):
+        if all(
+            np.abs(path[quantity].values).max() <= ROUNDING for path in every.values() if quantity in path
+        ):
+            continue
+        charts = [_chart(noise, quantity, path, looks) for noise, path in every.items() if quantity in path]
+        runs = max((path.sizes.get("replica", 1) for path in every.values()), default=1)
+        name = looks if runs == 1 else f"{looks}, mean of {runs} {'runs' if looks == 'training' else 'paths'}"
+        entries = [Entry("mean", looks if looks != "training" else "training line", name)]
+        if runs > 1:
+            swatch = "training" if looks == "training" else looks
+            entries[0] = Entry("mean", swatch, f"{name} ± 2 standard errors")
+        if runs >= _FEWEST:
+            entries.append(Entry("spread", f"{looks} line thin", "5 and 95 % of them"))
+        label = label_of(quantity)
+        found.append(Group(sentence_start(label), entries, charts))
+    return found
+
+
+def _chart(noise: str, quantity: str, path: xr.Dataset, looks: str) -> Chart:
+    values, x = path[quantity], path["time"].values.astype(float)
+    units = greek(str(path["time"].attrs.get("units", "")))
+    slow = units.startswith("slow time")
+    lines = []
+    if "replica" in values.dims:
+        each = values.transpose("replica", "time").values.astype(float)
+        mean, error = (
+            each.mean(axis=0),
+            each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None,
+        )
+        if len(each) >= _FEWEST:
+            lines += [Line(x, q, f"{looks}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
+    else:
+        mean, error = values.values.astype(float), None
+    lines.append(Line(x, mean, looks, "mean", "%{y:.4~g}", error))
+    description = f"{label_of(quantity)} under {noise}: from {number(mean[0])} to {number(mean[-1])}."
+    return Chart(
+        noise, "", description, lines,
+        units.removesuffix(" steps") if slow else "training steps k",
+        header="t = %{x:.3~g}" if slow else "step %{x:,}",
+    )  # fmt: skip
+
+
+def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[str]:
+    """What a path did, in plain sentences."""
+    words, strengths = WORDS[str(config["command"])], config.get("strengths") or {}
+    last = float(path["time"].values[-1])
+    slow = str(path["time"].attrs.get("units", "")).startswith("slow time")
+    after = f"In {number(last)} of slow time" if slow else f"In {last:,.0f} steps"
+    said = []
+    for quantity, (start, end, error) in ends(path).items():
+        if quantity in ("loss", "noisy_loss"):
+            continue
+        value = number(end) if error is None else interval(end, error)
+        changed = abs(end - start) > 1e-6 * max(abs(start), abs(end))
+        what = f"went from {number(start)} to {value}" if changed else f"stayed at {number(start)}"
+        said.append(f"the {label_of(quantity)} {what}")
+    noise_words = noise_in_words(noise, strengths)
+    kind = {"training": "training", "prediction": "the prediction", "limit": "the limit"}[words]
+    found = [f"{after} of {kind} under {noise_words} {'; '.join(said)}."]
+    if "uncertainty_model" in path:
+        parts = [path[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
+        spread = float(path["uncertainty_spread"].values[-1])
+        found.append(
+            f"It expects its mean parameters to be off by {percent(float(np.linalg.norm(parts)))} of the way "
+            f"from the start; single runs lie {percent(spread)} of it from their mean."
+        )
+    return found
+
+
+def table(results: xr.DataTree) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The head and the lines of the table: where every quantity starts and ends, a column for each noise."""
+    every = {noise: ends(path) for noise, path in paths(results).items()}
+    lines = []
+    for quantity in dict.fromkeys(name for each in every.values() for name in each):
+        starts, finals = [], []
+        for each in every.values():
+            start, end, error = each.get(quantity, (None, None, None))
+            starts.append("–" if start is None else f"{start:.5g}")
+            scatter = "" if error is None else f" ± {error:.1g}"
+            finals.append("–" if end is None else f"{end:.5g}{scatter}")
+        label = label_of(quantity)
+        lines += [(f"{label}, start", starts), (f"{label}, end", finals)]
+    return list(every), lines

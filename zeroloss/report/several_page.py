@@ -1,0 +1,175 @@
+"""A page that compares runs: each with a letter and a colour, over the same axes."""
+
+# Greek letters and typographic signs are meant
+
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from zeroloss.errors import InputError
+from zeroloss.report import markup
+from zeroloss.report.labels import label_of, sentence_start
+from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line, sections
+from zeroloss.report.markup import Entry, Page
+from zeroloss.report.notation import MISSING, greek, number, steps_in_words
+from zeroloss.report.path_series import WORDS
+from zeroloss.runs import ends, noises_of
+
+_QUESTION = "How do these runs differ?"
+_READING = (
+    "Every run has a letter and a colour. The lines are means over an ensemble, with two standard errors; a "
+    "dashed line of the same colour is the limit that a comparison followed, at the steps that its step size "
+    "and noise need to get there.",
+)
+_FIELDS = (
+    "command", "problem", "options", "noise", "step_size", "steps", "horizon", "replicas", "seed", "momentum",
+    "nesterov", "weight_decay",
+)  # fmt: skip
+
+
+class Told(NamedTuple):
+    """One of the runs: its name, config and results."""
+
+    name: str
+    config: Mapping[str, Any]
+    results: xr.DataTree
+
+
+def page(runs: Sequence[Told]) -> Page:
+    """The page of at least two runs, of at most seven. Raises `InputError` for more, studies, and sweeps."""
+    if len(runs) > MOST_SERIES:
+        raise InputError(f"at most {MOST_SERIES} runs can be told apart on a page, got {len(runs)}.")
+    for run in runs:
+        if run.config.get("command") not in ("compare", *WORDS):
+            raise InputError(
+                f"{run.name} is a {run.config.get('command')}: only runs along paths can be compared."
+            )
+    board = markup.Board()
+    cards = [
+        markup.card(f"{letter}: {run.name}", "", _sentences(run), "")
+        for letter, run in zip(string.ascii_uppercase, runs, strict=False)
+    ]
+    body = markup.body(
+        cards=cards,
+        table=markup.table([_lettered(index, run) for index, run in enumerate(runs)], _table(runs)),
+        heading="Side by side",
+        figures=sections(groups(runs), board) or "<p>There is nothing that these runs have in common.</p>",
+        reading=_READING,
+    )
+    problems = list(dict.fromkeys(str(run.config.get("problem", "a run")) for run in runs))
+    return Page(
+        markup.text(", ".join(problems)), f"{len(runs)} runs", _QUESTION, "", body, board.figures
+    )  # fmt: skip
+
+
+def groups(runs: Sequence[Told]) -> list[Group]:
+    """A group for each quantity, with a chart for each noise and unit of time, and a line for each run."""
+    charts: dict[str, dict[tuple[str, str], list[Line]]] = {}
+    for index, run in enumerate(runs):
+        for noise in noises_of(run.results):
+            for path, looks in _paths(run, noise):
+                units = str(path["time"].attrs.get("units", ""))
+                for quantity in ends(path):
+                    lines = charts.setdefault(quantity, {}).setdefault((noise, units), [])
+                    lines.append(_line(path, quantity, f"series-{index}{looks}", f"series-{index}", index))
+    entries = [
+        Entry(f"series-{index}", f"series s{index}", _lettered(index, run)) for index, run in enumerate(runs)
+    ]
+    found = []
+    for quantity, panels in charts.items():
+        drawn = [_chart(quantity, noise, units, lines) for (noise, units), lines in panels.items()]
+        used = {line.button for chart in drawn for line in chart.lines}
+        found.append(
+            Group(sentence_start(label_of(quantity)), [each for each in entries if each.shows in used], drawn)
+        )
+    return found
+
+
+def _paths(run: Told, noise: str) -> list[tuple[xr.Dataset, str]]:
+    """What is drawn of one noise: the path, or of a comparison training, and the limit thinly."""
+    group = run.results.children.get(noise)
+    if group is None:
+        return []
+    if run.config.get("command") != "compare":
+        return [(group.to_dataset(inherit=False), "")]
+    training = group.children["training_0"].to_dataset(inherit=False)
+    limit = group.children["limit"].to_dataset(inherit=False)
+    if "slow_time" not in training.coords:
+        return [(training, "")]
+    rate = training["time"].values[-1] / training["slow_time"].values[-1]
+    in_steps = limit.assign_coords(
+        time=("time", limit["time"].values * rate, {"units": training["time"].attrs.get("units", "")})
+    )
+    return [(training, ""), (in_steps, "-thin")]
+
+
+def _line(path: xr.Dataset, quantity: str, looks: str, button: str, index: int) -> Line:
+    values, x = path[quantity], path["time"].values.astype(float)
+    error = None
+    if "replica" in values.dims:
+        each = values.transpose("replica", "time").values.astype(float)
+        values = each.mean(axis=0)
+        if len(each) > 1 and not looks.endswith("-thin"):
+            error = each.std(axis=0, ddof=1) / np.sqrt(len(each))
+    else:
+        values = values.values.astype(float)
+    what = ", limit" if looks.endswith("-thin") else ""
+    return Line(x, values, looks, button, f"{string.ascii_uppercase[index]}{what} %{{y:.4~g}}", error)
+
+
+def _chart(quantity: str, noise: str, units: str, lines: list[Line]) -> Chart:
+    slow = units.startswith("slow time")
+    said = "; ".join(f"{line.says[0]} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
+    return Chart(
+        noise, "", f"{label_of(quantity)} under {noise}: {said}.", lines,
+        greek(units).removesuffix(" steps") if slow else "training steps k",
+        header="t = %{x:.3~g}" if slow else "step %{x:,.0f}",
+    )  # fmt: skip
+
+
+def _sentences(run: Told) -> list[str]:
+    found = []
+    for noise in noises_of(run.results):
+        group = run.results.children.get(noise)
+        if group is None:
+            continue
+        verdict, half = group.attrs.get("verdict"), group.attrs.get("half_steps")
+        parts = [greek(str(verdict))] if verdict else []
+        parts += [f"half of it done after {steps_in_words(float(half))} steps"] if half is not None else []
+        found.append(f"{noise}: {'; '.join(parts)}" if parts else noise)
+    return found
+
+
+def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
+    lines = []
+    for field in _FIELDS:
+        values = [run.config.get(field) for run in runs]
+        if any(value not in (None, {}, [], False) for value in values):
+            cells = [MISSING if value in (None, {}, []) else _word(value) for value in values]
+            lines.append((field.replace("_", " "), cells))
+    measured: dict[tuple[str, str], list[str]] = {}
+    for index, run in enumerate(runs):
+        for noise in noises_of(run.results):
+            for path, looks in _paths(run, noise)[:1]:
+                assert not looks
+                for quantity, (_, end, error) in ends(path).items():
+                    cells = measured.setdefault((noise, quantity), [MISSING] * len(runs))
+                    cells[index] = f"{end:.5g}" + ("" if error is None else f" ± {error:.1g}")
+    return lines + [
+        (f"{label_of(quantity)}, {noise}", cells) for (noise, quantity), cells in measured.items()
+    ]
+
+
+def _lettered(index: int, run: Told) -> str:
+    return f"{string.ascii_uppercase[index]}: {run.name}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

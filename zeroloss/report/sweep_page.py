@@ -1,0 +1,85 @@
+"""The page of a sweep: small multiples of every quantity over the grid, and all cells in a table."""
+
+# Greek letters and typographic signs are meant
+
+from collections.abc import Mapping
+from typing import Any
+
+import xarray as xr
+
+from zeroloss.report import markup
+from zeroloss.report.lines import sections
+from zeroloss.report.markup import Page, text
+from zeroloss.report.sweep_series import SEED, cells, failures, groups, layout
+
+_QUESTION = "What does the noise do over a grid of recipes?"
+_MOST_ROWS = 1000
+_MOST_FAILURES = 50
+_READING = (
+    "Every dot is where the training runs of a cell end, in the mean, with two standard errors; the solid "
+    "line of the same colour is the prediction for that very step size and noise, the dashed line the limit "
+    "as both go to zero. Where a cell has no training, the dots are what its command computes.",
+    "Each cell of the grid is a run in a folder of its own, in the folder cells beside this page: zeroloss "
+    "report makes a page of it, and zeroloss report of several compares them.",
+)
+
+
+def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
+    """The page of a sweep."""
+    table, board = results.to_dataset().load(), markup.Board()
+    cell: Mapping[str, Any] = config.get("cell") or {}
+    statuses = table["status"].values.ravel().astype(str)
+    complete = int((statuses == "complete").sum())
+    head, lines = cells(table)
+    failed = failures(table)
+    cards = [
+        markup.card(
+            f"{complete} of {len(statuses)} cells are complete",
+            "",
+            [_axes(config), *_seeds(table)],
+            "" if complete == len(statuses) else "zeroloss resume goes on with the others.",
+        ),
+        *(markup.card(name, "failed", [reason], "") for name, reason in failed[:_MOST_FAILURES]),
+    ]
+    if len(failed) > _MOST_FAILURES:
+        cards.append(markup.card(f"... and {len(failed) - _MOST_FAILURES} more cells", "failed", [], ""))
+    body = markup.body(
+        cards=cards,
+        table=markup.table(head, lines[:_MOST_ROWS]),
+        numbers="Cells" if len(lines) <= _MOST_ROWS else f"The first {_MOST_ROWS} of {len(lines)} cells",
+        heading=f"Over {layout(table).across}",
+        figures=sections(groups(table), board) or "<p>No cell is complete, so there is nothing to draw.</p>",
+        reading=_READING,
+    )
+    title = text(cell.get("problem", "a sweep"))
+    return Page(
+        title,
+        f"a sweep of {text(cell.get('command', 'runs'))}",
+        _QUESTION,
+        _setup(config),
+        body,
+        board.figures,
+    )
+
+
+def _axes(config: Mapping[str, Any]) -> str:
+    grid: Mapping[str, Any] = config.get("grid") or {}
+    parts = [f"{axis} ({len(values)})" for axis, values in grid.items()]
+    return f"The axes, and how many values each has: {', '.join(parts)}."
+
+
+def _seeds(table: xr.Dataset) -> list[str]:
+    if table.sizes.get(SEED, 1) == 1:
+        return []
+    return [f"What is drawn is the mean over {table.sizes[SEED]} seeds, with the standard error of that."]
+
+
+def _setup(config: Mapping[str, Any]) -> str:
+    cell: Mapping[str, Any] = config.get("cell") or {}
+    named = ("noise", "step_size", "steps", "horizon", "replicas", "momentum", "weight_decay")
+    parts = []
+    for name in named:
+        value = cell.get(name)
+        if value and name not in (config.get("grid") or {}):
+            parts.append(f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}")
+    return text(" · ".join(parts))
