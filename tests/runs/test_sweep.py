@@ -2,13 +2,14 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import distributed
 import numpy as np
 import pytest
 from killing import contents, finished, zeroloss
+from runs_here import Here
 
 import zeroloss as zl
 from zeroloss import runs
@@ -25,22 +26,6 @@ def grid(axes, **fields):
     return runs.sweep_config({"cell": CELL | fields, "grid": axes})
 
 
-class Here(Executor):
-    """Does what it is given at once, in this process; `broken` are the calls that lose their process."""
-
-    def __init__(self, broken=()):
-        self.calls, self.broken = [], broken
-
-    def submit(self, fn, /, *args, **kwargs):
-        future = Future()
-        self.calls.append(args)
-        if len(self.calls) in self.broken:
-            future.set_exception(RuntimeError("the process is gone"))
-        else:
-            future.set_result(fn(*args, **kwargs))
-        return future
-
-
 def events(cell):
     return [event["event"] for event in zl.open_run(cell.path).log]
 
@@ -52,7 +37,9 @@ def test_the_cells_of_a_grid():
     assert [cell.step_size for cell in cells] == [0.1] * 4 + [0.2] * 4
     assert [cell.seed for cell in cells] == [1, 2] * 4
     assert cells[0].noise == ("label",) and cells[2].noise == ("weight:0.1",)
-    assert cells[0].strengths["label"] == 0.5 and cells[0].strengths["dropout"] == CELL["strengths"]["dropout"]
+    assert (
+        cells[0].strengths["label"] == 0.5 and cells[0].strengths["dropout"] == CELL["strengths"]["dropout"]
+    )
 
 
 def test_axes_are_options_of_problems_too():

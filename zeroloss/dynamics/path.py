@@ -18,6 +18,7 @@ from zeroloss.pytrees import Vector
 Observables = Mapping[str, Callable[[PyTree], Array]]
 
 
+_LONGEST_NAME = 200  # bytes
 _PARAMS, _BIAS = "params", "step_bias/"  # beside what is measured
 
 _TAKEN = (
@@ -172,10 +173,20 @@ class Recorder:
         self._like = like
         self.items: list[dict[str, np.ndarray]] = []
         for name in self._observables:
-            if name in _TAKEN or "/" in name:
+            if name in _TAKEN:
                 raise InputError(
-                    f"an observable cannot be called {name!r}: these names are taken, {', '.join(_TAKEN)}, "
-                    "and none may contain a slash."
+                    f"an observable cannot be called {name!r}: these names are taken, {', '.join(_TAKEN)}."
+                )
+            # Each becomes a folder in a Zarr store.
+            if not name.strip(".") or name.startswith("__") or {"/", "\0"} & set(name):
+                raise InputError(
+                    f"an observable cannot be called {name!r}: there must be more than dots, no slash, and "
+                    "no two underscores in front."
+                )
+            if len(name.encode(errors="surrogatepass")) > _LONGEST_NAME:
+                raise InputError(
+                    f"the name of an observable has {len(name)} characters, {name[:40]!r}...; at most "
+                    f"{_LONGEST_NAME} bytes fit into the name of a file."
                 )
 
     @property

@@ -1,0 +1,236 @@
+"""Pages in a real browser: Chromium, as Debian packages it. Without one these tests are skipped."""
+
+import shutil
+import textwrap
+
+import pytest
+from runs_here import Here
+
+from zeroloss import report, runs
+from zeroloss.problems import DEFAULT_STRENGTHS
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian's package chromium)")
+
+# Where WebGL is drawn in software.
+ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+
+HOSTILE = {
+    "tag": "<script>hacked = 1</script>",
+    "picture": "<img src=x onerror='hacked = 1'>",
+    "quotes": '"\'` onmouseover="hacked = 1" \'',
+    "long": "a_very_long_name_" * 11,
+    "right to left": "\u202e\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+    "end": "</script></style></title><!--",
+}
+
+SURFACE = """
+    import jax.numpy as jnp
+    import zeroloss as zl
+
+    def model(w, inputs):
+        return w[0] * w[1] * w[2] * inputs
+
+    def make():
+        watch = {name.replace("/", "\u2215"): (lambda w: w[0]) for name in %r}
+        return zl.LeastSquares(model, jnp.ones(1), jnp.ones(1)), jnp.array([2.0, 1.0, 0.5]), watch
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """One page of each kind, by name."""
+    folder = tmp_path_factory.mktemp("pages")
+    own = folder / "<b onclick='hacked = 1'>&amp;\".py"
+    own.write_text(textwrap.dedent(SURFACE % list(HOSTILE.values())))
+    common = dict(strengths=DEFAULT_STRENGTHS)
+    configs = {
+        "compare": dict(
+            command="compare", problem="hyperbola", noise=["weight:0.1", "minibatch:1"], steps=2000,
+            replicas=4,
+        ),
+        "limit": dict(command="limit", problem="regression_1d", noise=["weight"], horizon=1.0, saves=5),
+        "descend": dict(
+            command="descend", problem=f"{own}:make", noise=["label:0.1"], steps=500, replicas=9, saves=5,
+            source=runs.digest_of_source(f"{own}:make", {}),
+        ),
+        "study": dict(command="study", problem="hyperbola", noise=["weight:0.1"], budget=0.1),
+    }  # fmt: skip
+    found = {}
+    for name, config in configs.items():
+        runs.start(runs.config_from(config | common), folder / name)
+        found[name] = report.write(folder / name)
+    cell = configs["limit"] | common
+    sweep = runs.sweep_config({"cell": cell, "grid": {"horizon": [0.5, 1.0], "set.width": [20, 30]}})
+    runs.sweep(sweep, folder / "sweep", executor=Here())
+    found["sweep"] = report.write(folder / "sweep")
+    found["several"] = report.write_several([folder / "compare", folder / "descend"], folder / "several.html")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+KINDS = ["compare", "limit", "descend", "study", "sweep", "several"]
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """Opens a page; whatever it complains about, or asks the network for, fails the test."""
+    contexts, wrong = [], []
+
+    def opened(kind, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        address = pages[kind].as_uri()
+        page.on(
+            "request",
+            lambda request: request.url.startswith(("data:", "blob:", address)) or wrong.append(request.url),
+        )
+        page.goto(address)
+        page.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_is_drawn(visit, kind):
+    page = visit(kind)
+    count = page.locator(".plot").count()
+    assert count > 0
+    assert page.locator(".plot:has(.main-svg)").count() == count
+    empty = page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].filter(
+            (plot) => !plot.querySelector('.scatterlayer path') && !plot.querySelector('canvas')
+        ).map((plot) => plot.getAttribute('aria-label'))"""
+    )
+    assert empty == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_there_are_no_serious_barriers(visit, kind, scheme):
+    page = visit(kind, color_scheme=scheme, reduced_motion="reduce")
+    found = axe.Axe().run(page).response["violations"]
+    serious = [
+        (each["id"], [node["html"][:200] for node in each["nodes"]][:3])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_scrolls_sideways_on_a_phone(visit, kind):
+    page = visit(kind, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    right = "(svg) => svg.getBoundingClientRect().right"
+    widest = page.evaluate(f"Math.max(...[...document.querySelectorAll('.plot .main-svg')].map({right}))")
+    assert widest <= 390
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_prints(visit, kind):
+    page = visit(kind, color_scheme="dark")
+    paper = page.pdf(format="A4")
+    assert paper.startswith(b"%PDF") and len(paper) > 20_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_answer_to_the_mouse(visit, kind):
+    page = visit(kind)
+    plot = page.locator(".plot:has(.scatterlayer)").first
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    said = page.locator(".hoverlayer text")
+    for share in range(1, 20):
+        page.mouse.move(box["x"] + 62 + share * (box["width"] - 90) / 20, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(60)
+        if said.count():
+            return
+    # Where only points speak: at one of them.
+    point = plot.locator(".points path").first.bounding_box()
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    page.wait_for_timeout(200)
+    assert said.count()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_legend_shows_and_hides(visit, kind):
+    page = visit(kind)
+    shown = """(name) => [...document.querySelectorAll('.plot')].flatMap((plot) => plot._fullData ?? [])
+        .filter((trace) => trace.legendgroup === name).map((trace) => trace.visible)"""
+    section = page.locator(".quantity").first
+    button = section.locator(".legend button").first
+    name = button.get_attribute("data-shows")
+    before = page.evaluate(shown, name)
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    after = page.evaluate(shown, name)
+    assert after.count(False) > before.count(False)
+    button.click()
+    assert page.evaluate(shown, name) == before
+
+
+def test_time_is_slow_or_counted_in_steps(visit):
+    page = visit("compare")
+    ends = "[...document.querySelectorAll('.plot')].map((plot) => plot.layout.xaxis.range?.[1])"
+    titles = "[...document.querySelectorAll('.plot')].map((plot) => plot.layout.xaxis.title.text)"
+    slow = page.evaluate(ends)
+    page.get_by_label("training steps k").check()
+    steps = page.evaluate(ends)
+    changed = [new / old for old, new in zip(slow, steps, strict=True) if new != old]
+    assert len(changed) >= 8 and all(ratio > 1 for ratio in changed)
+    assert "training steps k" in page.evaluate(titles)
+    page.get_by_label("slow time t").check()
+    assert page.evaluate(ends) == slow
+
+
+def test_the_function_follows_the_slider(visit):
+    page = visit("limit")
+    slider = page.locator(".slider input").first
+    assert page.locator(".slider output").first.inner_text() == "t = 0"
+    # The line that moves is the one that the slider's panel names.
+    y = """() => { const plot = document.querySelector('figure:has(.slider) .plot');
+        return plot._fullData.find((trace) => trace.meta === 'limit').y[0]; }"""
+    before = page.evaluate(y)
+    slider.focus()
+    page.keyboard.press("End")
+    assert page.locator(".slider output").first.inner_text() == "t = 1.00"
+    assert slider.get_attribute("aria-valuetext") == "t = 1.00"
+    assert page.evaluate(y) != before
+
+
+def test_three_parameters_are_drawn_in_space(visit):
+    page = visit("descend")
+    kinds = (
+        "[...document.querySelectorAll('.plot')].flatMap((plot) => plot._fullData).map((trace) => trace.type)"
+    )
+    assert "scatter3d" in page.evaluate(kinds)
+
+
+@pytest.mark.parametrize("kind", ["descend", "several"])
+def test_hostile_names_are_text(visit, kind):
+    page = visit(kind)
+    text = page.evaluate("document.body.textContent")
+    for name in HOSTILE.values():
+        shown = name.replace("/", "\u2215").replace("_", " ")
+        assert shown.lower() in text.lower(), name
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("b[onclick], img[src='x']").count() == 0
