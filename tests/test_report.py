@@ -19,7 +19,7 @@ from zeroloss.errors import RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.report.figures import write_figures
 from zeroloss.report.labels import noise_in_words
-from zeroloss.report.notation import interval, number, percent
+from zeroloss.report.notation import interval, number, percent, steps_in_words
 from zeroloss.report.series import panels, table_rows, time_axis, windows
 from zeroloss.report.words import table, verdict
 
@@ -167,7 +167,7 @@ def test_every_panel_is_a_valid_figure_with_words_for_it(page):
         go.Figure(specification)  # raises where Plotly would not understand
     plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
     assert [plot["id"] for plot in plots] == [f"panel-{i}" for i in range(len(specifications))]
-    assert len(plots) == 4 * 3
+    assert len(plots) == 5 * 3
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 30 for plot in plots)
     for specification in specifications:
         roles = [trace["meta"] for trace in specification["data"]]
@@ -189,11 +189,11 @@ def test_a_prediction_is_the_third_curve(tmp_path):
     made = {"dropout": comparison(FAST, predicted=True), "minibatch": comparison(None)}
     page = written(tmp_path / "run", made)
     reader = Reader(page.read_text())
-    for noise, specification in zip(["dropout", "minibatch"] * 4, json.loads(reader.scripts[0]), strict=True):
+    for noise, specification in zip(["dropout", "minibatch"] * 5, json.loads(reader.scripts[0]), strict=True):
         roles = [trace["meta"] for trace in specification["data"]]
         assert ("prediction" in roles) == (noise == "dropout")
     shows = [attributes.get("data-shows") for _, attributes in reader.tags]
-    assert shows.count("prediction") == 4
+    assert shows.count("prediction") == 5
     results = runs.read(page.parent)[1]
     assert "prediction_0" in results["dropout"].children
     cells = dict(table(table_rows(results)))
@@ -211,10 +211,45 @@ def test_why_there_is_no_prediction(tmp_path):
     assert "There is no prediction at this step size and noise: the noise is too large & wild." in text
 
 
+def test_the_page_begins_with_how_long_it_takes(tmp_path):
+    each = {"dropout:0.2": comparison(FAST), "label": comparison(SLOW), "minibatch:32": comparison(None)}
+    results = runs.gather(each)
+    results["dropout:0.2"].attrs.update(half_steps=8_214.0, half_of="regularizer")
+    results["label"].attrs.update(half_steps=5.12e6, half_of="hessian_trace")
+    runs.create(tmp_path, {"problem": "bowl"})
+    runs.write_results(tmp_path, results)
+    text = " ".join(Reader(report.write(tmp_path).read_text()).text)
+    assert (
+        "Dropout at rate 0.2 drifts on the fast scale: half of its regularization happens in 8,210 steps at "
+        "this step size. Label noise drifts on the slow scale: half of what it does to the trace of the "
+        "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
+    ) in text
+    cells = dict(table(table_rows(results)))
+    assert cells["half of it done after"] == ["8,210", "5.12\u00a0million", "\u2013"]
+
+
+def test_how_long_is_said_where_it_is_not_known(tmp_path):
+    each = {"langevin": comparison(SLOW, paths=20), "weight": comparison(FAST)}
+    text = " ".join(Reader(written(tmp_path / "run", each).read_text()).text)
+    assert "spreads training over the zero-loss set on the slow scale, of 40,000 steps." in text
+    assert "Weight noise drifts on the fast scale, of 2,000 steps." in text
+
+
+@pytest.mark.parametrize(
+    ("steps", "text"),
+    [
+        (0.32, "0.32"), (7.2, "7.2"), (283.7, "284"), (8_214, "8,210"), (999_400, "999,000"),
+        (999_600, "1\u00a0million"), (5.123e6, "5.12\u00a0million"), (2e9, "2\u00a0billion"),
+    ],
+)  # fmt: skip
+def test_steps_in_words(steps, text):
+    assert steps_in_words(steps) == text
+
+
 def test_a_constant_is_shown_as_one(run):
     shown = panels(runs.read(run.parent)[1])
     still = [panel for each in shown.values() for panel in each if panel.noise == "minibatch"]
-    assert len(still) == 4 and all(panel.constant is not None for panel in still)
+    assert len(still) == 5 and all(panel.constant is not None for panel in still)
     assert all(panel.constant is None for panel in shown["hessian_trace"][:2])
     (low, high) = windows(shown["regularizer"])[2]
     assert low <= -1 and high >= 1  # not zoomed on rounding

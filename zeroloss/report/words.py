@@ -27,6 +27,7 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
 def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths: Mapping[str, Any]) -> str:
     """What all noises of a comparison do, and how long it takes, in a sentence each."""
     said = []
+    at = " at this step size"
     for row, axis in zip(rows, axes, strict=True):
         noise = sentence_start(noise_in_words(row["noise"], strengths))
         plural = are_many(row["noise"])
@@ -46,11 +47,13 @@ def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths:
             text += f", of {steps_in_words(axis.steps_per_unit)} steps"
         elif row.get("half_of") == "regularizer":
             own = "their" if plural else "its"
-            text += f": half of {own} regularization happens in {steps_in_words(row['half_steps'])} steps"
+            text += f": half of {own} regularization happens in {steps_in_words(row['half_steps'])} steps{at}"
+            at = ""
         else:
             of = {"hessian_trace": "trace of the Hessian"}.get(row["half_of"], row["half_of"])
             own = "they do" if plural else "it does"
-            text += f": half of what {own} to the {of} takes {steps_in_words(row['half_steps'])} steps"
+            text += f": half of what {own} to the {of} takes {steps_in_words(row['half_steps'])} steps{at}"
+            at = ""
         said.append(f"{text}.")
     return " ".join(said)
 
