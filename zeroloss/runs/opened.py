@@ -9,6 +9,7 @@ import xarray as xr
 from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.files import PART, replacing, unwritable
 from zeroloss.runs.folder import CONFIG, events, is_complete, noises_of, read
+from zeroloss.runs.grid import SWEEP
 
 
 class Run(NamedTuple):
@@ -75,11 +76,16 @@ def summary(path: Path) -> dict[str, str]:
         run = open_run(path)
     except RunError as error:
         return {"run": str(path), "command": "", "problem": "", "noise": "", "status": f"damaged: {error}"}
-    noises = run.config.get("noise")
+    command, values = str(run.config.get("command", "")), run.config
+    if command == SWEEP:
+        cell, grid = values.get("cell"), values.get("grid")
+        cell, grid = (each if isinstance(each, dict) else {} for each in (cell, grid))
+        command, values = f"{SWEEP} {cell.get('command', '')}", {**cell, **grid}
+    noises = values.get("noise")
     return {
         "run": str(path),
-        "command": str(run.config.get("command", "")),
-        "problem": str(run.config.get("problem", "")),
+        "command": command,
+        "problem": str(values.get("problem", "")),
         "noise": ", ".join(map(str, noises)) if isinstance(noises, list) else "",
         "status": run.status,
     }
@@ -94,6 +100,7 @@ def export_csv(run: Run, folder: Path) -> list[Path]:
     datasets = {"table": run.results.to_dataset()} | {
         f"{noise}{node.path}".strip("/").replace("/", "_").replace(":", "-"): node.to_dataset()
         for noise in noises_of(run.results)
+        if noise in run.results.children
         for node in sorted(run.results.children[noise].copy().subtree, key=lambda node: node.path)
     }
     files = {folder / f"{name}.csv": each for name, each in datasets.items() if each.data_vars}
