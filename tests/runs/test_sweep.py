@@ -83,7 +83,7 @@ def test_what_the_cells_found_is_collected(tmp_path):
     assert dict(table.sizes) == {"step_size": 2, "noise": 2}
     assert table["status"].values.tolist() == [["complete"] * 2, ["failed"] * 2]
     assert all("stability limit" in reason for reason in table["reason"].values[1])
-    assert len(said) == 2 and "step_size=3.0, noise=label" in said[0]
+    assert len(said) == 2 and any("step_size=3.0, noise=label" in each for each in said)
     cell = zl.open_run(tmp_path / "sweep" / str(table["folder"].values[0, 1]))
     assert cell.config["noise"] == ["weight:0.1"] and cell.config["step_size"] == 0.2
     end = cell.results["weight:0.1"]["hessian_trace"].values[:, -1]
@@ -95,9 +95,7 @@ def test_what_the_cells_found_is_collected(tmp_path):
 
 
 def test_cells_with_several_noises_have_an_axis_for_them(tmp_path):
-    config = grid({"seed": [0, 1]}, noise=["label:0.3", "weight:0.1"], command="limit", horizon=0.1)
-    for field in ("steps",):
-        config.cell.pop(field, None)
+    config = grid({"seed": [0, 1]}, noise=["label:0.3", "weight:0.1"])
     results = runs.sweep(config, tmp_path / "sweep", executor=Here())
     assert dict(results["hessian_trace_end"].sizes) == {"seed": 2, "noise": 2}
     assert dict(results["status"].sizes) == {"seed": 2}

@@ -27,13 +27,18 @@ def test_the_spectrum_of_the_hyperbola():
     assert spectrum["where"].values.tolist() == ["start", "end"]
 
 
-def test_the_spectrum_is_that_of_the_whole_hessian():
-    problem, system, path = followed("regression_1d", "weight", 0.01, width=5, examples=3)
+@pytest.fixture(scope="module")
+def regression():
+    return followed("regression_1d", "weight", 0.01, width=6, examples=4)
+
+
+def test_the_spectrum_is_that_of_the_whole_hessian(regression):
+    problem, system, path = regression
     found = views(problem, system, {"limit": path})[SPECTRUM]["eigenvalue"].values
     for values, time in zip(found, (0, -1), strict=True):
         params = jax.tree.map(lambda leaf, time=time: jnp.asarray(leaf[time]), path.params)
         w, unravel = jax.flatten_util.ravel_pytree(params)
-        whole = jnp.linalg.eigvalsh(jax.hessian(lambda w, unravel=unravel: system.loss(unravel(w)))(w))
+        whole = jnp.linalg.eigvalsh(jax.hessian(lambda w, unravel=unravel: problem.problem.loss(unravel(w)))(w))
         np.testing.assert_allclose(values, whole[::-1][:3], rtol=1e-6)
 
 
@@ -58,8 +63,8 @@ def test_points_all_over_the_zero_loss_set(name, noise, residual):
     assert gaps.max() < 0.1
 
 
-def test_the_function_along_the_flow():
-    problem, system, path = followed("regression_1d", "weight", 0.5, width=6, examples=4)
+def test_the_function_along_the_flow(regression):
+    problem, system, path = regression
     found = views(problem, system, {"limit": path, "prediction": path})[FUNCTION]
     model, x = problem.problem.model, jnp.asarray(found["x"].values)
     for moment, time in enumerate(path.ts):
