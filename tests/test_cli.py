@@ -4,14 +4,18 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+import zeroloss as zl
+from zeroloss import runs
 from zeroloss.cli import app
+from zeroloss.cli.console import out
+from zeroloss.cli.printing import _side_by_side, print_table
 
 runner = CliRunner()
 SHORT = ["--steps", "300", "--replicas", "2"]
 
 
-def run(*arguments, code=0):
-    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+def run(*arguments, code=0, columns=200):
+    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": str(columns)})
     assert result.exit_code == code, result.output
     return result.output
 
@@ -60,6 +64,30 @@ def test_classify_prints_every_noise():
     assert "trivial" in lines["minibatch"]
     assert {"minibatch+label", "minibatch+weight"} <= set(lines)
     assert "dimension 1 in 2 parameters" in printed
+    narrow = run("classify", "hyperbola", columns=80)
+    assert max(map(len, narrow.splitlines())) <= 80 and "…" not in narrow
+    for word in ("minibatch+gaussian-dropconnect", "non-degenerate", "1/(α²σ²)", "smaller tr H", "4e+05"):
+        assert word in narrow
+
+
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_a_table_is_folded_and_not_cut(monkeypatch, width):
+    monkeypatch.setattr(out, "width", width)
+    cells = ["minibatch+gaussian-dropconnect", "degenerate, stochastic", "5e+05"]
+    more = ["weight", "non-degenerate", "inf"]
+    with out.capture() as printed:
+        print_table(["noise", "verdict", "margin"], [cells, more])
+    lines = printed.get().rstrip("\n").splitlines()
+    assert max(map(len, lines)) <= width
+    shown = "".join(lines[lines.index("─" * len(lines[-1])) + 1 :])
+    assert sorted(shown.replace(" ", "")) == sorted("".join([*cells, *more]).replace(" ", ""))
+
+
+def test_a_comparison_of_many_noises_is_laid_out_in_blocks(monkeypatch):
+    monkeypatch.setattr(out, "width", 80)
+    blocks = list(_side_by_side([16, 16, 12, 20, 90, 8]))
+    assert [index for block in blocks for index in range(6)[block]] == list(range(6))
+    assert blocks == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)]
 
 
 @pytest.mark.parametrize(
@@ -119,11 +147,13 @@ def test_a_bad_second_noise_is_found_before_the_first_is_trained():
 def test_options_from_a_file(tmp_path):
     (tmp_path / "run.toml").write_text(
         'problem = "hyperbola"\nnoise = "label:0.4"\nsteps = 500\nreplicas = 3\nstep-size = 0.2\n'
+        "momentum = 0.5\nnesterov = true\nset = []\n"
     )
     run("descend", "--config", tmp_path / "run.toml", "--out", tmp_path / "run", "--steps", "400")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["noise"] == ["label:0.4"] and config["step_size"] == 0.2
     assert config["steps"] == 400 and config["replicas"] == 3
+    assert config["momentum"] == 0.5 and config["nesterov"] is True
 
 
 @pytest.mark.parametrize(
@@ -149,6 +179,8 @@ def test_runs_can_be_shown_listed_and_exported(tmp_path):
     short = ["--noise", "label:0.3", "--steps", "300", "--replicas", "2", "--quiet"]
     printed = run("descend", "hyperbola", *short, "--out", folder)
     assert "after 300 steps" in printed and "training runs" not in printed
+    assert "two parameters with product 1" in printed
+    assert "two parameters with product 1" in run("descend", "hyperbola", *short)
     assert "descend hyperbola: complete" in run("show", folder)
     shown = json.loads(run("show", folder, "--json"))
     assert shown["status"] == "complete" and shown["results"][0]["time"] == 300
@@ -160,6 +192,28 @@ def test_runs_can_be_shown_listed_and_exported(tmp_path):
     assert "results.nc" in run("export", folder, "--netcdf")
     assert "descend hyperbola" not in run("resume", folder, "--quiet")
     assert "no readable run" in run("show", tmp_path / "nowhere", code=1)
+
+
+def test_noises_are_shown_in_the_order_of_the_request(tmp_path):
+    noises = ["--noise", "weight:0.1", "--noise", "minibatch", "--noise", "label"]
+    run("descend", "hyperbola", *noises, *SHORT, "--out", tmp_path / "run")
+    printed = run("show", tmp_path / "run")
+    assert printed.index("weight:0.1") < printed.index("minibatch") < printed.index("label")
+    rows = json.loads(run("show", tmp_path / "run", "--json"))["results"]
+    assert [row["noise"] for row in rows] == ["weight:0.1", "minibatch", "label"]
+
+
+def test_a_comparison_of_which_no_noise_is_finished_is_shown(tmp_path):
+    values = dict(command="compare", problem="hyperbola", noise=["label"])
+    runs.create(tmp_path / "run", runs.config_from(values).model_dump(mode="json"))
+    half = xr.Dataset({"loss": ("time", [0.0])})
+    half.to_zarr(tmp_path / "run" / "results.zarr", group="label/limit", consolidated=False)
+    assert "No noise has been compared to the end yet" in run("show", tmp_path / "run")
+    assert json.loads(run("show", tmp_path / "run", "--json"))["results"] == []
+
+
+def test_the_version():
+    assert run("--version") == f"zeroloss {zl.__version__}\n"
 
 
 def test_json_for_machines():

@@ -1,32 +1,128 @@
-"""The command and what all its subcommands share: where they print, and how they fail."""
+"""The command and what all its subcommands share: their help, where they print, and how they fail."""
 
+import inspect
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand, TyperOption
 
+from zeroloss import __version__
 from zeroloss.errors import Interrupted, ZerolossError
+
+PROBLEMS, RUNS, RESULTS = "Problems", "Runs", "Results"
+"""The panels of the commands in the help."""
+
+NOISE, TRAINING, RUN, PROBLEM, GENERAL = "Noise", "Training", "Run", "Problem", "General"
+"""The panels of the options in the help of a command."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {}
+"""Of each command those that its help shows."""
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error, said in a line",
+    2: "wrong usage",
+    130: "stopped by Ctrl-C, after saving",
+    143: "stopped by SIGTERM, after saving",
+}
+
+
+def _listed(title: str, *lines: str) -> str:
+    """Lines that the help shows as they are, below a title."""
+    return "\n".join([title, *(f"[bold]  {escape(line)}[/bold]" for line in lines)])
+
 
 app = typer.Typer(
     help="What the noise in a training recipe does once the loss is zero.",
-    epilog="Results go to standard output, messages to standard error. Exit codes: 0 done; 1 an error, said "
-    "in a line; 2 wrong usage; 130 stopped by Ctrl-C, 143 by SIGTERM, both after saving.",
+    epilog="\n\n".join(
+        [
+            _listed(
+                "To begin with:",
+                "zeroloss classify digits",
+                "zeroloss compare hyperbola --noise label --steps 5000 --out runs/first",
+                "zeroloss show runs/first",
+            ),
+            "Results go to standard output, messages to standard error. Exit codes: "
+            + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+            + ".",
+        ]
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode="rich",
 )
 
 out, messages = Console(), Console(stderr=True)
 
 
+class _Command(TyperCommand):
+    """A command whose --help is listed with the other options that all commands have."""
+
+    def get_help_option(self, ctx: Any) -> TyperOption | None:
+        found = super().get_help_option(ctx)
+        if found is not None:
+            found.rich_help_panel, found.metavar = GENERAL, ""
+        return found
+
+
+def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function the command `name`, with its docstring and some examples as its help.
+
+    The examples are kept to 76 columns, so that a terminal of 80 wraps none of them.
+    """
+    EXAMPLES[name] = examples
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+        return app.command(
+            name,
+            cls=_Command,
+            help="\n\n".join(" ".join(each.split()) for each in paragraphs),
+            epilog=_listed("Example:" if len(examples) == 1 else "Examples:", *examples),
+            rich_help_panel=panel,
+        )(function)
+
+    return register
+
+
+def option(panel: str, words: str, *names: str, metavar: str | None = None) -> Any:
+    """An option that the help of a command lists in `panel`."""
+    return typer.Option(*names, help=words, metavar=metavar, rich_help_panel=panel)
+
+
+def flag(panel: str, words: str, name: str) -> Any:
+    """An option without a value."""
+    return option(panel, words, name, metavar="")
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+Quiet = Annotated[bool, flag(GENERAL, "Only results: no messages and no progress.", "--quiet")]
+Json = Annotated[bool, flag(GENERAL, "Print results as JSON.", "--json")]
+
+
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"zeroloss {__version__}")
+        raise typer.Exit
+    return wanted
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
     jax.config.update("jax_enable_x64", True)
     # LAPACK's threads wait for each other, for tens of times as long when another process is busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -46,6 +142,11 @@ def failing_in_a_line() -> Iterator[None]:
     except KeyboardInterrupt:
         messages.print("Stopped.")
         raise typer.Exit(130) from None
+
+
+def print_path(words: str, path: Path) -> None:
+    """Say something about a path, as a message in one line that can be copied."""
+    messages.print(f"{words} {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

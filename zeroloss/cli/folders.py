@@ -4,68 +4,86 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
 from rich.markup import escape
-from rich.table import Table
 
 from zeroloss import problems, report, runs
-from zeroloss.cli.console import app, failing_in_a_line, messages, out, print_json
-from zeroloss.cli.printing import as_rows, print_results
+from zeroloss.cli.console import (
+    PROBLEMS,
+    RESULTS,
+    Json,
+    RunFolder,
+    command,
+    failing_in_a_line,
+    flag,
+    option,
+    out,
+    print_json,
+    print_path,
+)
+from zeroloss.cli.printing import as_rows, print_results, print_table
 from zeroloss.errors import InputError
 
-_Run = Annotated[Path, typer.Argument(help="Folder of the run.")]
-_Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+_FORMAT = "Format"  # a panel of the help
 
 
-@app.command("show")
-def show_command(run: _Run, as_json: _Json = False) -> None:
-    """Print what the run in RUN computes, whether it is complete, and what it has found."""
+@command("show", RESULTS, "zeroloss show runs/first", "zeroloss show runs/first --json")
+def show_command(run: RunFolder, as_json: Json = False) -> None:
+    """Print what a run has found, and whether it is complete."""
     with failing_in_a_line():
         opened = runs.open_run(run)
-        command = runs.configuration(run).command
+        config, verb = opened.config, runs.configuration(run).command
         if as_json:
             print_json(
                 {
-                    "config": opened.config,
+                    "config": config,
                     "status": opened.status,
                     "verdicts": opened.verdicts,
-                    "results": as_rows(command, opened.results),
+                    "results": as_rows(config, opened.results),
                 }
             )
             return
-        out.print(f"{command} {escape(str(opened.config['problem']))}: {opened.status}", highlight=False)
+        what = f"{verb} {config['problem']}: {opened.status}"
+        out.print(escape(what), highlight=False, soft_wrap=True)
         if opened.status != "complete":
             out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
-        print_results(opened.config, opened.results)
+        print_results(config, opened.results)
 
 
-@app.command("list")
+@command("list", RESULTS, "zeroloss list", "zeroloss list runs")
 def list_command(
-    folder: Annotated[Path, typer.Argument(help="A folder with runs in it.")] = Path("."),
-    as_json: _Json = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("."),
+    as_json: Json = False,
 ) -> None:
-    """List all runs in FOLDER and below, with their status."""
+    """List all runs in a folder and below, with their status."""
     with failing_in_a_line():
         found = [runs.summary(path) for path in runs.find_runs(folder)]
         if as_json:
             print_json(found)
             return
-        table = Table(box=SIMPLE)
-        for column in ("run", "command", "problem", "noise", "status"):
-            table.add_column(column, overflow="fold")
-        for each in found:
-            table.add_row(*map(escape, each.values()))
-        out.print(table if found else f"There are no runs in {escape(str(folder))}.")
+        if not found:
+            out.print(f"There are no runs in {escape(str(folder))}.", soft_wrap=True)
+            return
+        print_table(["run", "command", "problem", "noise", "status"], [list(each.values()) for each in found])
 
 
-@app.command("export")
+@command(
+    "export",
+    RESULTS,
+    "zeroloss export runs/first --csv",
+    "zeroloss export runs/first --netcdf --out results",
+)
 def export_command(
-    run: _Run,
-    csv: Annotated[bool, typer.Option("--csv", help="A CSV file of the table, one of each path.")] = False,
-    netcdf: Annotated[bool, typer.Option("--netcdf", help="One netCDF file, with a group a path.")] = False,
-    to: Annotated[Path | None, typer.Option("--out", help="Folder to write to; by default RUN.")] = None,
+    run: RunFolder,
+    csv: Annotated[bool, flag(_FORMAT, "A file of the table, and one of each path.", "--csv")] = False,
+    netcdf: Annotated[
+        bool, flag(_FORMAT, "One file, with a group for each path; needs h5netcdf.", "--netcdf")
+    ] = False,
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Where to write. By default RUN.", "--out", metavar="<folder>"),
+    ] = None,
 ) -> None:
-    """Write the results of RUN as files that other programs read."""
+    """Write the results of a run as CSV or netCDF files."""
     with failing_in_a_line():
         if csv == netcdf:
             raise InputError("choose one of --csv and --netcdf.")
@@ -81,18 +99,19 @@ def export_command(
             typer.echo(path)
 
 
-@app.command("report")
-def report_command(run: _Run) -> None:
-    """Write the figures and report.html of RUN again."""
+@command("report", RESULTS, "zeroloss report runs/first")
+def report_command(run: RunFolder) -> None:
+    """Write the figures and report.html of a run again."""
     with failing_in_a_line():
-        messages.print(f"Wrote {escape(str(report.write(run)))}")
+        print_path("Wrote", report.write(run))
 
 
-@app.command("new")
+@command("new", PROBLEMS, "zeroloss new problem.py", "zeroloss classify problem.py")
 def new_command(
-    path: Annotated[Path, typer.Argument(help="The file to write, such as problem.py.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write, such as problem.py.")],
 ) -> None:
-    """Write a working problem of your own to PATH, to begin from."""
+    """Write a working problem of your own to a file, to begin from."""
     with failing_in_a_line():
         problems.write_template(path)
-        messages.print(f"Wrote {escape(str(path))}. Look at it: zeroloss classify {escape(str(path))}")
+        print_path("Wrote", path)
+        print_path("Look at it: zeroloss classify", path)

@@ -1,31 +1,37 @@
 """What a run found, as tables for a terminal and as rows for machines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from zeroloss import report, runs
 from zeroloss.cli.console import messages, out
 from zeroloss.report.series import table_rows
 from zeroloss.report.study_series import studies
 from zeroloss.report.study_words import findings
+from zeroloss.runs.folder import DESCRIPTION
 
-_LEFT_OUT = ("hessian_trace_error",)
-_FIRST = {"loss": 0, "noisy_loss": 1, "regularizer": 2, "hessian_trace": 3}
+_GAP = 2  # between two columns
+_LABELS = 26  # columns of the terminal for the labels of a comparison; longer ones are folded
 
 
 def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
     """Print the table of a run, or what its studies found."""
     if not results.children:
         out.print("There are no results yet.")
+    elif config["command"] == "compare" and not runs.noises_of(results):
+        out.print("No noise has been compared to the end yet.")
     elif config["command"] == "compare":
         _print_comparison(config, results)
     elif config["command"] == "study":
+        print_title(_title(config, results))
         for measured in studies(config, results):
             out.print(f"[bold]{escape(measured.noise)}[/bold]")
             for sentence in findings(measured, config.get("strengths") or {}):
@@ -34,41 +40,65 @@ def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
         _print_paths(config, results)
 
 
-def as_rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
+def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, Any]]:
     """A row for each noise, of numbers and words that JSON can hold."""
-    if not results.children:
-        return []
-    if command == "compare":
-        return table_rows(results)
-    groups = {name: results.children[name].to_dataset(inherit=False) for name in runs.noises_of(results)}
-    if command == "study":
-        return [
-            {"noise": name, **{k: _plain(v) for k, v in each.attrs.items()}} for name, each in groups.items()
-        ]
-    return [
-        {
-            "noise": name,
-            "time": float(each["time"].values[-1]),
-            "unit": each["time"].attrs.get("units", ""),
-            **{
-                f"{quantity}_{where}": value
-                for quantity, ends in _ends(each).items()
-                for where, value in zip(("start", "end", "error"), ends, strict=True)
-            },
-        }
-        for name, each in groups.items()
+    return table_rows(results) if config["command"] == "compare" else runs.rows(config["command"], results)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table below its title. What is too wide for the terminal is folded, if it can be at spaces."""
+    print_title(title)
+    lines = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    widths = _widths([head, *lines], out.width - _GAP * (len(head) - 1))
+    for name, width in zip(head, widths, strict=True):
+        table.add_column(Text(name), overflow="fold", width=width)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    out.print(table)
+    out.print()
+
+
+def _widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
+    """How wide the columns of a table are: where there is no room for the longest cells, few are folded."""
+    cells = [[_length(cell) for cell in column] for column in zip(*lines, strict=True)]
+    words = [
+        max((cell_len(word) for cell in column for word in cell.split()), default=0)
+        for column in zip(*lines, strict=True)
     ]
+    widths = [max(column) for column in cells]
+
+    def cost(column: int) -> tuple[int, int]:
+        return sum(length >= widths[column] for length in cells[column]), -widths[column]
+
+    for least in (words, [1] * len(widths)):
+        while sum(widths) > room and (wide := [i for i, width in enumerate(widths) if width > least[i]]):
+            widths[min(wide, key=cost)] -= 1
+    return widths
+
+
+def _length(cell: str) -> int:
+    return max(map(cell_len, cell.split("\n")))
+
+
+def print_title(title: str) -> None:
+    """Print what a table is about; nothing where there is nothing to say."""
+    if title:
+        out.print(escape(title), style="italic", highlight=False)
+
+
+def _title(config: Mapping[str, Any], results: xr.DataTree) -> str:
+    return str(results.attrs.get(DESCRIPTION) or config.get(DESCRIPTION) or "")
 
 
 def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
     rows = table_rows(results)
-    table = Table(title=escape(str(config.get("description", ""))), title_justify="left", box=SIMPLE)
-    table.add_column("")
-    for row in rows:
-        table.add_column(escape(row["noise"]), overflow="fold")
-    for label, cells in report.table(rows):
-        table.add_row(label, *map(escape, cells))
-    out.print(table)
+    print_title(_title(config, results))
+    lines = report.table(rows)
+    names = [row["noise"].replace("+", "\n+") for row in rows]  # of sums a line for each
+    columns = zip(names, *(cells for _, cells in lines), strict=True)
+    for some in _side_by_side([max(map(_length, column)) for column in columns]):
+        print_table(["", *names[some]], _grouped([(label, cells[some]) for label, cells in lines]))
     for row in rows:
         if row.get("diverged_at") is not None:
             messages.print(
@@ -77,18 +107,41 @@ def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
             )
 
 
+def _side_by_side(widths: Sequence[int]) -> Iterator[slice]:
+    """Which columns fit beside each other, and the labels before them; at least one each time."""
+    first, taken = 0, 0
+    for index, width in enumerate(widths):
+        taken += _GAP + width
+        if index > first and _LABELS + taken > out.width:
+            yield slice(first, index)
+            first, taken = index, _GAP + width
+    yield slice(first, len(widths))
+
+
+def _grouped(lines: Sequence[tuple[str, list[str]]]) -> Iterator[list[str]]:
+    """Lines with labels such as "regularizer, start" below one that says "regularizer"."""
+    above = ""
+    for label, cells in lines:
+        quantity, comma, part = label.rpartition(", ")
+        if comma and quantity != above:
+            yield [quantity, *[""] * len(cells)]
+        above = quantity
+        yield [f"  {part}" if comma else label, *cells]
+
+
 def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
-    table = Table(title=escape(str(config.get("description", ""))), title_justify="left", box=SIMPLE)
-    groups = {name: group.to_dataset(inherit=False) for name, group in results.children.items()}
+    groups = {
+        name: results.children[name].to_dataset(inherit=False)
+        for name in config["noise"]
+        if name in results.children
+    }
     last = max(float(each["time"].values[-1]) for each in groups.values())
     after = f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"
-    for column in ("noise", "", "start", after):
-        table.add_column(column, no_wrap=True)
-    endings = []
+    lines, endings = [], []
     for name, each in groups.items():
-        for index, (label, (start, end, error)) in enumerate(_ends(each).items()):
+        for index, (label, (start, end, error)) in enumerate(runs.ends(each).items()):
             scatter = "" if error is None else f" ± {error:.1g}"
-            table.add_row("" if index else escape(name), label, f"{start:.4g}", f"{end:.4g}{scatter}")
+            lines.append(["" if index else name, label, f"{start:.4g}", f"{end:.4g}{scatter}"])
         if "uncertainty_model" in each:
             parts = [each[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
             endings.append(
@@ -96,23 +149,6 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
                 f"start; single runs lie {100 * float(each['uncertainty_spread'].values[-1]):.2g} % of it "
                 "from their mean."
             )
-    out.print(table)
+    print_table(["noise", "", "start", after], lines, _title(config, results))
     for ending in endings:
         out.print(escape(ending), highlight=False)
-
-
-def _ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
-    """Of every quantity measured its start, its end, and the standard error of that over replicas."""
-    ends = {}
-    for name, values in path.data_vars.items():
-        where = str(name)
-        if where.startswith(("params", "uncertainty_")) or where in _LEFT_OUT:
-            continue
-        at = values.values.reshape(-1, path.sizes["time"])
-        error = float(at[:, -1].std(ddof=1) / np.sqrt(len(at))) if len(at) > 1 else None
-        ends[where] = (float(at[:, 0].mean()), float(at[:, -1].mean()), error)
-    return {name: ends[name] for name in sorted(ends, key=lambda name: _FIRST.get(name, len(_FIRST)))}
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

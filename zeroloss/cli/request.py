@@ -11,40 +11,62 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from zeroloss import problems, runs
-from zeroloss.cli.console import failing_in_a_line
+from zeroloss.cli.console import (
+    GENERAL,
+    NOISE,
+    PROBLEM,
+    RUN,
+    TRAINING,
+    Json,
+    Quiet,
+    failing_in_a_line,
+    flag,
+    option,
+)
 from zeroloss.errors import InputError
 from zeroloss.problems import DEFAULT_STRENGTHS
 
 _Problem = Annotated[
     str | None,
     typer.Argument(
-        help=f"One of: {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
-        "(zeroloss new writes one); or nothing with --data."
+        metavar="PROBLEM",
+        help=f"One of {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
+        "(zeroloss new writes one); or nothing with --data.",
     ),
-]
-_Data = Annotated[Path | None, typer.Option(help="A .csv, .npz or .parquet file to fit a column of.")]
-_Target = Annotated[str | None, typer.Option(help="Of --data: the column to fit; by default the last.")]
-_Model = Annotated[
-    str | None, typer.Option(help="Of --data: mlp: and the widths of hidden layers, such as mlp:64,64.")
 ]
 _Noise = Annotated[
     list[str] | None,
-    typer.Option(help="A noise such as dropout, label:0.3 or minibatch:32+label:0.1. Repeat for several."),
-]
-_Width = Annotated[list[int] | None, typer.Option(help="Width of a hidden layer. Repeat for several layers.")]
-_Examples = Annotated[int | None, typer.Option(help="Number of training examples.")]
-_Option = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", "--option", help="Another option of the problem, such as outputs=10. Repeat for several."
+    option(
+        NOISE,
+        "Such as dropout, label:0.3, minibatch:32+label:0.1. Repeat for several. By default all that the "
+        "problem has.",
+        metavar="<noise>",
     ),
 ]
-_Rate = Annotated[float, typer.Option(help="Rate of dropout and DropConnect where --noise does not give it.")]
-_Sigma = Annotated[float | None, typer.Option(help="Sigma of all other noises, likewise.")]
-_Batch = Annotated[int, typer.Option(help="Size of minibatches, likewise.")]
-_Seed = Annotated[int, typer.Option(help="Seed of data split, start, and noise.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress, only results.")]
-_Json = Annotated[bool, typer.Option("--json", help="Results as JSON.")]
+_Rate = Annotated[float, option(NOISE, "Of dropout and dropconnect named without one.")]
+_Sigma = Annotated[float | None, option(NOISE, "Of other noises named without one. By default 0.01 to 0.3.")]
+_Batch = Annotated[int, option(NOISE, "Of minibatch named without one.")]
+_Data = Annotated[Path | None, option(PROBLEM, "A .csv, .npz or .parquet file to fit.", metavar="<file>")]
+_Target = Annotated[
+    str | None, option(PROBLEM, "Of --data: what to fit. By default the last.", metavar="<column>")
+]
+_Model = Annotated[
+    str | None, option(PROBLEM, "Of --data: hidden layers. By default mlp:50.", metavar="<mlp:...>")
+]
+_Width = Annotated[
+    list[int] | None, option(PROBLEM, "Of a hidden layer. Repeat for several.", metavar="<int>")
+]
+_Examples = Annotated[int | None, option(PROBLEM, "How many to train on.")]
+_Set = Annotated[
+    list[str] | None,
+    option(
+        PROBLEM,
+        "Another option of the problem, such as outputs=10. Repeat for several.",
+        "--set",
+        metavar="<name=value>",
+    ),
+]
+_Seed = Annotated[int, option(PROBLEM, "Of data split, start and noise.")]
 
 
 def _read_options(context: Any, path: Path | None) -> Path | None:
@@ -58,22 +80,21 @@ def _read_options(context: Any, path: Path | None) -> Path | None:
             raise InputError(f"cannot read {path}: {error.strerror}.") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no TOML: {error}.") from None
-        parameters = {str(each.name): each for each in context.command.params if each.name != "config"}
-        named = {"json": "as_json"}
-        defaults = {named.get(name, name.replace("-", "_")): value for name, value in values.items()}
-        unknown = [name for name in defaults if name not in parameters]
+        parameters = {each.opts[0].lstrip("-"): each for each in context.command.params}
+        del parameters["config"]
+        values = {name.replace("_", "-"): value for name, value in values.items()}
+        unknown = [name for name in values if name not in parameters]
         if unknown:
             raise InputError(
                 f"{path}: {context.info_name} has no option {', '.join(map(repr, unknown))}. Its options: "
-                f"{', '.join(name.replace('_', '-') for name in parameters)}."
+                f"{', '.join(parameters)}."
             )
-        for name, value in defaults.items():
-            many = isinstance(value, list)
-            repeated = parameters[name].multiple if hasattr(parameters[name], "multiple") else False
+        defaults = {}
+        for name, value in values.items():
+            many, repeated = isinstance(value, list), getattr(parameters[name], "multiple", False)
             if isinstance(value, dict) or (many and not repeated):
                 raise InputError(f"{path}: {name} takes one value, got {value!r}.")
-            if repeated and not many:
-                defaults[name] = [value]
+            defaults[parameters[name].name] = [value] if repeated and not many else value
         context.default_map = {**(context.default_map or {}), **defaults}
     return path
 
@@ -81,23 +102,38 @@ def _read_options(context: Any, path: Path | None) -> Path | None:
 _ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        help="A TOML file with options of this command; what is said on the command line wins.",
+        metavar="<file>",
+        help="TOML file of options; the command line wins.",
         is_eager=True,
         callback=_read_options,
+        rich_help_panel=GENERAL,
     ),
 ]
 
-Out = Annotated[Path | None, typer.Option(help="Folder for the run, so that it can be resumed and shown.")]
-Overwrite = Annotated[bool, typer.Option(help="Replace a run already in --out.")]
-SaveEvery = Annotated[float, typer.Option(help="Seconds from one save of the state of a run to the next.")]
+SaveEvery = Annotated[float, option(RUN, "Between saves of its state, for resume.", metavar="<seconds>")]
+Steps = Annotated[int, option(TRAINING, "Training steps.")]
+Saves = Annotated[int, option(TRAINING, "How many times to save at.")]
+Replicas = Annotated[int, option(TRAINING, "Training runs of each noise.")]
 StepSize = Annotated[
-    float, typer.Option(help="Step size times the largest Hessian eigenvalue; stable below 2.")
+    float, option(TRAINING, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2.")
 ]
-Steps = Annotated[int, typer.Option(help="Training steps.")]
-Saves = Annotated[int, typer.Option(help="How many times to save at.")]
-Momentum = Annotated[float, typer.Option(help="Momentum of heavy ball.")]
-Nesterov = Annotated[bool, typer.Option(help="Nesterov's momentum.")]
-WeightDecay = Annotated[float, typer.Option(help="Weight decay, added to the gradient.")]
+
+
+class Rule(NamedTuple):
+    """The options of the rule of a training step."""
+
+    step_size: StepSize = 0.5
+    momentum: Annotated[float, option(TRAINING, "Of heavy ball.")] = 0.0
+    nesterov: Annotated[bool, flag(TRAINING, "Nesterov's momentum, not heavy ball.", "--nesterov")] = False
+    weight_decay: Annotated[float, option(TRAINING, "Added to the gradient.")] = 0.0
+
+
+class Saving(NamedTuple):
+    """The options of a command that can make a run on disk."""
+
+    out: Annotated[Path | None, option(RUN, "For the run, to show and resume it.", metavar="<folder>")] = None
+    overwrite: Annotated[bool, flag(RUN, "Replace the run in --out.", "--overwrite")] = False
+    save_every: SaveEvery = 30.0
 
 
 class Request(NamedTuple):
@@ -131,18 +167,18 @@ class Request(NamedTuple):
 def _request(
     problem: _Problem = None,
     noise: _Noise = None,
+    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
+    sigma: _Sigma = None,
+    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
     data: _Data = None,
     target: _Target = None,
     model: _Model = None,
     width: _Width = None,
     examples: _Examples = None,
-    option: _Option = None,
-    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
-    sigma: _Sigma = None,
-    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
+    others: _Set = None,
     seed: _Seed = 0,
-    quiet: _Quiet = False,
-    as_json: _Json = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
     config: _ConfigFile = None,
 ) -> Request:
     own: dict[str, Any] = {}
@@ -157,24 +193,33 @@ def _request(
         raise InputError("name a PROBLEM, or give --data.")
     if problems.is_own(problem):
         problem = problems.resolved(problem)
-    options = own | _options(problem, width, examples, option, seed)
+    options = own | _options(problem, width, examples, others, seed)
     strengths = DEFAULT_STRENGTHS | problems.strengths_from(rate, sigma, float(batch))
     return Request(problem, noise, options, strengths, seed, quiet or as_json, as_json)
 
 
 def on_problem(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, and its function one `Request` in their place."""
-    own = list(inspect.signature(command).parameters.values())[1:]
-    common = list(inspect.signature(_request).parameters.values())
+    """Give a command the options above, and its function one `Request` in their place.
+
+    What else it takes that is a NamedTuple, such as `Rule`, becomes an option for each field.
+    """
+    taken = inspect.signature(command).parameters.values()
+    makers = {
+        each.name: _request if each.annotation is Request else each.annotation
+        for each in taken
+        if isinstance(each.annotation, type) and issubclass(each.annotation, tuple)
+    }
+    fields = {name: list(inspect.signature(make).parameters.values()) for name, make in makers.items()}
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         with failing_in_a_line():
-            request = _request(**{each.name: arguments.pop(each.name) for each in common})
-            command(request, **arguments)
+            for name, make in makers.items():
+                arguments[name] = make(**{each.name: arguments.pop(each.name) for each in fields[name]})
+            command(**arguments)
 
-    argument, *options = common
-    merged = [argument, *options[:1], *own, *options[1:]]
+    (argument, noise, *common), *own = (fields.get(each.name, [each]) for each in taken)
+    merged = [argument, noise, *(each for some in own for each in some), *common]
     wrapped.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
         [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in merged]
     )
@@ -190,7 +235,7 @@ def _options(
     for text in others or []:
         option, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--option needs name=value, got {text!r}.")
+            raise InputError(f"--set needs name=value, got {text!r}.")
         options[option.strip()] = _literal(value.strip())
     if width:
         options["widths"] = width

@@ -126,7 +126,7 @@ def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
     """
     table = results.to_dataset()
     rows = []
-    for index in range(table.sizes["noise"]):
+    for index in range(table.sizes.get("noise", 0)):
         row = {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
         group = results.children[row["noise"]]
         row |= {name: group.attrs[name] for name in _FACTS if name in group.attrs}

@@ -239,6 +239,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of the run in `folder`, as it was written."""
     try:
         config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no readable run: there is no {CONFIG} in it.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} holds no readable run: {error}.") from error
     if not isinstance(config, dict):

@@ -222,6 +222,7 @@ def _compute(
             facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
             seen[name] = views(prepared.problem, system, job.paths(done[name]))
             results = job.gather(done)
+            results.attrs[DESCRIPTION] = prepared.problem.description
             for noise, datasets in seen.items():
                 for view, dataset in datasets.items():
                     results[noise][view] = xr.DataTree(dataset)

@@ -1,0 +1,71 @@
+"""Every command and its help, as a page: writes docs/commands.md beside this file.
+
+python docs/commands.py
+"""
+
+from pathlib import Path
+from unittest import mock
+
+from typer import rich_utils
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from zeroloss.cli import app
+from zeroloss.cli.console import EXAMPLES, EXIT_CODES
+
+PAGE = Path(__file__).with_suffix(".md")
+WIDTH = 80
+
+_HEAD = """\
+# Commands
+
+What `--help` says of every command in a terminal 80 columns wide, and what to type. Where an example names
+the folder of a run, an earlier example makes it. `python docs/commands.py` writes this page.
+"""
+
+
+def summaries() -> dict[str, str]:
+    """What every command does, in a sentence; in the order of `zeroloss --help`."""
+    group = get_command(app)
+    commands = {name: each for name, each in group.commands.items() if not each.hidden}
+    panels = list(dict.fromkeys(each.rich_help_panel for each in commands.values()))
+    ordered = sorted(commands, key=lambda name: panels.index(commands[name].rich_help_panel))
+    return {name: commands[name].help.partition("\n\n")[0] for name in ordered}
+
+
+def help_of(*command: str) -> str:
+    """What `--help` prints on 80 columns and without colours, whatever the terminal is that this runs in."""
+    plain = dict(MAX_WIDTH=WIDTH, COLOR_SYSTEM=None, FORCE_TERMINAL=False)
+    with mock.patch.multiple(rich_utils, **plain):
+        printed = CliRunner().invoke(app, [*command, "--help"], prog_name="zeroloss").output
+    return "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
+
+
+def page() -> str:
+    """The page."""
+    found = summaries()
+    parts = [
+        _HEAD,
+        _table("command", "", {f"[`{name}`](#{name})": words for name, words in found.items()}),
+        _table("exit code", "", {str(code): words for code, words in EXIT_CODES.items()}),
+        _block("text", help_of()),
+    ]
+    for name in found:
+        alone = help_of(name).partition("\n Example")[0].rstrip()
+        examples = "\n".join(EXAMPLES.get(name, ()))
+        parts += [f"## {name}\n", _block("sh", examples), _block("text", alone)]
+    return "\n".join(parts)
+
+
+def _table(first: str, second: str, rows: dict[str, str]) -> str:
+    return "\n".join(
+        [f"| {first} | {second} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows.items()), ""]
+    )
+
+
+def _block(language: str, text: str) -> str:
+    return f"```{language}\n{text}\n```\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8", newline="\n")
