@@ -4,6 +4,7 @@ python docs/commands.py
 """
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from typer import rich_utils
@@ -24,13 +25,25 @@ the folder of a run, an earlier example makes it. `python docs/commands.py` writ
 """
 
 
+def all_commands() -> dict[str, Any]:
+    """Every command by its name, in the order of `zeroloss --help`; those of a command below it."""
+    found: dict[str, Any] = {}
+
+    def add(group: Any, before: str) -> None:
+        commands = {name: each for name, each in group.commands.items() if not each.hidden}
+        panels = list(dict.fromkeys(each.rich_help_panel for each in commands.values()))
+        for name in sorted(commands, key=lambda name: panels.index(commands[name].rich_help_panel)):
+            found[before + name] = commands[name]
+            if hasattr(commands[name], "commands"):
+                add(commands[name], f"{before}{name} ")
+
+    add(get_command(app), "")
+    return found
+
+
 def summaries() -> dict[str, str]:
-    """What every command does, in a sentence; in the order of `zeroloss --help`."""
-    group = get_command(app)
-    commands = {name: each for name, each in group.commands.items() if not each.hidden}
-    panels = list(dict.fromkeys(each.rich_help_panel for each in commands.values()))
-    ordered = sorted(commands, key=lambda name: panels.index(commands[name].rich_help_panel))
-    return {name: commands[name].help.partition("\n\n")[0] for name in ordered}
+    """What every command does, in a sentence."""
+    return {name: each.help.partition("\n\n")[0] for name, each in all_commands().items()}
 
 
 def help_of(*command: str) -> str:
@@ -46,14 +59,17 @@ def page() -> str:
     found = summaries()
     parts = [
         _HEAD,
-        _table("command", "", {f"[`{name}`](#{name})": words for name, words in found.items()}),
+        _table(
+            "command", "", {f"[`{name}`](#{name.replace(' ', '-')})": words for name, words in found.items()}
+        ),
         _table("exit code", "", {str(code): words for code, words in EXIT_CODES.items()}),
         _block("text", help_of()),
     ]
     for name in found:
-        alone = help_of(name).partition("\n Example")[0].rstrip()
+        alone = help_of(*name.split()).partition("\n Example")[0].rstrip()
         examples = "\n".join(EXAMPLES.get(name, ()))
-        parts += [f"## {name}\n", _block("sh", examples), _block("text", alone)]
+        shown = [_block("sh", examples)] if examples else []
+        parts += [f"## {name}\n", *shown, _block("text", alone)]
     return "\n".join(parts)
 
 

@@ -18,10 +18,16 @@ FENCED = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def parse(line):
     """Parse what is typed as the command line does, and compute nothing."""
-    group = get_command(app)
-    program, name, *arguments = shlex.split(line, comments=True)
-    assert program == "zeroloss" and name in group.commands, line
-    group.commands[name].make_context(name, arguments)
+    found = get_command(app)
+    program, *arguments = shlex.split(line, comments=True)
+    assert program == "zeroloss", line
+    while hasattr(found, "commands"):
+        name, *arguments = arguments or [""]
+        if name == "--help":
+            raise typer.Exit
+        assert name in found.commands, line
+        found = found.commands[name]
+    found.make_context(name, arguments)
 
 
 def test_the_page_of_commands_says_what_their_help_says():
@@ -31,26 +37,26 @@ def test_the_page_of_commands_says_what_their_help_says():
 
 @pytest.mark.parametrize("name", ["", *NAMES])
 def test_help_fits_a_terminal_of_80_columns(name, monkeypatch):
-    text = commands.help_of(*filter(None, [name]))
+    text = commands.help_of(*name.split())
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text and "\x1b" not in text
     monkeypatch.setenv("COLUMNS", "133")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert commands.help_of(*filter(None, [name])) == text
+    assert commands.help_of(*name.split()) == text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "sweep"])
 def test_every_command_has_examples_that_its_help_shows_whole(name):
     assert EXAMPLES.get(name), f"{name} has no example: register it with zeroloss.cli.console.command"
-    assert any(each.split()[:2] == ["zeroloss", name] for each in EXAMPLES[name])
-    lines = commands.help_of(name).splitlines()
+    assert any(each.startswith(f"zeroloss {name} ") or each == f"zeroloss {name}" for each in EXAMPLES[name])
+    lines = commands.help_of(*name.split()).splitlines()
     for example in EXAMPLES[name]:
         assert f"   {example}" in lines
         parse(example)
 
 
 def test_every_command_and_option_says_what_it_is_for():
-    for name, command in get_command(app).commands.items():
+    for name, command in commands.all_commands().items():
         assert command.rich_help_panel, f"{name} is in no panel of zeroloss --help"
         assert len(commands.summaries()[name]) <= 66, f"the summary of {name} takes more than a line"
         for parameter in command.params:

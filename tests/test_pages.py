@@ -78,7 +78,7 @@ def test_a_chart_for_every_place_on_the_other_axes():
 
 def test_failures_say_where_and_why():
     assert failures(table(step_size=STEPS, noise=NOISES)) == [("step_size=0.4, noise=weight", "too large")]
-    head, lines = sweep_series.cells(table(step_size=STEPS, noise=NOISES))
+    head, lines = sweep_series.cell_table(table(step_size=STEPS, noise=NOISES))
     assert head == ["step_size", "noise", "status", "clean loss"]
     assert lines[-1][1] == ["0.4", "weight", "failed", "\u2013"]
     assert lines[0][1] == ["0.1", "label", "complete", "0.1"]

@@ -38,7 +38,9 @@ def test_the_spectrum_is_that_of_the_whole_hessian(regression):
     for values, time in zip(found, (0, -1), strict=True):
         params = jax.tree.map(lambda leaf, time=time: jnp.asarray(leaf[time]), path.params)
         w, unravel = jax.flatten_util.ravel_pytree(params)
-        whole = jnp.linalg.eigvalsh(jax.hessian(lambda w, unravel=unravel: problem.problem.loss(unravel(w)))(w))
+        whole = jnp.linalg.eigvalsh(
+            jax.hessian(lambda w, unravel=unravel: problem.problem.loss(unravel(w)))(w)
+        )
         np.testing.assert_allclose(values, whole[::-1][:3], rtol=1e-6)
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from zeroloss.cli import compute, folders  # noqa: F401  # their commands register themselves
+from zeroloss.cli import compute, folders, running  # noqa: F401  # their commands register themselves
 from zeroloss.cli.console import app
 
 

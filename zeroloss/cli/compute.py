@@ -1,48 +1,35 @@
-"""The commands that compute: each makes a request into a call, or into a run on disk."""
+"""The commands that compute: each makes a request into a call, or says what to run."""
 
 from collections import defaultdict
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import xarray as xr
 from rich.markup import escape
 
-from zeroloss import report, runs
 from zeroloss.cli.console import (
     PROBLEMS,
-    RUNS,
     TRAINING,
-    Json,
-    Quiet,
-    RunFolder,
     command,
-    failing_in_a_line,
-    messages,
     option,
     out,
     print_json,
-    print_path,
 )
-from zeroloss.cli.printing import as_rows, print_results, print_table
+from zeroloss.cli.printing import print_table
 from zeroloss.cli.request import (
     Replicas,
     Request,
     Rule,
-    SaveEvery,
     Saves,
-    Saving,
     Steps,
     StepSize,
     on_problem,
 )
+from zeroloss.cli.running import makes_runs
 from zeroloss.dynamics import classify, how_long
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.report.notation import greek
 
-_WITH_PAGE = ("compare", "study")
 _GOAL, _LIMIT = "Goal", "Limit"  # panels of the help
 
 
@@ -135,170 +122,97 @@ def how_long_command(
         print_json({name: vars(found) for name, found in all_found.items()})
 
 
-@command(
+@makes_runs(
     "limit",
-    RUNS,
     "zeroloss limit hyperbola --noise label --horizon 2",
     "zeroloss limit ellipse --noise langevin --replicas 100 --out runs/limit",
 )
-@on_problem
-def limit_command(
+def limit_values(
     request: Request,
     *,
     horizon: Annotated[float, option(_LIMIT, "Slow time to go to.")] = 1.0,
     saves: Annotated[int, option(_LIMIT, "How many times to save at.")] = 50,
     replicas: Annotated[int, option(_LIMIT, "Paths, where the limit is stochastic.")] = 200,
-    saving: Saving,
-) -> None:
+) -> dict[str, Any]:
     """Follow the limit of training as step size and noise go to zero."""
     own = dict(command="limit", horizon=horizon, saves=saves, replicas=replicas)
-    _run(request, request.config(_known_noises, **own), saving)
+    return request.config(_known_noises, **own)
 
 
-@command(
+@makes_runs(
     "predict",
-    RUNS,
     "zeroloss predict hyperbola --noise weight:0.05 --step-size 0.1 --steps 2000",
     "zeroloss predict digits --noise dropout:0.2 --momentum 0.9 --out runs/mean",
 )
-@on_problem
-def predict_command(
+def predict_values(
     request: Request,
     *,
     steps: Steps = 50_000,
     rule: Rule,
-    saves: Saves = 2,
+    saves: Saves = 50,
     replicas: Annotated[int | None, option(TRAINING, "Draw so many runs, not the mean of training.")] = None,
-    saving: Saving,
-) -> None:
+) -> dict[str, Any]:
     """Predict training at its own step size and noise, not running it."""
 
     def noises(problem: Problem) -> list[str]:
         return [name for name in problem.noises if name != "langevin" or replicas]  # which has no mean path
 
     own = dict(command="predict", steps=steps, saves=saves, replicas=replicas, **rule._asdict())
-    _run(request, request.config(noises, **own), saving)
+    return request.config(noises, **own)
 
 
-@command(
+@makes_runs(
     "descend",
-    RUNS,
     "zeroloss descend hyperbola --noise label:0.3 --steps 2000",
     "zeroloss descend digits --noise dropout:0.05 --steps 5000 --out runs/train",
 )
-@on_problem
-def descend_command(
+def descend_values(
     request: Request,
     *,
     steps: Steps = 50_000,
     rule: Rule,
     saves: Saves = 50,
     replicas: Replicas = 8,
-    saving: Saving,
-) -> None:
+) -> dict[str, Any]:
     """Train ensembles, from the start projected onto the zero-loss set."""
     own = dict(command="descend", steps=steps, saves=saves, replicas=replicas, **rule._asdict())
-    _run(request, request.config(_known_noises, **own), saving)
+    return request.config(_known_noises, **own)
 
 
-@command(
+@makes_runs(
     "compare",
-    RUNS,
     "zeroloss compare hyperbola --noise label --noise weight:0.1 --steps 5000",
     "zeroloss compare digits --noise dropout --noise label --out runs/compare",
 )
-@on_problem
-def compare_command(
+def compare_values(
     request: Request,
     *,
     step_size: StepSize = 0.5,
     steps: Steps = 50_000,
     horizon: Annotated[float | None, option(TRAINING, "Slow time to go to, instead of --steps.")] = None,
     replicas: Replicas = 8,
-    saving: Saving,
-) -> None:
-    """Compare limit, prediction and training of each noise.
-
-    With --out also figures and report.html, a page to look at in a browser.
-    """
+) -> dict[str, Any]:
+    """Compare limit, prediction and training of each noise."""
     own = dict(command="compare", step_size=step_size, horizon=horizon, steps=steps, replicas=replicas)
-    _run(request, request.config(_known_noises, **own), saving)
+    return request.config(_known_noises, **own)
 
 
-@command(
+@makes_runs(
     "study",
-    RUNS,
     "zeroloss study hyperbola --noise weight:0.1 --budget 1",
     "zeroloss study hyperbola --noise label --noise langevin:0.1 --out runs/study",
 )
-@on_problem
-def study_command(
+def study_values(
     request: Request,
     *,
     budget: Annotated[float, option(TRAINING, "For all noises together.", metavar="<minutes>")] = 10.0,
     drift: Annotated[float, option(TRAINING, "How far to drift, relative to |w|.")] = 0.05,
-    saving: Saving,
-) -> None:
+) -> dict[str, Any]:
     """Measure how fast training drifts, and how it nears its limit.
 
-    Ensembles on a ladder of step sizes, and one of sigmas, chosen to keep to the budget. With --out also
-    figures and report.html, a page to look at in a browser.
+    Ensembles on a ladder of step sizes, and one of sigmas, chosen to keep to the budget.
     """
-    _run(request, request.config(_known_noises, command="study", budget=budget, drift=drift), saving)
-
-
-@command("resume", RUNS, "zeroloss resume runs/first")
-def resume_command(
-    run: RunFolder,
-    save_every: SaveEvery = 30.0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Go on with a run where it was stopped.
-
-    Its results are those that it would have had without the stop, bit for bit.
-    """
-    with failing_in_a_line():
-        quiet = quiet or as_json
-        runs.resume(run, tell=_silent if quiet else messages.print, progress=not quiet, every=save_every)
-        _finish(run, quiet, as_json)
-
-
-def _run(request: Request, values: dict[str, Any], saving: Saving) -> None:
-    """Compute what a request asks for, print it, and with a folder make a run of it."""
-    tell = _silent if request.quiet else messages.print
-    config = runs.config_from(values)
-    results = runs.start(
-        config,
-        saving.out,
-        overwrite=saving.overwrite,
-        tell=tell,
-        progress=not request.quiet,
-        every=saving.save_every,
-    )
-    if saving.out is not None:
-        _finish(saving.out, request.quiet, request.json)
-    else:
-        _print(config.model_dump(), results, request.json)
-
-
-def _finish(folder: Path, quiet: bool, as_json: bool) -> None:
-    run = runs.open_run(folder)
-    _print(run.config, run.results, as_json)
-    written = report.write(folder) if run.config["command"] in _WITH_PAGE else folder
-    if not quiet:
-        print_path("Wrote", written)
-
-
-def _print(config: Mapping[str, Any], results: xr.DataTree, as_json: bool) -> None:
-    if as_json:
-        print_json(as_rows(config, results))
-    else:
-        print_results(config, results)
-
-
-def _silent(_: str) -> None:
-    pass
+    return request.config(_known_noises, command="study", budget=budget, drift=drift)
 
 
 def _known_noises(problem: Problem) -> list[str]:

@@ -74,8 +74,12 @@ class _Command(TyperCommand):
         return found
 
 
-def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    name: str, panel: str, *examples: str, of: typer.Typer = app
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function the command `name`, with its docstring and some examples as its help.
+
+    With `of` it is a command of a command, and `name` has both words.
 
     The examples are kept to 76 columns, so that a terminal of 80 wraps none of them.
     """
@@ -83,8 +87,8 @@ def command(name: str, panel: str, *examples: str) -> Callable[[Callable[..., No
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-        return app.command(
-            name,
+        return of.command(
+            name.rpartition(" ")[2],
             cls=_Command,
             help="\n\n".join(" ".join(each.split()) for each in paragraphs),
             epilog=_listed("Example:" if len(examples) == 1 else "Examples:", *examples),

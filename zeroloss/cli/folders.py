@@ -22,6 +22,8 @@ from zeroloss.cli.console import (
 )
 from zeroloss.cli.printing import as_rows, print_results, print_table
 from zeroloss.errors import InputError
+from zeroloss.runs.folder import FIGURES
+from zeroloss.runs.grid import SWEEP
 
 _FORMAT = "Format"  # a panel of the help
 
@@ -30,8 +32,10 @@ _FORMAT = "Format"  # a panel of the help
 def show_command(run: RunFolder, as_json: Json = False) -> None:
     """Print what a run has found, and whether it is complete."""
     with failing_in_a_line():
-        opened = runs.open_run(run)
-        config, verb = opened.config, runs.configuration(run).command
+        opened, configuration = runs.open_run(run), runs.configuration(run)
+        config, verb = opened.config, configuration.command
+        if isinstance(configuration, runs.SweepConfig):  # of which cells may have got on since it was stopped
+            opened = opened._replace(results=runs.collect(configuration, run))
         if as_json:
             print_json(
                 {
@@ -42,7 +46,10 @@ def show_command(run: RunFolder, as_json: Json = False) -> None:
                 }
             )
             return
-        what = f"{verb} {config['problem']}: {opened.status}"
+        of = (
+            f"{config['cell']['command']} {config['cell']['problem']}" if verb == SWEEP else config["problem"]
+        )
+        what = f"{verb} {of}: {opened.status}"
         out.print(escape(what), highlight=False, soft_wrap=True)
         if opened.status != "complete":
             out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
@@ -88,7 +95,7 @@ def export_command(
         if csv == netcdf:
             raise InputError("choose one of --csv and --netcdf.")
         opened = runs.open_run(run)
-        if not opened.results.children:
+        if not opened.results.children and not opened.results.data_vars:
             raise InputError(f"{run} has no results yet.")
         folder = run if to is None else to
         if csv:
@@ -99,11 +106,49 @@ def export_command(
             typer.echo(path)
 
 
-@command("report", RESULTS, "zeroloss report runs/first")
-def report_command(run: RunFolder) -> None:
-    """Write the figures and report.html of a run again."""
+@command(
+    "report",
+    RESULTS,
+    "zeroloss report runs/first",
+    "zeroloss report runs/first runs/compare --out compared.html",
+)
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Of several runs: the page to write.", "--out", metavar="<file>"),
+    ] = None,
+) -> None:
+    """Write the page of a run again, or one that compares several.
+
+    Of one run it is report.html in its folder, with static figures beside it.
+    """
     with failing_in_a_line():
-        print_path("Wrote", report.write(run))
+        if len(runs) == 1 and to is not None:
+            raise InputError("the page of one run is report.html in its folder; --out is for several.")
+        if len(runs) > 1 and to is None:
+            raise InputError("say with --out which file to write the page of several runs to.")
+        print_path("Wrote", report.write(runs[0]) if to is None else report.write_several(runs, to))
+
+
+@command(
+    "figures",
+    RESULTS,
+    "zeroloss figures runs/first --format pdf",
+    "zeroloss figures runs/first --format png --out figures",
+)
+def figures_command(
+    run: RunFolder,
+    format: Annotated[str, option(_FORMAT, "pdf, svg or png.", "--format", metavar="<format>")] = "pdf",
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Where to write. By default figures in RUN.", "--out", metavar="<folder>"),
+    ] = None,
+) -> None:
+    """Write static figures of a run, for papers."""
+    with failing_in_a_line():
+        for path in report.write_stills_of(run, run / FIGURES if to is None else to, format):
+            typer.echo(path)
 
 
 @command("new", PROBLEMS, "zeroloss new problem.py", "zeroloss classify problem.py")

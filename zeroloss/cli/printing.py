@@ -16,15 +16,20 @@ from zeroloss.cli.console import messages, out
 from zeroloss.report.series import table_rows
 from zeroloss.report.study_series import studies
 from zeroloss.report.study_words import findings
+from zeroloss.report.sweep_series import cell_rows, cell_table, failures
 from zeroloss.runs.folder import DESCRIPTION
+from zeroloss.runs.grid import SWEEP
 
+_MOST_CELLS = 200
 _GAP = 2  # between two columns
 _LABELS = 26  # columns of the terminal for the labels of a comparison; longer ones are folded
 
 
 def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
     """Print the table of a run, or what its studies found."""
-    if not results.children:
+    if config["command"] == SWEEP:
+        _print_sweep(results)
+    elif not results.children:
         out.print("There are no results yet.")
     elif config["command"] == "compare" and not runs.noises_of(results):
         out.print("No noise has been compared to the end yet.")
@@ -40,8 +45,23 @@ def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
         _print_paths(config, results)
 
 
+def _print_sweep(results: xr.DataTree) -> None:
+    table = results.to_dataset().load()
+    statuses = table["status"].values.ravel()
+    complete = int((statuses == "complete").sum())
+    head, lines = cell_table(table)
+    print_table(head, [line for _, line in lines[:_MOST_CELLS]])
+    if len(lines) > _MOST_CELLS:
+        out.print(f"... and {len(lines) - _MOST_CELLS} more: zeroloss export --csv writes all.")
+    out.print(f"{complete} of {len(statuses)} cells are complete.", highlight=False)
+    for name, reason in failures(table):
+        messages.print(f"[red]{escape(name)}[/red] failed: {escape(reason)}", highlight=False)
+
+
 def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, Any]]:
-    """A row for each noise, of numbers and words that JSON can hold."""
+    """A row for each noise, or each cell of a sweep, of numbers and words that JSON can hold."""
+    if config["command"] == SWEEP:
+        return cell_rows(results.to_dataset().load())
     return table_rows(results) if config["command"] == "compare" else runs.rows(config["command"], results)
 
 

@@ -236,7 +236,7 @@ def _options(
         option, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--set needs name=value, got {text!r}.")
-        options[option.strip()] = _literal(value.strip())
+        options[option.strip()] = typed(value.strip())
     if width:
         options["widths"] = width
     if examples is not None:
@@ -250,7 +250,7 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
     return inspect.signature(function).parameters
 
 
-def _literal(text: str) -> Any:
+def typed(text: str) -> Any:
     """A number, true or false, a list of them, or else a word."""
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)

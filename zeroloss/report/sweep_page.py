@@ -10,7 +10,7 @@ import xarray as xr
 from zeroloss.report import markup
 from zeroloss.report.lines import sections
 from zeroloss.report.markup import Page, text
-from zeroloss.report.sweep_series import SEED, cells, failures, groups, layout
+from zeroloss.report.sweep_series import SEED, cell_table, failures, groups, layout
 
 _QUESTION = "What does the noise do over a grid of recipes?"
 _MOST_ROWS = 1000
@@ -30,7 +30,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     cell: Mapping[str, Any] = config.get("cell") or {}
     statuses = table["status"].values.ravel().astype(str)
     complete = int((statuses == "complete").sum())
-    head, lines = cells(table)
+    head, lines = cell_table(table)
     failed = failures(table)
     cards = [
         markup.card(

@@ -69,7 +69,7 @@ def groups(table: xr.Dataset) -> list[Group]:
     return found
 
 
-def cells(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]]]:
+def cell_table(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """The head and the lines of the table: for each cell and noise how it stands, and where it ends."""
     quantities = _quantities(table)
     head = [*(str(name) for name in table.dims), "status"]
@@ -83,6 +83,16 @@ def cells(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]]]:
             row.append(f"{value:.4g}" if np.isfinite(value) else MISSING)
         lines.append((str(index), row))
     return head, lines
+
+
+def cell_rows(table: xr.Dataset) -> list[dict[str, Any]]:
+    """For each cell, and noise, all that is known of it; what is missing is None."""
+    rows = []
+    for place in np.ndindex(*table.sizes.values()):
+        at = table.isel(dict(zip(table.dims, place, strict=True)))
+        row = {str(name): _item(values.values[()]) for name, values in at.variables.items()}
+        rows.append({name: None if value != value else value for name, value in row.items()})
+    return rows
 
 
 def failures(table: xr.Dataset) -> list[tuple[str, str]]:

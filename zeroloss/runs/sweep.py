@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Executor, Future, as_completed
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def sweep(
     config: SweepConfig,
     folder: Path,
     *,
-    executor: Executor | None = None,
+    executor: Executor | AbstractContextManager[Executor] | None = None,
     overwrite: bool = False,
     tell: Tell = lambda _: None,
     progress: bool = False,
@@ -75,8 +76,8 @@ def sweep(
     **Arguments:**
 
     - `config`: from `sweep_config`; `folder`: for the sweep, seen by all who compute.
-    - `executor`: any of `concurrent.futures`, or from `dask_executor`; by default one of the latter, with a
-      worker process for each core.
+    - `executor`: any of `concurrent.futures`; or what makes one, such as `dask_executor(...)`, which is
+      entered once there is something to compute; by default that, with a worker process for each core.
     - `overwrite`: whether to replace a sweep that is there already, all its cells with it.
     - `every`: seconds from one save of a cell's state to the next.
 
@@ -102,7 +103,7 @@ def resume_sweep(
     config: SweepConfig,
     folder: Path,
     *,
-    executor: Executor | None = None,
+    executor: Executor | AbstractContextManager[Executor] | None = None,
     tell: Tell = lambda _: None,
     progress: bool = False,
     every: float = 30.0,
@@ -180,7 +181,12 @@ def _check(config: SweepConfig) -> None:
 
 
 def _go_on(
-    config: SweepConfig, folder: Path, executor: Executor | None, tell: Tell, progress: bool, every: float
+    config: SweepConfig,
+    folder: Path,
+    executor: Executor | AbstractContextManager[Executor] | None,
+    tell: Tell,
+    progress: bool,
+    every: float,
 ) -> xr.DataTree:
     folder = folder.resolve()
     cells = cells_of(config, folder)
@@ -190,7 +196,8 @@ def _go_on(
         with contextlib.ExitStack() as stack:
             stack.enter_context(_terminable())
             if left:
-                used = stack.enter_context(dask_executor(tell=tell)) if executor is None else executor
+                made = dask_executor(tell=tell) if executor is None else executor
+                used = made if isinstance(made, Executor) else stack.enter_context(made)
                 _compute(config, folder, left, len(cells), used, tell, progress, every)
     except KeyboardInterrupt as stop:
         stopped = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
