@@ -32,6 +32,9 @@ def test_compare_writes_a_whole_run(tmp_path):
     assert list(xr.open_zarr(out / "results.zarr", consolidated=False)["noise"].values) == config["noise"]
     assert (out / "report.html").stat().st_size > 1e6
     assert list((out / "figures").glob("*.png"))
+    exported = [line.rpartition("/")[2] for line in run("export", out, "--csv").splitlines()]
+    assert exported[:2] == ["table.csv", "label-0.5_limit.csv"] and "minibatch_training_0.csv" in exported
+    assert not any("zero_loss_set" in name for name in exported)  # all its dimensions would be multiplied
     again = run("compare", "hyperbola", "--noise", "label", "--out", out, *SHORT, code=1)
     assert "already holds a run" in again
     run("compare", "hyperbola", "--noise", "minibatch", "--out", out, "--overwrite", *SHORT)
@@ -210,6 +213,7 @@ def test_a_comparison_of_which_no_noise_is_finished_is_shown(tmp_path):
     half.to_zarr(tmp_path / "run" / "results.zarr", group="label/limit", consolidated=False)
     assert "No noise has been compared to the end yet" in run("show", tmp_path / "run")
     assert json.loads(run("show", tmp_path / "run", "--json"))["results"] == []
+    assert "has no results yet" in " ".join(run("report", tmp_path / "run", code=1).split())
 
 
 def test_the_version():

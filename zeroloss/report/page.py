@@ -94,7 +94,8 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
         sweep = runs.configuration(Path(folder))
         assert isinstance(sweep, runs.SweepConfig)
         return config, runs.collect(sweep, Path(folder))
-    if not results.children:
+    unfinished = config.get("command") == "compare" and not runs.noises_of(results)
+    if unfinished or not results.children:
         raise InputError(f"{folder} has no results yet.")
     return config, results
 

@@ -10,6 +10,7 @@ from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.files import PART, replacing, unwritable
 from zeroloss.runs.folder import CONFIG, events, is_complete, noises_of, read
 from zeroloss.runs.grid import SWEEP
+from zeroloss.runs.views import VIEWS
 
 
 class Run(NamedTuple):
@@ -94,14 +95,15 @@ def summary(path: Path) -> dict[str, str]:
 def export_csv(run: Run, folder: Path) -> list[Path]:
     """Write a CSV file of the table of a run, and one of each dataset, named after it.
 
-    Parameters are left out, since they are no table. Raises `RunError` where a file is there already or
-    cannot be written.
+    Parameters are left out, and what `views` adds for the page, since they are no table. Raises `RunError`
+    where a file is there already or cannot be written.
     """
     datasets = {"table": run.results.to_dataset()} | {
         f"{noise}{node.path}".strip("/").replace("/", "_").replace(":", "-"): node.to_dataset()
         for noise in noises_of(run.results)
         if noise in run.results.children
         for node in sorted(run.results.children[noise].copy().subtree, key=lambda node: node.path)
+        if node.name not in VIEWS
     }
     files = {folder / f"{name}.csv": each for name, each in datasets.items() if each.data_vars}
     _require_free(*files)

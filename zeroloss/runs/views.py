@@ -20,7 +20,7 @@ from zeroloss.pytrees import flatten
 from zeroloss.runs.folder import column
 from zeroloss.system import AbstractSystem, LeastSquares
 
-SPECTRUM, FUNCTION, SET = "spectrum", "function", "zero_loss_set"
+VIEWS = SPECTRUM, FUNCTION, SET = "spectrum", "function", "zero_loss_set"
 
 _LARGEST_SPECTRUM = 2000  # residuals: some seconds and 32 MiB
 _MOMENTS = 60
