@@ -24,6 +24,9 @@ def test_the_template_works_as_it_is(written):
     point = zl.project(system, made.start)
     assert zl.classify(system, point).name == "non-degenerate"
     assert float(made.observables["size_of_out"](point)) > 0
+    assert problems.parse_noise(made, "minibatch").size == 15  # half of them: the default is larger than all
+    with pytest.raises(InputError, match="cannot be drawn without replacement from 30"):
+        made.problem.with_noise(problems.parse_noise(made, "minibatch:32"))
     wide = problems.load(f"{written}:make", width=70)
     assert wide.start["out"].shape == (70,)
 

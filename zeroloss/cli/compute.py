@@ -1,6 +1,7 @@
 """The commands that compute: each makes a request into a call, or says what to run."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
@@ -29,6 +30,7 @@ from zeroloss.dynamics import classify, how_long
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.report.notation import greek
+from zeroloss.system import AbstractSystem
 
 _GOAL, _LIMIT = "Goal", "Limit"  # panels of the help
 
@@ -47,11 +49,11 @@ def classify_command(request: Request) -> None:
     """
     chosen = request.load()
     names = request.noise or _every_noise(chosen)
-    noises = {name: parse_noise(chosen, name, request.strengths) for name in names}
+    systems = _systems(chosen, names, request.strengths)
+    point = project(next(iter(systems.values())), chosen.start)
     lines, found, caveats, dimensions = [], [], defaultdict(list), ""
-    point = project(chosen.problem.with_noise(next(iter(noises.values()))), chosen.start)
-    for name, one in noises.items():
-        regime = classify(chosen.problem.with_noise(one), point, key=jax.random.key(request.seed))
+    for name, system in systems.items():
+        regime = classify(system, point, key=jax.random.key(request.seed))
         towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
         verdict = regime.name + (", stochastic" if regime.stochastic else "")
         scale = greek(regime.time_scale or "never")
@@ -103,9 +105,7 @@ def how_long_command(
     """Say after how many training steps half of the drift is done."""
     chosen = request.load()
     names = request.noise or [name for name in chosen.noises if name not in ("minibatch", "langevin")]
-    systems = {
-        name: chosen.problem.with_noise(parse_noise(chosen, name, request.strengths)) for name in names
-    }
+    systems = _systems(chosen, names, request.strengths)
     first = next(iter(systems.values()))
     point = project(first, chosen.start)
     step_size = rule.step_size / largest_eigenvalue(first, point)
@@ -213,6 +213,13 @@ def study_values(
     Ensembles on a ladder of step sizes, and one of sigmas, chosen to keep to the budget.
     """
     return request.config(_known_noises, command="study", budget=budget, drift=drift)
+
+
+def _systems(
+    chosen: Problem, names: list[str], strengths: Mapping[str, float]
+) -> Mapping[str, AbstractSystem]:
+    """The problem under each noise: what is wrong with any of them is found before the first takes time."""
+    return {name: chosen.problem.with_noise(parse_noise(chosen, name, strengths)) for name in names}
 
 
 def _known_noises(problem: Problem) -> list[str]:

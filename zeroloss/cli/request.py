@@ -45,7 +45,7 @@ _Noise = Annotated[
 ]
 _Rate = Annotated[float, option(NOISE, "Of dropout and dropconnect named without one.")]
 _Sigma = Annotated[float | None, option(NOISE, "Of other noises named without one. By default 0.01 to 0.3.")]
-_Batch = Annotated[int, option(NOISE, "Of minibatch named without one.")]
+_Batch = Annotated[int, option(NOISE, "Of minibatch named without one, if there are as many examples.")]
 _Data = Annotated[Path | None, option(PROBLEM, "A .csv, .npz or .parquet file to fit.", metavar="<file>")]
 _Target = Annotated[
     str | None, option(PROBLEM, "Of --data: what to fit. By default the last.", metavar="<column>")

@@ -75,7 +75,8 @@ def parse_noise(
 ) -> AbstractNoise:
     """The noise that `text` names, such as `"label"`, `"dropout:0.05"` or `"minibatch:32+label:0.1"`.
 
-    A part without a strength takes it from `strengths`, or from `DEFAULT_STRENGTHS` when it is not there.
+    A part without a strength takes it from `strengths`, or from `DEFAULT_STRENGTHS` when it is not there; a
+    minibatch without a size, where there are fewer examples than that, takes half of them.
     Raises `InputError`, listing the known names, or saying what is wrong with a strength.
     """
     first, *others = [_parse_part(problem, part.strip(), strengths) for part in text.split("+")]
@@ -99,7 +100,11 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
     except ValueError:
         raise InputError(f"the strength in {part!r} must be a number, got {strength!r}.") from None
     try:
-        return make(value)
+        made = make(value)
+        if isinstance(made, MiniBatch) and not given and isinstance(problem.problem, LeastSquares):
+            examples = problem.problem.number
+            made = made if made.replace or made.size <= examples else make(max(1, examples // 2))
+        return made
     except ValueError as error:  # an InputError is one
         raise InputError(f"noise {part!r}: {error}") from error
 
