@@ -142,7 +142,7 @@ def limit_values(
 @makes_runs(
     "predict",
     "zeroloss predict hyperbola --noise weight:0.05 --step-size 0.1 --steps 2000",
-    "zeroloss predict digits --noise dropout:0.2 --momentum 0.9 --out runs/mean",
+    "zeroloss predict hyperbola --noise weight --momentum 0.9 --out runs/mean",
 )
 def predict_values(
     request: Request,
