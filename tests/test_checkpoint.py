@@ -206,6 +206,14 @@ def test_changed_bytes_are_noticed(tmp_path):
         np.testing.assert_array_equal(found.loss, expected.loss)
 
 
+def test_a_file_in_the_place_of_another_is_noticed(tmp_path):
+    descend(Counting(tmp_path))
+    one, other = sorted((tmp_path / "saved").glob("*.npz"))[1:3]
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(RunError, match=f"{one.name} cannot be read: it is not what was saved there"):
+        descend(Counting(tmp_path))
+
+
 def test_two_processes_cannot_share_a_folder(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from zeroloss.checkpoint import alone_in\n"

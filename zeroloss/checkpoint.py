@@ -26,7 +26,7 @@ from zeroloss.files import PART, replacing
 _State = TypeVar("_State")
 _Item = dict[str, np.ndarray]
 
-_FORMAT = 1
+_FORMAT = 2
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
 LOCK = "lock"
 """The file that keeps other processes out of a folder."""
@@ -73,7 +73,7 @@ class Checkpoint:
         self._folder = Path(folder)
         self._root = _Root(self._folder, every, published) if _root is None else _root
         self._written, self._earlier = 0, 0.0
-        self._segments: list[int] = []
+        self._segments: list[tuple[int, str]] = []  # the first item of each, and its fingerprint
         self._began = time.perf_counter()
         self._facts: dict[str, Any] = {}
 
@@ -99,7 +99,8 @@ class Checkpoint:
         with _reading(path), np.load(path, allow_pickle=False) as arrays:
             about = json.loads(str(arrays[_FACTS]))
             self._check(path, about)
-            self._segments, self._earlier = list(about["segments"]), float(about["seconds"])
+            self._segments = [(int(first), str(found)) for first, found in about["segments"]]
+            self._earlier = float(about["seconds"])
             self._written = int(about["count"])
             items, restored = self._items(), _unpacked(state, arrays)
         recorder.items[:] = items
@@ -124,7 +125,7 @@ class Checkpoint:
             }
             with replacing(self._segment(self._written)) as file:
                 np.savez(file, allow_pickle=False, **segment)
-            self._segments.append(self._written)
+            self._segments.append((self._written, _fingerprint(segment)))
             self._written = len(items)
         about = {
             "format": _FORMAT,
@@ -180,12 +181,15 @@ class Checkpoint:
 
     def _items(self) -> list[_Item]:
         items: list[_Item] = [{} for _ in range(self._written)]
-        for first in self._segments:
+        for first, fingerprint in self._segments:
             path = self._segment(first)
             with _reading(path), np.load(path, allow_pickle=False) as arrays:
-                for where in arrays.files:
+                segment = {where: arrays[where] for where in arrays.files}
+                if _fingerprint(segment) != fingerprint:
+                    raise ValueError("it is not what was saved there")
+                for where, value in segment.items():
                     index, _, name = where.partition("/")
-                    items[first + int(index)][name] = arrays[where]
+                    items[first + int(index)][name] = value
         if not all(items):
             raise RunError(f"the checkpoint {self._folder} is damaged: saves are missing. {_DAMAGED}")
         return items
@@ -315,6 +319,14 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # zip, NumPy and JSON raise anything on damaged files
         raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    """A short fingerprint of all arrays and their names."""
+    found = hashlib.sha256()
+    for name, array in arrays.items():
+        found.update(f"{name} {array.shape} {array.dtype.itemsize} ".encode() + array.tobytes())
+    return found.hexdigest()[:16]
 
 
 def digest(tree: PyTree) -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -69,4 +70,45 @@ def test_unreadable_runs(tmp_path):
         runs.read(tmp_path / "missing")
     (tmp_path / "config.json").write_text("{broken")
     with pytest.raises(RunError, match="no readable run"):
+        runs.read(tmp_path)
+
+
+@pytest.fixture
+def stored(tmp_path, comparisons):
+    """The folder of a comparison."""
+    runs.create(tmp_path, {"command": "compare", "noise": list(comparisons)})
+    runs.write_results(tmp_path, runs.gather(comparisons))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["loss", "params", "time"])
+def test_arrays_far_larger_than_what_is_stored_are_not_read(stored, name):
+    metadata = stored / "results.zarr" / "minibatch" / "limit" / name / "zarr.json"
+    said = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(said | {"shape": [10**18, *said["shape"][1:]]}))
+    with pytest.raises(RunError, match=r"are said to have .*e\+1[89] bytes"):
+        runs.read(stored)
+
+
+def test_what_is_missing_from_results_is_named(stored):
+    shutil.rmtree(stored / "results.zarr" / "label:0.3" / "training_0" / "distance")
+    with pytest.raises(RunError, match=r"'label:0.3/training_0' lacks 'distance'"):
+        runs.read(stored)
+    shutil.rmtree(stored / "results.zarr" / "label:0.3")
+    with pytest.raises(RunError, match=r"there is no group 'label:0.3'"):
+        runs.read(stored)
+
+
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"noise": "label"}, "noise: input should be a valid list, got 'label'"),
+        ({"options": [[[]]]}, "options: input should be a valid dictionary"),
+        ({"problem": "half a pair: \ud83d"}, "characters that no text can have"),
+        ({"versions": {"jax": 1}}, "versions.jax: input should be a valid string"),
+    ],
+)
+def test_configs_of_other_kinds_are_no_runs(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps({"command": "descend"} | values))
+    with pytest.raises(RunError, match=message):
         runs.read(tmp_path)

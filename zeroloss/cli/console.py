@@ -1,8 +1,11 @@
 """The command and what all its subcommands share: their help, where they print, and how they fail."""
 
 import inspect
+import io
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +131,10 @@ def _main(
     ] = False,
 ) -> None:
     jax.config.update("jax_enable_x64", True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what Zarr finds damaged is said by us
     # LAPACK's threads wait for each other, for tens of times as long when another process is busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -25,6 +25,9 @@ from zeroloss.cli.console import (
 )
 from zeroloss.errors import InputError
 from zeroloss.problems import DEFAULT_STRENGTHS
+from zeroloss.runs.config import is_text
+
+_LARGEST = 2**31  # minibatch
 
 _Problem = Annotated[
     str | None,
@@ -92,6 +95,8 @@ def _read_options(context: Any, path: Path | None) -> Path | None:
         defaults = {}
         for name, value in values.items():
             many, repeated = isinstance(value, list), getattr(parameters[name], "multiple", False)
+            if not is_text(value):
+                raise InputError(f"{path}: {name} has characters that no option can have, got {value!r}.")
             if isinstance(value, dict) or (many and not repeated):
                 raise InputError(f"{path}: {name} takes one value, got {value!r}.")
             defaults[parameters[name].name] = [value] if repeated and not many else value
@@ -194,6 +199,8 @@ def _request(
     if problems.is_own(problem):
         problem = problems.resolved(problem)
     options = own | _options(problem, width, examples, others, seed)
+    if abs(batch) >= _LARGEST:
+        raise InputError(f"--batch must be below {_LARGEST:,}, got {batch}.")
     strengths = DEFAULT_STRENGTHS | problems.strengths_from(rate, sigma, float(batch))
     return Request(problem, noise, options, strengths, seed, quiet or as_json, as_json)
 
@@ -254,5 +261,5 @@ def typed(text: str) -> Any:
     """A number, true or false, a list of them, or else a word."""
     try:
         return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

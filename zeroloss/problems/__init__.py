@@ -74,7 +74,7 @@ def load(name: str, **options: object) -> Problem:
         raise InputError(f"problem {name!r} needs the option {', '.join(map(repr, missing))}.")
     try:
         return _ALL[name](**options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"problem {name!r} cannot be made with {options}: {error}") from error

@@ -21,6 +21,7 @@ from zeroloss.problems.networks import hidden_sites, initial_parameters, network
 from zeroloss.system import LeastSquares
 
 _READ = (".csv", ".npz", ".parquet")
+_LARGEST = 1e150  # whose square is a number still
 _TRAINED = 0.75  # share of the rows, where the number is not given
 
 
@@ -104,11 +105,11 @@ def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.nda
         raise InputError(f"there is no file {path}.")
     names, inputs, targets = _arrays(path, target) if path.suffix == ".npz" else _columns(path, target)
     for name, values in zip(names, [*inputs.T, targets], strict=True):
-        bad = ~np.isfinite(values)
+        bad = ~(np.abs(values) < _LARGEST)
         if bad.any():
             raise InputError(
-                f"{path}: {name!r} is missing or infinite in {int(bad.sum())} of {len(values)} rows, first "
-                f"in row {int(np.argmax(bad)) + 1}. Fill them in or leave them out."
+                f"{path}: {name!r} is missing, infinite or beyond {_LARGEST:g} in {int(bad.sum())} of "
+                f"{len(values)} rows, first in row {int(np.argmax(bad)) + 1}. Fill them in or leave them out."
             )
     return names, inputs, targets
 
@@ -146,16 +147,19 @@ def _arrays(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.n
     target = "targets" if target is None else target
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], float) for name in file.files}
+            arrays = {name: np.asarray(file[name]) for name in file.files}
     except Exception as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"{path}: {name!r} holds no real numbers; it is of type {array.dtype}.")
     others = [name for name in arrays if name != target]
     if target not in arrays or len(others) != 1:
         raise InputError(
             f"{path} must hold an array {target!r} (--target names another) and one of inputs; it holds "
             f"{', '.join(arrays) or 'nothing'}."
         )
-    inputs, targets = arrays[others[0]], arrays[target]
+    inputs, targets = (arrays[name].astype(float) for name in (others[0], target))
     if targets.ndim != 1 or inputs.ndim != 2 or len(inputs) != len(targets) or inputs.shape[1] == 0:
         raise InputError(
             f"{path}: targets must have the shape [rows] and inputs [rows, columns]; they have "

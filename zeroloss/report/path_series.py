@@ -25,7 +25,7 @@ _FEWEST = 8  # replicas, to say quantiles of
 def paths(results: xr.DataTree) -> dict[str, xr.Dataset]:
     """For each noise, in their order, its path."""
     return {
-        noise: results.children[noise].to_dataset(inherit=False).load()
+        noise: results.children[noise].to_dataset(inherit=False)
         for noise in noises_of(results)
         if noise in results.children
     }

@@ -23,6 +23,7 @@ from zeroloss.problems.matrix_sensing import product
 from zeroloss.problems.phase_retrieval import least_norm
 from zeroloss.problems.sparse_regression import coefficients
 from zeroloss.report.notation import number
+from zeroloss.runs.check import load
 
 # Okabe and Ito's palette, legible to the colour-blind, as in the other figures.
 _TRAINING, _LIMIT, _TRUTH = "#0072B2", "#1a1a1a", "#D55E00"
@@ -32,6 +33,7 @@ _MOMENTS = 5  # times at which a function is drawn
 _UNITS = 12
 _ROWS_OF_UNITS = 4
 _BINS = 36
+_FAR = 1e100  # beyond anything that can be drawn
 _SCALE = 3.5  # of densities, drawn outwards from a curve
 
 
@@ -85,8 +87,20 @@ def portrait(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
 
 def _fits(group: xr.DataTree, problem: Problem) -> bool:
     """Whether a group holds the parameters of the problem, or none at all."""
-    saved = set(group["limit"].data_vars) if "limit" in group.children else None
-    return saved is None or {_name(where) for where, _ in _leaves(problem.start)} <= saved
+    if "limit" not in group.children:
+        return True
+    for node in (group.children[name] for name in ("limit", "training_0") if name in group.children):
+        load(node, parameters=True)
+        lead = ("replica", "time") if "replica" in node.sizes else ("time",)
+        for where, leaf in _leaves(problem.start):
+            saved = node.variables.get(_name(where))
+            if saved is None or saved.dtype.kind != "f" or saved.dims[: len(lead)] != lead:
+                return False
+            if saved.shape[len(lead) :] != np.shape(leaf):
+                return False
+            if node.name == "limit" and not (np.abs(saved.values) < _FAR).all():
+                return False
+    return True
 
 
 def _leaves(params: PyTree) -> list[Any]:

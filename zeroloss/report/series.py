@@ -22,6 +22,7 @@ ROUNDING = 1e-12
 """What is smaller is zero."""
 
 _FAR = 1e6
+_BEYOND = 1e100  # what no axis can show
 _MARGIN = 0.06
 
 
@@ -312,7 +313,7 @@ def _all(curve: Curve) -> np.ndarray:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
+    return values[np.abs(values) < _BEYOND]
 
 
 def _missing(value: Any) -> bool:

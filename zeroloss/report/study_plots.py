@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from zeroloss.report.markup import Entry
+from zeroloss.report.plots import plain
 from zeroloss.report.study_series import Ladder, Points, log_ticks, log_window, tick_label
 from zeroloss.report.study_words import slope_in_words
 
@@ -111,7 +112,7 @@ def _curve(
         return None
     x, y = curve
     hover = {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
-    return _trace(looks, button, "lines") | {"x": x.tolist(), "y": y.tolist()} | hover
+    return _trace(looks, button, "lines") | {"x": plain(x), "y": plain(y)} | hover
 
 
 def _points(points: Points, ladder: Ladder, looks: str, button: str, template: str) -> dict[str, Any] | None:

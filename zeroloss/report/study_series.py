@@ -12,6 +12,7 @@ LADDERS = ("step size", "sigma")
 
 _ERRORS = 2.0  # standard errors in an error bar
 _TICKS = 5
+_FAR = 1e100  # nothing measured is as large, or its inverse as small
 
 
 class Points(NamedTuple):
@@ -140,7 +141,7 @@ def studies(config: Mapping[str, Any], results: xr.DataTree) -> list[Measured]:
 def log_window(*drawn: np.ndarray | None) -> tuple[float, float]:
     """Limits of a logarithmic axis with room around all positive values in `drawn`."""
     values = np.concatenate([np.ravel(each) for each in drawn if each is not None])
-    values = values[np.isfinite(values) & (values > 0)]
+    values = values[(values > 1 / _FAR) & (values < _FAR)]
     if not values.size:
         return 0.1, 10.0
     low, high = np.log10(values.min()), np.log10(values.max())

@@ -1,5 +1,6 @@
 """What a run computes: everything needed to repeat it, checked field by field."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -9,6 +10,9 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 from zeroloss.errors import InputError
 
 _LARGEST = 2**63 - 1
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # the character 0, and halves of surrogate pairs
+_NO_TEXT_SAID = "a name or a value has characters that no text can have"
+_LONGEST_PLACE, _MOST_ERRORS = 6, 12  # that are said
 _Model = TypeVar("_Model", bound=pydantic.BaseModel)
 
 
@@ -106,16 +110,65 @@ def config_from(values: Mapping[str, Any]) -> Config:
 
 
 def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
-    """A config with these values. Raises `InputError`, naming every field that is wrong, and its value."""
+    """A config with these values. Raises `InputError`, naming the fields that are wrong, and their values."""
+    command = values.get("command", "sweep")
     try:
-        return model.model_validate(dict(values))
+        config = model.model_validate(dict(values))
     except pydantic.ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, each['loc']))}: {each['msg'][:1].lower()}{each['msg'][1:]}, "
-            f"got {_short(each['input'])}"
-            for each in error.errors(include_url=False)
-        ]
-        raise InputError(f"{values.get('command', 'sweep')}: {'; '.join(wrong)}.") from None
+        raise InputError(f"{command}: {_wrong(error)}.") from None
+    if not is_text(values):
+        raise InputError(f"{command}: {_NO_TEXT_SAID}.")
+    return config
+
+
+class _Written(pydantic.BaseModel):
+    """What the config of any run has, a sweep included: kinds of values, and nothing about which."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
+
+    command: str = ""
+    problem: str = ""
+    noise: list[str] = []
+    options: dict[str, JsonValue] | None = None
+    strengths: dict[str, JsonValue] = {}
+    description: str = ""
+    budget: float | str | None = None
+    step_size: float = 0.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    versions: dict[str, str] = {}
+
+
+def check_kinds(values: Mapping[str, Any]) -> None:
+    """Raise `InputError` unless the values are of the kinds that a config has, whichever it is.
+
+    What passes is nowhere nested deeply either, so that it can be written again.
+    """
+    try:
+        _Written.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        raise InputError(_wrong(error)) from None
+    if not is_text(values):
+        raise InputError(_NO_TEXT_SAID)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value that JSON or TOML can hold has only text that can be written, and be a file's name."""
+    if isinstance(value, str):
+        return _NO_TEXT.search(value) is None
+    if isinstance(value, Mapping):
+        return all(is_text(each) for pair in value.items() for each in pair)
+    return not isinstance(value, list | tuple) or all(map(is_text, value))
+
+
+def _wrong(error: pydantic.ValidationError) -> str:
+    """Every field that is wrong, and its value."""
+    return "; ".join(
+        f"{'.'.join(map(str, each['loc'][:_LONGEST_PLACE]))}: {each['msg'][:1].lower()}{each['msg'][1:]}, "
+        f"got {_short(each['input'])}"
+        for each in error.errors(include_url=False)[:_MOST_ERRORS]
+    )
 
 
 def _short(value: object) -> str:

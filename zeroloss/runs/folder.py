@@ -26,6 +26,8 @@ from zeroloss.dynamics import Comparison, Study
 from zeroloss.dynamics import Path as Trajectory
 from zeroloss.errors import RunError
 from zeroloss.files import PART, replacing, settle, unwritable
+from zeroloss.runs.check import check_results, check_sizes
+from zeroloss.runs.config import check_kinds
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
 CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "cells"
@@ -196,7 +198,11 @@ def append_path(folder: Path, group: str, path: Trajectory, written: int) -> Non
 
 
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
-    """The config and results of the run in `folder`; a run without results yet is an empty tree."""
+    """The config and results of the run in `folder`; a run without results yet is an empty tree.
+
+    What was measured is in memory, the parameters stay on the disk. Raises `RunError` where there is no run,
+    or its files are damaged or not those of its command.
+    """
     config = read_config(folder)
     target, old = folder / RESULTS, folder / _OLD
     if not target.exists() and old.exists():  # the process ended between one and the other
@@ -204,16 +210,19 @@ def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     try:
         if not target.exists():
             return config, xr.DataTree()
+        check_sizes(target)
         results = _open(target, unfinished=(folder / CHECKPOINT).is_dir())
+        noises = noises_of(results)
         if (folder / TIMINGS).is_file():
-            timings = json.loads((folder / TIMINGS).read_text())
-            noises = noises_of(results)
-            names = dict.fromkeys(name for each in timings.values() for name in each)
+            timings = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
+            names = dict.fromkeys(name for each in timings.values() for name in each if is_timing(name))
             columns = {
                 name: ("noise", [float(timings.get(noise, {}).get(name, np.nan)) for noise in noises])
                 for name in names
             }
             results.dataset = results.to_dataset().assign(columns)
+        unfinished = not is_complete(folder, results)
+        results = check_results(config, results, noises, unfinished=unfinished)
     except Exception as error:  # zarr and its codecs raise anything on damaged files
         raise RunError(f"the results of {folder} cannot be read: {error}.") from error
     return config, results
@@ -236,9 +245,11 @@ def _open(store: Path, *, unfinished: bool) -> xr.DataTree:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of the run in `folder`, as it was written."""
+    """The config of the run in `folder`, as it was written. Raises `RunError` where that is no config."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            check_kinds(config)
     except FileNotFoundError:
         raise RunError(f"{folder} holds no readable run: there is no {CONFIG} in it.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from zeroloss.runs.config import (
 from zeroloss.runs.folder import (
     CHECKPOINT,
     DESCRIPTION,
+    RESULTS,
     VERSIONS,
     append_path,
     check_free,
@@ -39,6 +40,7 @@ from zeroloss.runs.folder import (
     gather_studies,
     is_complete,
     log,
+    noises_of,
     read,
     read_config,
     restore_previous,
@@ -101,7 +103,8 @@ def resume(
     prepared = _prepared(config)
     with alone_in(folder):
         log(folder, "resumed")
-        return _logged(config, prepared, folder, tell, progress, every)
+        held = noises_of(results) if (folder / RESULTS).exists() else ()
+        return _logged(config, prepared, folder, tell, progress, every, held)
 
 
 def configuration(folder: FilePath) -> Config | SweepConfig:
@@ -161,11 +164,17 @@ def _prepared(config: Config) -> _Prepared:
 
 
 def _logged(
-    config: Config, prepared: _Prepared, folder: FilePath, tell: Tell, progress: bool, every: float
+    config: Config,
+    prepared: _Prepared,
+    folder: FilePath,
+    tell: Tell,
+    progress: bool,
+    every: float,
+    held: Collection[str] = (),
 ) -> xr.DataTree:
     try:
         checkpoint = Checkpoint(folder / CHECKPOINT, every=every, published=_publisher(config, folder))
-        results = _compute(config, prepared, folder, checkpoint, tell, progress)
+        results = _compute(config, prepared, folder, checkpoint, tell, progress, held)
     except Interrupted as stop:
         with contextlib.suppress(RunError):
             log(folder, "stopped")
@@ -204,7 +213,12 @@ def _compute(
     checkpoint: Checkpoint,
     tell: Tell,
     progress: bool,
+    held: Collection[str] = (),
 ) -> xr.DataTree:
+    """The results. Those of the noises that are `held` in the folder are not written again.
+
+    For what has been saved of the next noise lies beside them.
+    """
     job = _JOBS[type(config)](config, prepared, progress)
     done: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -227,7 +241,7 @@ def _compute(
                 for view, dataset in datasets.items():
                     results[noise][view] = xr.DataTree(dataset)
                 results[noise].attrs.update(facts[noise])
-            if folder is not None:
+            if folder is not None and not set(done) <= set(held):
                 write_results(folder, results, complete=len(done) == len(prepared.systems))
                 log(folder, "computed", noise=name)
     checkpoint.remove()

@@ -8,6 +8,7 @@ import xarray as xr
 
 from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.files import PART, replacing, unwritable
+from zeroloss.runs.check import load
 from zeroloss.runs.folder import CONFIG, events, is_complete, noises_of, read
 from zeroloss.runs.grid import SWEEP
 from zeroloss.runs.views import VIEWS
@@ -128,10 +129,12 @@ def export_netcdf(run: Run, path: Path) -> Path:
         raise UnsupportedError(
             "netCDF files need the packages h5netcdf and h5py: pip install 'zeroloss[netcdf]'."
         ) from None
+    for node in run.results.subtree:
+        load(node, parameters=True)
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.results.load().to_netcdf(part, engine="h5netcdf", invalid_netcdf=False)
+        run.results.to_netcdf(part, engine="h5netcdf", invalid_netcdf=False)
         part.rename(path)
     except OSError as error:
         part.unlink(missing_ok=True)
