@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
     """
     folder = Path(folder)
     config, results = _read(folder)
-    write_stills_of(folder, folder / FIGURES)
+    _stills(config, results, folder / FIGURES, "png")
     command = config.get("command")
     if command == "study":
         page = study_page.page(config, results)
@@ -73,7 +73,10 @@ def write_stills_of(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """
     if format not in FORMATS:
         raise InputError(f"figures can be {', '.join(FORMATS)}, not {format!r}.")
-    config, results = _read(folder)
+    return _stills(*_read(folder), to, format)
+
+
+def _stills(config: Mapping[str, Any], results: xr.DataTree, to: Path, format: str) -> list[Path]:
     try:
         if config.get("command") == "study":
             return write_study_figures(config, results, to, format)
