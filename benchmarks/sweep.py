@@ -1,7 +1,7 @@
 """A sweep of 48 cells on two worker processes, against the same cells one after the other in one process.
 
     python benchmarks/sweep.py
-    python benchmarks/sweep.py --workers 4 --command predict
+    python benchmarks/sweep.py --workers 4 --command compare
 
 Each in a process of its own, with nothing compiled before; the one process has all cores to itself.
 """
@@ -15,12 +15,12 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 CELLS = {
-    "descend": dict(steps=200_000, replicas=16, saves=20),
+    "descend": dict(steps=200_000, saves=20),
     "predict": dict(steps=20_000, saves=20),
-    "compare": dict(steps=20_000, replicas=8),
+    "compare": dict(steps=20_000),
 }
 GRID = {
-    "noise": ["label:0.3", "weight:0.05", "dropout:0.01"],
+    "sigma": [0.1, 0.2, 0.3],
     "step_size": [0.1, 0.2, 0.4, 0.8],
     "seed": [0, 1, 2, 3],
 }
@@ -39,35 +39,37 @@ def main() -> None:
     """Time both ways, and print the ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=1, help="training runs in a cell")
     parser.add_argument("--command", choices=CELLS, default="descend")
     parser.add_argument("--only", choices=("one", "many"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
-        print(sweep(options.command, options.workers if options.only == "many" else 0))
+        print(sweep(options.command, options.replicas, options.workers if options.only == "many" else 0))
         return
     seconds = {}
     for way in ("many", "one"):
         done = subprocess.run(
             [sys.executable, __file__, "--only", way, "--workers", str(options.workers), "--command",
-             options.command],
+             options.command, "--replicas", str(options.replicas)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         seconds[way] = float(done.stdout.splitlines()[-1])
-    count = len(GRID["noise"]) * len(GRID["step_size"]) * len(GRID["seed"])
-    print(f"{count} cells of {options.command} on regression_1d")
+    count = len(GRID["sigma"]) * len(GRID["step_size"]) * len(GRID["seed"])
+    print(f"{count} cells of {options.command} on regression_1d, replicas {options.replicas}")
     print(f"  one process         {seconds['one']:7.1f} s")
     print(f"  {options.workers} worker processes  {seconds['many']:7.1f} s")
     print(f"  ratio               {seconds['one'] / seconds['many']:7.2f}")
 
 
-def sweep(command: str, workers: int) -> float:
+def sweep(command: str, replicas: int, workers: int) -> float:
     """Seconds for the sweep with so many workers, the start of the workers included; 0 is in this process."""
     import jax
 
     from zeroloss import runs
 
     jax.config.update("jax_enable_x64", True)
-    cell = dict(command=command, problem="regression_1d", noise=["label:0.3"], **CELLS[command])
+    cell = dict(command=command, problem="regression_1d", noise=["label"], **CELLS[command])
+    cell |= {} if command == "predict" else {"replicas": replicas}
     config = runs.sweep_config({"cell": cell, "grid": GRID})
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -181,6 +181,7 @@ DAMAGES = st.lists(
         st.tuples(st.just("numbers"), _WHICH, st.tuples(_WHICH, _NUMBERS_IN_ARRAYS)),
         st.tuples(st.just("gone"), _WHICH, st.none()),
         st.tuples(st.just("folder"), _WHICH, st.none()),
+        st.tuples(st.just("pipe"), _WHICH, st.none()),
         st.tuples(st.just("json"), _WHICH, WILD),
         st.tuples(st.just("link"), _WHICH, st.sampled_from([".", "..", "../..", "nowhere", "itself"])),
         st.tuples(st.just("swapped"), _WHICH, _WHICH),
@@ -204,7 +205,8 @@ class Scene:
         self.files = first + files
 
     def damage(self, damages):
-        for kind, which, what in damages:
+        pipes_last = sorted(damages, key=lambda damage: damage[0] == "pipe")  # for nobody can read them
+        for kind, which, what in pipes_last:
             path = self.folder / self.files[which % len(self.files)]
             with contextlib.suppress(Exception):  # the one before may have left nothing to damage
                 _damage(path, kind, what, self.folder, self.files)
@@ -235,6 +237,8 @@ def contents(folder: Path):
                 found[place] = ("link", os.readlink(path))
             elif path.is_dir():
                 found[place] = ("folder", None)
+            elif not path.is_file():
+                found[place] = ("pipe", None)  # to read it would take for ever
             else:
                 found[place] = ("file", path.read_bytes())
     return found
@@ -262,10 +266,12 @@ def _damage(path, kind, what, folder, files):
         shutil.rmtree(path.parent)
     elif kind == "branch moved" and path.parent != folder:
         path.parent.rename(path.parent.parent / what.replace("/", "_"))
-    elif kind in ("gone", "folder", "link"):
+    elif kind in ("gone", "folder", "pipe", "link"):
         path.unlink()
         if kind == "folder":
             path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
         elif kind == "link":
             path.symlink_to(path.name if what == "itself" else what)
 

@@ -259,7 +259,11 @@ def test_once_keeps_what_was_computed_first(tmp_path):
     checkpoint = Checkpoint(tmp_path)
     assert checkpoint.once("choice", lambda: [1, 2.5]) == [1, 2.5]
     assert Checkpoint(tmp_path).once("choice", lambda: [3]) == [1, 2.5]
-    assert json.loads((tmp_path / "once" / "choice.json").read_text()) == {"value": [1, 2.5]}
+    held = tmp_path / "once" / "choice.json"
+    assert json.loads(json.loads(held.read_text())["value"]) == [1, 2.5]
+    held.write_text(held.read_text().replace("2.5", "3.5"))
+    with pytest.raises(RunError, match="not what was saved there"):
+        Checkpoint(tmp_path).once("choice", lambda: [3])
 
 
 def test_a_disk_that_is_full_during_a_prediction_is_no_missing_prediction(tmp_path):

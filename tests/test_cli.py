@@ -191,7 +191,7 @@ def test_runs_can_be_shown_listed_and_exported(tmp_path):
     assert "complete" in run("list", tmp_path)
     assert "label-0.3.csv" in run("export", folder, "--csv")
     assert "is there already" in " ".join(run("export", folder, "--csv", code=1).split())
-    assert "choose one of" in run("export", folder, code=1)
+    assert "choose one of" in run("export", folder, code=2)
     assert "results.nc" in run("export", folder, "--netcdf")
     assert "descend hyperbola" not in run("resume", folder, "--quiet")
     assert "no readable run" in run("show", tmp_path / "nowhere", code=1)
@@ -249,6 +249,6 @@ def test_data_of_ones_own(tmp_path):
     (tmp_path / "data.csv").write_text(f"a,b,c\n{rows}\n")
     data = ["--data", tmp_path / "data.csv", "--target", "b", "--model", "mlp:10"]
     assert "b in data.csv, 9 examples, tanh network 2-10-1" in run("classify", *data, "--noise", "label")
-    assert "choose one of PROBLEM and --data" in run("classify", "digits", *data, code=1)
-    assert "name a PROBLEM, or give --data" in run("classify", code=1)
-    assert "--target and --model are for --data" in run("classify", "digits", "--target", "b", code=1)
+    assert "choose one of PROBLEM and --data" in run("classify", "digits", *data, code=2)
+    assert "name a PROBLEM, or give --data" in run("classify", code=2)
+    assert "--target and --model are for --data" in run("classify", "digits", "--target", "b", code=2)

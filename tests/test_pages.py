@@ -76,6 +76,13 @@ def test_a_chart_for_every_place_on_the_other_axes():
     }  # fmt: skip
 
 
+def test_an_axis_with_one_value_is_said_and_not_drawn_over():
+    (group,) = groups(table(sigma=[0.1], step_size=STEPS, noise=["label"], seed=[0]))
+    (chart,) = group.charts
+    assert chart.strong == "sigma 0.1, label"
+    np.testing.assert_allclose(chart.lines[0].y[:2], [0.2, 0.3])
+
+
 def test_failures_say_where_and_why():
     assert failures(table(step_size=STEPS, noise=NOISES)) == [("step_size=0.4, noise=weight", "too large")]
     head, lines = sweep_series.cell_table(table(step_size=STEPS, noise=NOISES))
@@ -114,10 +121,18 @@ def test_figures_of_an_unknown_kind(made, tmp_path):
         report.write_stills_of(made, tmp_path, "gif")
 
 
+def test_the_page_of_a_path_says_the_verdict(made):
+    text = report.write(made).read_text()
+    assert '<article class="verdict non-degenerate">' in text
+    assert "is non-degenerate: training drifts on the fast scale, 1/(ασ²) steps." in text
+
+
 def test_a_page_of_several_runs(made, tmp_path):
     path = report.write_several([made, made], tmp_path / "page.html")
     text = path.read_text()
     assert f"A: {made}" in text and f"B: {made}" in text
+    with pytest.raises(RunError, match="is there already"):
+        report.write_several([made, made], tmp_path / "page.html")
     with pytest.raises(RunError, match="holds no readable run"):
         report.write_several([made, tmp_path / "nothing"], tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()

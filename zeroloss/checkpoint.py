@@ -26,7 +26,7 @@ from zeroloss.files import PART, replacing
 _State = TypeVar("_State")
 _Item = dict[str, np.ndarray]
 
-_FORMAT = 2
+_FORMAT = 3
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
 LOCK = "lock"
 """The file that keeps other processes out of a folder."""
@@ -142,6 +142,11 @@ class Checkpoint:
             if path is not None:
                 self._root.published(self._folder.relative_to(self._root.folder).as_posix(), path)
         self._root.saved(time.perf_counter() - began)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` after a signal; what is to go on must be saved already."""
+        stopped = self._root.stopped
         if stopped:
             raise Interrupted(
                 f"stopped by {signal.Signals(stopped).name}; the state is saved in {self._root.folder}, and "
@@ -152,13 +157,17 @@ class Checkpoint:
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         """What `compute()` returned the first time, which JSON can hold: for choices made by clocks."""
         path = self._folder / _ONCE / f"{name}.json"
+        place = path.relative_to(self._root.folder).as_posix()
         if path.exists():
             with _reading(path):
-                return json.loads(path.read_text())["value"]
-        text = json.dumps({"value": compute()})
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept["digest"] != _digest_of_text(f"{place} {kept['value']}"):
+                    raise ValueError("it is not what was saved there")
+                return json.loads(kept["value"])
+        text = json.dumps(compute())
         with replacing(path) as file:
-            file.write(text.encode())
-        return json.loads(text)["value"]
+            file.write(json.dumps({"value": text, "digest": _digest_of_text(f"{place} {text}")}).encode())
+        return json.loads(text)
 
     @property
     def earlier(self) -> float:
@@ -227,6 +236,9 @@ class _Nowhere(Checkpoint):
     def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
         pass
 
+    def stop_if_asked(self) -> None:
+        pass
+
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
         return compute()
 
@@ -275,7 +287,9 @@ class _Root:
 
         def stop(number: int, _: FrameType | None) -> None:
             if self.stopped:
-                raise Interrupted(f"stopped at once; what was saved last is in {self.folder}.", number)
+                raise Interrupted(
+                    f"stopped at once; what was saved last is in {self.folder}.", number, at_once=True
+                )
             self.stopped = number
 
         before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -314,11 +328,17 @@ _DAMAGED = "Nothing was touched; begin anew in another folder, or delete this on
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        if path.exists() and not path.is_file():  # to read a pipe would take for ever
+            raise ValueError("it is no file")
         yield
     except RunError:
         raise
     except Exception as error:  # zip, NumPy and JSON raise anything on damaged files
         raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _fingerprint(arrays: Mapping[str, np.ndarray]) -> str:

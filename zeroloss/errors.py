@@ -66,9 +66,11 @@ class RunError(ZerolossError):
 class Interrupted(KeyboardInterrupt):
     """A signal stopped a computation that has a checkpoint, after it had saved its state.
 
-    `signal` is the number of the signal.
+    `signal` is the number of the signal; `at_once` says that it was the second, which does not wait for a
+    save.
     """
 
-    def __init__(self, message: str, signal: int):
+    def __init__(self, message: str, signal: int, *, at_once: bool = False):
         super().__init__(message)
         self.signal = signal
+        self.at_once = at_once

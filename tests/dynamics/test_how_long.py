@@ -36,6 +36,12 @@ def test_hyperbola(noise, rate, power, fraction):
     assert found.quantity in str(found)
 
 
+def test_a_coarser_tolerance_changes_the_answer_by_a_percent_or_so():
+    system = HYPERBOLA.with_noise(zl.WeightNoise(0.1))
+    fine, coarse = (zl.how_long(system, HYPERBOLA_POINT, 0.05, rtol=rtol).steps for rtol in (1e-4, 1e-2))
+    assert coarse == pytest.approx(fine, rel=0.02)
+
+
 def test_until_a_value_is_reached():
     system = HYPERBOLA.with_noise(zl.WeightNoise(SIGMA))
 
@@ -55,9 +61,10 @@ def test_until_a_value_is_reached():
         (zl.Langevin(0.1), {}, UnsupportedError, "no mean path"),
         (zl.LabelNoise(0.1), {"fraction": 1.0}, InputError, "fraction must lie"),
         (zl.LabelNoise(0.1), {"of": "sharpness"}, InputError, "of must be one of"),
+        (zl.LabelNoise(0.1), {"rtol": 0.1}, InputError, "rtol must lie"),
         (zl.LabelNoise(0.1), {"value": -1.0, "most_steps": 1000}, InputError, "has not reached"),
     ],
-    ids=["trivial", "stochastic", "fraction", "quantity", "unreached"],
+    ids=["trivial", "stochastic", "fraction", "quantity", "tolerance", "unreached"],
 )
 def test_refusals(noise, arguments, error, message):
     with pytest.raises(error, match=message):

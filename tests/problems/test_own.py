@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,40 @@ def test_parquet(tmp_path):
     pandas.read_csv(tmp_path / "data.csv").to_parquet(tmp_path / "data.parquet")
     one, two = (problems.load("table", path=str(tmp_path / f"data.{end}")) for end in ("csv", "parquet"))
     np.testing.assert_array_equal(one.problem.targets, two.problem.targets)
+
+
+OWN = """
+    from __future__ import annotations
+
+    import dataclasses
+
+    import jax.numpy as jnp
+    import zeroloss as zl
+
+    @dataclasses.dataclass
+    class Sizes:
+        width: int = 3
+
+    def make(seed=0):
+        model = lambda w, x: x @ w
+        watch = {"watched": lambda w: %s}
+        return zl.LeastSquares(model, jnp.ones((1, 3)), jnp.ones(1)), jnp.ones(Sizes().width), watch
+"""
+
+
+@pytest.mark.parametrize(("watched", "said"), [("w", "one number.*shape \\(3,\\)"), ("w['a']", "line 15")])
+def test_what_is_watched_is_tried_before_anything_is_computed(tmp_path, watched, said):
+    path = tmp_path / "own.py"
+    path.write_text(textwrap.dedent(OWN % watched))
+    with pytest.raises(InputError, match=said):
+        problems.load(str(path))
+
+
+def test_a_file_may_have_dataclasses_and_a_seed(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(textwrap.dedent(OWN % "w[0]"))
+    assert problems.load(str(path)).start.shape == (3,)
+    assert "seed" in problems.options_of(str(path))
 
 
 @pytest.mark.parametrize(

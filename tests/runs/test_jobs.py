@@ -1,3 +1,4 @@
+import functools
 import json
 import random
 import signal
@@ -28,6 +29,8 @@ def test_a_run_can_be_opened(tmp_path):
     runs.start(config(noise=["label:0.3", "minibatch:1"]), tmp_path / "run")
     run = zl.open_run(tmp_path / "run")
     assert run.complete and run.status == "complete"
+    assert run.verdicts["label:0.3"].startswith("degenerate, deterministic: drift on 1/(alpha^2 sigma^2)")
+    assert run.verdicts["minibatch:1"].startswith("trivial: no drift")
     assert run.config["steps"] == 2000 and run.config["versions"]["zeroloss"] == zl.__version__
     dataset = run.results["label:0.3"].dataset
     assert dict(dataset["loss"].sizes) == {"replica": 2, "time": 5}
@@ -36,7 +39,9 @@ def test_a_run_can_be_opened(tmp_path):
     assert not (tmp_path / "run" / "checkpoint").exists()
     slow = dict(command="limit", problem="hyperbola", noise=["weight"], horizon=0.1, saves=3)
     runs.start(runs.config_from(slow), tmp_path / "limit")
-    assert "slow time" in zl.open_run(tmp_path / "limit").results["weight"]["time"].attrs["units"]
+    limit = zl.open_run(tmp_path / "limit")
+    assert "slow time" in limit.results["weight"]["time"].attrs["units"]
+    assert limit.verdicts["weight"].startswith("non-degenerate")
 
 
 def test_the_same_config_gives_the_same_bytes(tmp_path):
@@ -66,6 +71,7 @@ def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
     monkeypatch.undo()
     runs.resume(folder)
     whole = zl.open_run(folder).results["label:0.3"].to_dataset(inherit=False)
+    whole.attrs = {name: whole.attrs[name] for name in so_far.attrs}  # the verdict comes at the end
     xr.testing.assert_identical(whole.isel(time=slice(0, seen[-1])).load(), so_far)
 
 
@@ -106,6 +112,41 @@ def test_resuming_what_is_complete_changes_nothing(tmp_path):
     xr.testing.assert_identical(
         runs.resume(tmp_path)["label:0.3"].to_dataset().load(), results["label:0.3"].to_dataset()
     )
+    assert contents(tmp_path, without=()) == before
+
+
+def test_a_checkpoint_that_stayed_behind_damages_nothing(tmp_path):
+    """As a process leaves it that ends while it deletes its checkpoint."""
+    runs.start(config(), tmp_path / "run")
+    before = contents(tmp_path / "run", without=("log.jsonl", "lock"))
+    (tmp_path / "run" / "checkpoint").mkdir()
+    runs.resume(tmp_path / "run", every=0.0)
+    assert contents(tmp_path / "run", without=("log.jsonl", "lock")) == before
+    assert zl.open_run(tmp_path / "run").complete
+
+
+def test_a_noise_is_named_once():
+    with pytest.raises(InputError, match="every noise can be named once"):
+        config(noise=["label:0.3", "label:0.3"])
+
+
+def test_what_is_to_be_overwritten_stays_until_there_are_results(tmp_path, monkeypatch):
+    """Through a run that was killed before it had any, and one that failed after its first save."""
+    runs.start(config(), tmp_path)
+    before = contents(tmp_path, without=())
+    append = runs.jobs.append_path
+
+    def dying(*arguments, error=Killed):
+        append(*arguments)
+        raise error
+
+    monkeypatch.setattr(runs.jobs, "append_path", dying)
+    with pytest.raises(Killed):
+        runs.start(config(seed=1), tmp_path, overwrite=True, every=0.0)
+    failing = functools.partial(dying, error=IntegrationError("for the test", None))
+    monkeypatch.setattr(runs.jobs, "append_path", failing)
+    with pytest.raises(IntegrationError):
+        runs.start(config(seed=2), tmp_path, overwrite=True, every=0.0)
     assert contents(tmp_path, without=()) == before
 
 

@@ -83,7 +83,7 @@ def test_what_the_cells_found_is_collected(tmp_path):
     assert dict(table.sizes) == {"step_size": 2, "noise": 2}
     assert table["status"].values.tolist() == [["complete"] * 2, ["failed"] * 2]
     assert all("stability limit" in reason for reason in table["reason"].values[1])
-    assert len(said) == 2 and any("step_size=3.0, noise=label" in each for each in said)
+    assert len(said) == 2 and any("step_size=3, noise=label" in each for each in said)
     cell = zl.open_run(tmp_path / "sweep" / str(table["folder"].values[0, 1]))
     assert cell.config["noise"] == ["weight:0.1"] and cell.config["step_size"] == 0.2
     end = cell.results["weight:0.1"]["hessian_trace"].values[:, -1]
@@ -126,6 +126,10 @@ def test_a_sweep_replaces_another_only_when_told_to(tmp_path):
     with pytest.raises(RunError, match="already holds a run"):
         runs.sweep(config, folder, executor=Here())
     other = grid({"seed": [5, 6]})
+    before = contents(folder, without=())
+    with pytest.raises(InputError, match="memory must be a size"):
+        runs.sweep(other, folder, executor=runs.dask_executor(memory="lots"), overwrite=True)
+    assert contents(folder, without=()) == before
     runs.sweep(other, folder, executor=Here(), overwrite=True)
     assert [cell.status for cell in runs.cells_of(other, folder)] == ["complete"] * 2
 

@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperOption
 
 from zeroloss import __version__
-from zeroloss.errors import Interrupted, ZerolossError
+from zeroloss.errors import InputError, Interrupted, ZerolossError
 
 PROBLEMS, RUNS, RESULTS = "Problems", "Runs", "Results"
 """The panels of the commands in the help."""
@@ -139,14 +140,18 @@ def _main(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
+class UsageError(InputError):
+    """Options that do not go together, or are not written as they must be."""
+
+
 @contextmanager
 def failing_in_a_line() -> Iterator[None]:
-    """Print errors of ours in a line and exit with 1; say how to go on after a signal."""
+    """Print errors of ours in a line and exit with 1 or 2; say how to go on after a signal."""
     try:
         yield
     except ZerolossError as error:
         messages.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except Interrupted as stop:
         messages.print(f"Stopped; {escape(str(stop))}", highlight=False, soft_wrap=True)
         raise typer.Exit(128 + stop.signal) from None
@@ -162,4 +167,13 @@ def print_path(words: str, path: Path) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` on standard output for machines."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,6 +12,7 @@ from zeroloss.cli.console import (
     RESULTS,
     Json,
     RunFolder,
+    UsageError,
     command,
     failing_in_a_line,
     flag,
@@ -93,7 +94,7 @@ def export_command(
     """Write the results of a run as CSV or netCDF files."""
     with failing_in_a_line():
         if csv == netcdf:
-            raise InputError("choose one of --csv and --netcdf.")
+            raise UsageError("choose one of --csv and --netcdf.")
         opened = runs.open_run(run)
         if not opened.results.children and not opened.results.data_vars:
             raise InputError(f"{run} has no results yet.")
@@ -125,9 +126,9 @@ def report_command(
     """
     with failing_in_a_line():
         if len(runs) == 1 and to is not None:
-            raise InputError("the page of one run is report.html in its folder; --out is for several.")
+            raise UsageError("the page of one run is report.html in its folder; --out is for several.")
         if len(runs) > 1 and to is None:
-            raise InputError("say with --out which file to write the page of several runs to.")
+            raise UsageError("say with --out which file to write the page of several runs to.")
         print_path("Wrote", report.write(runs[0]) if to is None else report.write_several(runs, to))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -13,6 +12,8 @@ from rich.text import Text
 
 from zeroloss import report, runs
 from zeroloss.cli.console import messages, out
+from zeroloss.report.notation import greek
+from zeroloss.report.path_series import certainty
 from zeroloss.report.series import table_rows
 from zeroloss.report.study_series import studies
 from zeroloss.report.study_words import findings
@@ -162,13 +163,10 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
         for index, (label, (start, end, error)) in enumerate(runs.ends(each).items()):
             scatter = "" if error is None else f" ± {error:.1g}"
             lines.append(["" if index else name, label, f"{start:.4g}", f"{end:.4g}{scatter}"])
+        if "verdict" in each.attrs:
+            endings.append(f"{name}: {greek(str(each.attrs['verdict']))}")
         if "uncertainty_model" in each:
-            parts = [each[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
-            endings.append(
-                f"{name}: mean parameters to {100 * float(np.linalg.norm(parts)):.2g} % of the way from the "
-                f"start; single runs lie {100 * float(each['uncertainty_spread'].values[-1]):.2g} % of it "
-                "from their mean."
-            )
+            endings.append(f"{name}: {certainty(each)}")
     print_table(["noise", "", "start", after], lines, _title(config, results))
     for ending in endings:
         out.print(escape(ending), highlight=False)

@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +19,7 @@ from zeroloss.cli.console import (
     TRAINING,
     Json,
     Quiet,
+    UsageError,
     failing_in_a_line,
     flag,
     option,
@@ -189,18 +190,18 @@ def _request(
     own: dict[str, Any] = {}
     if data is not None:
         if problem is not None:
-            raise InputError(f"choose one of PROBLEM and --data; got {problem!r} and {str(data)!r}.")
+            raise UsageError(f"choose one of PROBLEM and --data; got {problem!r} and {str(data)!r}.")
         given = dict(path=str(data.resolve()), target=target, model=model)
         problem, own = "table", {name: value for name, value in given.items() if value is not None}
     elif target is not None or model is not None:
-        raise InputError("--target and --model are for --data.")
+        raise UsageError("--target and --model are for --data.")
     if problem is None:
-        raise InputError("name a PROBLEM, or give --data.")
+        raise UsageError("name a PROBLEM, or give --data.")
     if problems.is_own(problem):
         problem = problems.resolved(problem)
     options = own | _options(problem, width, examples, others, seed)
     if abs(batch) >= _LARGEST:
-        raise InputError(f"--batch must be below {_LARGEST:,}, got {batch}.")
+        raise UsageError(f"--batch must be below {_LARGEST:,}, got {batch}.")
     strengths = DEFAULT_STRENGTHS | problems.strengths_from(rate, sigma, float(batch))
     return Request(problem, noise, options, strengths, seed, quiet or as_json, as_json)
 
@@ -242,19 +243,15 @@ def _options(
     for text in others or []:
         option, equals, value = text.partition("=")
         if not equals:
-            raise InputError(f"--set needs name=value, got {text!r}.")
+            raise UsageError(f"--set needs name=value, got {text!r}.")
         options[option.strip()] = typed(value.strip())
     if width:
         options["widths"] = width
     if examples is not None:
         options["examples"] = examples
-    if name == "table" or (name in problems.PROBLEMS and "seed" in _parameters(problems.PROBLEMS[name])):
+    if name == "table" or "seed" in problems.options_of(name):
         options.setdefault("seed", seed)
     return options
-
-
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(function).parameters
 
 
 def typed(text: str) -> Any:

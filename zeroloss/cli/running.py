@@ -16,6 +16,7 @@ from zeroloss.cli.console import (
     Json,
     Quiet,
     RunFolder,
+    UsageError,
     app,
     command,
     failing_in_a_line,
@@ -27,7 +28,6 @@ from zeroloss.cli.console import (
 )
 from zeroloss.cli.printing import as_rows, print_results
 from zeroloss.cli.request import Request, SaveEvery, Saving, on_problem, typed
-from zeroloss.errors import InputError
 
 _SWEEP = "Sweep"  # a panel of the help
 
@@ -149,7 +149,11 @@ def _sweep(request: Request, values: dict[str, Any], chosen: Grid) -> None:
     """Do all cells of a grid, and print what they found."""
     _keep_off_the_gpu()
     tell = _tell(request.quiet)
-    config = runs.sweep_config({"cell": values, "grid": dict(map(_axis, chosen.grid))})
+    axes = [_axis(each) for each in chosen.grid]
+    grid = dict(axes)
+    if len(grid) < len(axes):
+        raise UsageError("--grid names an axis twice; give all its values at once, separated by commas.")
+    config = runs.sweep_config({"cell": values, "grid": grid})
     runs.sweep(
         config,
         chosen.out,
@@ -168,7 +172,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     """An axis of a grid and its values; commas within brackets belong to a value."""
     name, equals, listed = text.partition("=")
     if not equals:
-        raise InputError(f"--grid needs name=value,value,..., got {text!r}.")
+        raise UsageError(f"--grid needs name=value,value,..., got {text!r}.")
     depth, parts = 0, [""]
     for character in listed:
         depth += (character in "[{") - (character in "]}")

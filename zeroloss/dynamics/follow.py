@@ -11,11 +11,12 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss.dynamics.mean_path import MeanPath, Outcome, State
 from zeroloss.dynamics.spread import pushes_of
-from zeroloss.errors import IntegrationError, StabilityError
+from zeroloss.errors import InputError, IntegrationError, StabilityError
 from zeroloss.manifold import length
 from zeroloss.pytrees import Vector
 
 _MOST_STEPS = 20_000  # of the integrator
+_LARGEST_RTOL = 1e-2
 _LARGEST_GROWTH, _LARGEST_SHRINK, _SAFETY = 5.0, 0.2, 0.9
 _VARIATION = 0.25  # of a schedule's step size within one step of the integrator
 _SAMPLING = 4e-3  # error of sampled averages that is aimed at, relative to the distance travelled
@@ -50,6 +51,12 @@ class Look(NamedTuple):
     def runs(self) -> State:
         """The ensemble: runs kicked one way, then those kicked the opposite way."""
         return jax.tree.map(lambda leaf: leaf[1:], self.states)
+
+
+def check_rtol(rtol: float) -> None:
+    """Raise `InputError` unless a path can be followed to this relative tolerance."""
+    if not 0 < rtol <= _LARGEST_RTOL:
+        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
 
 
 class Follower:

@@ -14,7 +14,7 @@ from zeroloss.checkpoint import NOWHERE, Checkpoint, digest, facts_of
 from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import expand
-from zeroloss.dynamics.follow import Follower, Look
+from zeroloss.dynamics.follow import Follower, Look, check_rtol
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
 from zeroloss.dynamics.path import (
@@ -32,7 +32,6 @@ from zeroloss.progress import progress_bar
 from zeroloss.pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.system import AbstractSystem, Scalar
 
-_LARGEST_RTOL = 1e-2
 _PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _NEGLIGIBLE = 5e-4  # effect of the spread on the mean, relative to the way made
 _COARSER = 4.0  # tolerance of the ensemble where it does
@@ -103,8 +102,7 @@ def predict(
     what stands for it, for every run; and two sets of parameters of every run for every time saved.
     """
     times = save_steps_of(steps, saves, save_steps)
-    if not 0 < rtol <= _LARGEST_RTOL:
-        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
+    check_rtol(rtol)
     if replicas is not None and not is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
     require_float64("predict")

@@ -1,7 +1,7 @@
 """Named problems: small ones with a known answer, and networks on real data. See docs/problems.md."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from zeroloss.errors import InputError
@@ -11,7 +11,7 @@ from zeroloss.problems.ellipse import ellipse
 from zeroloss.problems.hyperbola import hyperbola
 from zeroloss.problems.matrix_completion import matrix_completion
 from zeroloss.problems.matrix_sensing import matrix_sensing
-from zeroloss.problems.own import file_of, is_own, load_own, resolved, write_template
+from zeroloss.problems.own import file_of, function_of, is_own, load_own, resolved, write_template
 from zeroloss.problems.phase_retrieval import phase_retrieval
 from zeroloss.problems.regression_1d import regression_1d
 from zeroloss.problems.sparse_regression import sparse_regression
@@ -43,6 +43,7 @@ __all__ = [
     "load_own",
     "matrix_completion",
     "matrix_sensing",
+    "options_of",
     "parse_noise",
     "phase_retrieval",
     "regression_1d",
@@ -78,6 +79,12 @@ def load(name: str, **options: object) -> Problem:
         if isinstance(error, InputError):
             raise
         raise InputError(f"problem {name!r} cannot be made with {options}: {error}") from error
+
+
+def options_of(name: str) -> Collection[str]:
+    """The names of a problem's options. For one in a file, which is executed, those of its function."""
+    function = function_of(name) if is_own(name) else _ALL.get(name)
+    return () if function is None else inspect.signature(function).parameters
 
 
 def source(name: str, options: Mapping[str, object]) -> Path | None:

@@ -1,6 +1,7 @@
 """Problems from a file of the user's own: `path/to/problem.py:make`."""
 
 import importlib.util
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +78,7 @@ def load_own(name: str, **options: object) -> Problem:
     file fails, or what is wrong with what the function returns.
     """
     path, function_name = Path(_split(name)[0]), _split(name)[1]
-    function = getattr(_imported(path), function_name, None)
-    if not callable(function):
-        raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
+    function = function_of(name)
     check_options(f"{function_name} in {path}", function, options)
     made = _run(path, lambda: function(**options))
     if isinstance(made, Problem):
@@ -93,7 +92,11 @@ def load_own(name: str, **options: object) -> Problem:
     watch = made[2] if len(made) == 3 else {}
     if not isinstance(watch, dict) or not all(map(callable, watch.values())):
         raise InputError(f"what is to be watched must be a dictionary of functions; it is {_what(watch)}.")
+    for each, function in watch.items():
+        _check_number(path, each, function, start)
     noises: dict[str, Callable[..., Any]] = parameter_noises()
+    if isinstance(problem, Loss):
+        _check_number(path, "the loss", problem.function, start)
     if isinstance(problem, LeastSquares):
         floating = jax.numpy.issubdtype(jax.tree.leaves(problem.inputs)[0].dtype, jax.numpy.floating)
         noises = data_noises(inputs=bool(floating)) | noises
@@ -102,6 +105,24 @@ def load_own(name: str, **options: object) -> Problem:
     size = sum(leaf.size for leaf in map(jax.numpy.asarray, jax.tree.leaves(start)))
     description = f"{function_name} in {path.name}, {size:,} parameters"
     return Problem(path.stem, problem, start, watch, noises, description)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function that makes a problem of the user's own. Its file is executed."""
+    path, function_name = Path(_split(name)[0]), _split(name)[1]
+    function = getattr(_imported(path), function_name, None)
+    if not callable(function):
+        raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
+    return function
+
+
+def _check_number(path: Path, what: object, function: Callable[..., Any], start: Any) -> None:
+    """Raise `InputError` unless a function of the parameters can be called and returns one number."""
+    found = _run(path, lambda: jax.eval_shape(function, start))
+    shape = getattr(found, "shape", None)
+    if shape != ():
+        told = _what(found) if shape is None else f"an array of shape {shape}"
+        raise InputError(f"{path}: {what} must return one number, it returns {told}.")
 
 
 def write_template(path: Path) -> None:
@@ -130,6 +151,7 @@ def _imported(path: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(f"zeroloss_own_{path.stem}", path)
     assert specification is not None and specification.loader is not None
     module, loader = importlib.util.module_from_spec(specification), specification.loader
+    sys.modules[specification.name] = module  # where dataclasses look for what their fields are
     _run(path, lambda: loader.exec_module(module))
     return module
 

@@ -101,8 +101,11 @@ def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.nda
     """The names of the columns, the target last; inputs `[rows, columns]`; targets `[rows]`."""
     if path.suffix not in _READ:
         raise InputError(f"{path} must be one of {', '.join(_READ)}.")
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.")
+    try:
+        if not path.is_file():
+            raise InputError(f"there is no file {path}.")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
     names, inputs, targets = _arrays(path, target) if path.suffix == ".npz" else _columns(path, target)
     for name, values in zip(names, [*inputs.T, targets], strict=True):
         bad = ~(np.abs(values) < _LARGEST)

@@ -27,6 +27,10 @@ _STOCHASTIC = (
     "darker, the middle 50 % of the limit's paths lie; the thin lines are the same quantiles of the training "
     "runs, which few runs know only roughly. The spread is the standard deviation at the end.</p>\n"
 )
+_HINT = (
+    "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "
+    "and the loss."
+)
 _Row = Mapping[str, Any]
 
 
@@ -35,15 +39,16 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
     rows, shown = table_rows(results), panels(results)
     strengths = config.get("strengths") or {}
     board, noises = markup.Board(), [row["noise"] for row in rows]
+    stochastic = _STOCHASTIC if any(row.get("stochastic") for row in rows) else ""
     drawn = [
         scenes(noises, results, board, (SET, FUNCTION)),
         _figures(rows, shown, board),
         scenes(noises, results, board, (SPECTRUM,)),
     ]
-    body = Template(asset("comparison.html")).substitute(
-        headline=text(headline(rows, [time_axis(row) for row in rows], strengths)),
-        portrait=_portrait(config, figures),
-        verdicts="\n".join(
+    body = markup.body(
+        headline=headline(rows, [time_axis(row) for row in rows], strengths),
+        picture=_portrait(config, figures),
+        cards=[
             markup.card(
                 row["noise"],
                 row["regime"],
@@ -51,11 +56,12 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
                 greek(row.get("verdict") or ""),
             )
             for row in rows
-        ),
+        ],
         table=markup.table(noises, table(rows)),
-        clock=markup.clock(board),
-        figures="\n".join(drawn),
-        stochastic=_STOCHASTIC if any(row.get("stochastic") for row in rows) else "",
+        heading="Limit, prediction and training",
+        hint=_HINT,
+        figures="\n".join([markup.clock(board), *drawn]),
+        reading=Template(asset("reading_comparison.html")).substitute(stochastic=stochastic),
     )
     title = text(config.get("problem", "a run"))
     return Page(title, "what noise does at zero loss", _QUESTION, _setup(config, rows), body, board.figures)
@@ -77,7 +83,7 @@ def _portrait(config: Mapping[str, Any], figures: Path) -> str:
     if not path.is_file():
         return ""
     problem = config.get("problem", "the problem")
-    return markup.picture(path.read_bytes(), f"Where training and limit go on the zero-loss set of {problem}")
+    return markup.picture(path.read_bytes(), f"What each noise does to {problem}, from the start to the end")
 
 
 def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: markup.Board) -> str:

@@ -1,6 +1,7 @@
 """What all static figures have in common: colours, axes and how they are saved."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+
+from zeroloss.files import replacing
 
 # Okabe and Ito's palette, legible to the colour-blind.
 TRAINING, LIMIT, PREDICTION, ALARM = "#0072B2", "#1a1a1a", "#009E73", "#D55E00"
@@ -29,7 +32,10 @@ def lighten(axes: Axes) -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as what the suffix of `path` says, such as PNG or PDF; returns `path`."""
     with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):  # text stays text
-        FigureCanvasAgg(figure).print_figure(path, dpi=180, facecolor="white")
+        drawn = BytesIO()
+        FigureCanvasAgg(figure).print_figure(drawn, dpi=180, facecolor="white", format=path.suffix[1:])
+    with replacing(path) as file:
+        file.write(drawn.getvalue())
     return path
 
 

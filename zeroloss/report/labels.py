@@ -45,6 +45,12 @@ def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:
     return " and ".join(_one_noise(part.strip(), strengths) for part in name.split("+"))
 
 
+def kind_in_words(name: str, regime: str, strengths: Mapping[str, Any]) -> str:
+    """The beginning of a sentence that says of which kind a noise is."""
+    noise = sentence_start(noise_in_words(name, strengths))
+    return f"{noise} {'are' if are_many(name) else 'is'} {regime}"
+
+
 def are_many(name: str) -> bool:
     """Whether the words for a noise take the plural."""
     return "+" in name or name.partition(":")[0].strip() in _MANY

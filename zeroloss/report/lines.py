@@ -40,7 +40,13 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines in one panel. `strong` and `weak` are its caption, `description` is for who cannot see it."""
+    """Lines in one panel.
+
+    - `strong` and `weak`: its caption; `description` is for who cannot see it.
+    - `logarithmic`: the axes that are, such as "y".
+    - `header`: of what is said where the mouse is, a template of Plotly's; with it all lines speak at once.
+    - `categories`: what the values 0, 1, ... of x are called.
+    """
 
     strong: str
     weak: str
@@ -68,19 +74,7 @@ def sections(groups: Iterable[Group], board: Board) -> str:
             group.heading,
             group.entries,
             [
-                board.panel(
-                    chart.strong,
-                    chart.weak,
-                    chart.description,
-                    figure(
-                        chart.lines,
-                        chart.x_title,
-                        chart.y_title,
-                        logarithmic=chart.logarithmic,
-                        header=chart.header,
-                        categories=chart.categories,
-                    ),
-                )
+                board.panel(chart.strong, chart.weak, chart.description, figure(chart))
                 for chart in group.charts
             ],
         )
@@ -88,24 +82,10 @@ def sections(groups: Iterable[Group], board: Board) -> str:
     )
 
 
-def figure(
-    lines: Sequence[Line],
-    x_title: str,
-    y_title: str = "",
-    *,
-    logarithmic: str = "",
-    height: int = _HEIGHT,
-    header: str = "",
-    categories: Sequence[str] = (),
-) -> dict[str, Any]:
-    """A figure for `markup.Board`.
-
-    `logarithmic` names the axes that are, such as "y". `header` is that of what is said where the mouse is,
-    a template of Plotly's; with it all lines speak at once. `categories` are what the values 0, 1, ...
-    of x are called.
-    """
+def figure(chart: Chart, height: int = _HEIGHT) -> dict[str, Any]:
+    """A figure for `markup.Board`."""
     data = []
-    for line in lines:
+    for line in chart.lines:
         if line.error is not None and not line.points:
             shown = band(line.x, line.y - 2 * line.error, line.y + 2 * line.error)
             data.append(_trace(f"{line.looks}-band", line) | shown)
@@ -121,27 +101,27 @@ def figure(
     layout: dict[str, Any] = {
         "height": height,
         "margin": _MARGIN,
-        "hovermode": "x unified" if header else "closest",
+        "hovermode": "x unified" if chart.header else "closest",
         "uirevision": "keep",
-        "xaxis": {"title": {"text": x_title, "standoff": 8, "font": {"size": 12}}, "nticks": 6},
-        "yaxis": {"title": {"text": y_title, "font": {"size": 12}}, "nticks": 6, "tickformat": "~g"},
+        "xaxis": {"title": {"text": chart.x_title, "standoff": 8, "font": {"size": 12}}, "nticks": 6},
+        "yaxis": {"title": {"text": chart.y_title, "font": {"size": 12}}, "nticks": 6, "tickformat": "~g"},
         "annotations": [],
         "shapes": [],
     }
-    if header:
-        layout["xaxis"]["unifiedhovertitle"] = {"text": header}
-    if categories:
+    if chart.header:
+        layout["xaxis"]["unifiedhovertitle"] = {"text": chart.header}
+    if chart.categories:
         layout["xaxis"] |= {
-            "tickvals": list(range(len(categories))),
-            "ticktext": [_plain_text(each) for each in categories],
-            "range": [-0.5, len(categories) - 0.5],
+            "tickvals": list(range(len(chart.categories))),
+            "ticktext": [_plain_text(each) for each in chart.categories],
+            "range": [-0.5, len(chart.categories) - 0.5],
         }
-    for axis in logarithmic:
+    for axis in chart.logarithmic:
         layout[f"{axis}axis"] |= {"type": "log", "dtick": 1, "exponentformat": "power", "tickformat": ""}
     values = np.unique(
-        np.concatenate([line.x for line in lines if line.points and line.error is not None] or [[]])
+        np.concatenate([line.x for line in chart.lines if line.points and line.error is not None] or [[]])
     )
-    if "x" in logarithmic and 0 < len(values) <= _MOST_TICKS:
+    if "x" in chart.logarithmic and 0 < len(values) <= _MOST_TICKS:
         layout["xaxis"] |= {
             "tickmode": "array",
             "tickvals": plain(values),

@@ -58,7 +58,7 @@ def card(heading: str, tag: str, sentences: Iterable[str], fine: str) -> str:
     tagged = f' <span class="tag">{text(tag)}</span>' if tag else ""
     return (
         f'<article class="verdict {kind}"><h3>{text(heading)}{tagged}</h3>'
-        + "".join(f"<p>{text(each)}</p>" for each in sentences)
+        + paragraphs(sentences)
         + (f'<p class="fine">{text(fine)}</p>' if fine else "")
         + "</article>"
     )
@@ -70,23 +70,35 @@ def body(
     table: str,
     heading: str,
     figures: str,
-    reading: Iterable[str],
+    reading: str,
     headline: str = "",
+    picture: str = "",
     numbers: str = "Numbers",
+    hint: str = "",
+    more: str = "",
 ) -> str:
-    """The middle of a page: `headline`, cards, a table, figures under a heading, and how to read them.
+    """The middle of a page: `headline`, a picture, cards, a table, figures, `more`, and how to read them.
 
-    `cards`, `table` and `figures` are HTML, the others text.
+    `headline`, `numbers` and `heading`, which are those of the table and of the figures, and `hint`, which is
+    on the figures, are text, the others HTML.
     """
     return Template(asset("body.html")).substitute(
-        headline=f'<p class="headline">{text(headline)}</p>' if headline else "",
+        headline=f'<p class="headline">{text(headline)}</p>\n' if headline else "",
+        picture=picture,
         cards="\n".join(cards),
         numbers=text(numbers),
         table=table,
         heading=text(heading),
+        hint=f"{text(hint)} " if hint else "",
         figures=figures,
-        reading="\n".join(f"<p>{text(each)}</p>" for each in reading),
+        more=more,
+        reading=reading,
     )
+
+
+def paragraphs(texts: Iterable[str]) -> str:
+    """Text in paragraphs."""
+    return "\n".join(f"<p>{text(each)}</p>" for each in texts)
 
 
 def table(head: Sequence[str], lines: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -161,9 +173,10 @@ def section(heading: str, entries: Iterable[Entry], panels: Iterable[str]) -> st
 
 def picture(png: bytes, description: str) -> str:
     """A picture that is part of the page."""
-    data = b64encode(png).decode("ascii")
-    return (
-        f'<figure class="picture"><img alt="{text(description)}" src="data:image/png;base64,{data}"></figure>'
+    data, said = b64encode(png).decode("ascii"), text(description)
+    return (  # on a phone it scrolls sideways, for which keys need to reach it
+        f'<figure class="picture" tabindex="0" aria-label="{said}">'
+        f'<img alt="{said}" src="data:image/png;base64,{data}"></figure>'
     )
 
 

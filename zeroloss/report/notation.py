@@ -6,6 +6,8 @@ import math
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+_MOST_DIGITS = 9  # after the point
+
 MISSING = "–"
 
 
@@ -38,13 +40,16 @@ def interval(value: float, half_width: float) -> str:
     if not (math.isfinite(half_width) and half_width > 0):
         return number(value)
     first = -math.floor(math.log10(half_width))
-    digits = min(max(first, min(first + 1, 3), 0), 9)
+    if first > _MOST_DIGITS:
+        return f"{number(value)}\u00a0±\u00a0{number(half_width, 1)}"
+    digits = min(max(first, min(first + 1, 3), 0), _MOST_DIGITS)
     return f"{value:.{digits}f}\u00a0±\u00a0{half_width:.{digits}f}".replace("-", "−")
 
 
 def percent(share: float, digits: int = 2) -> str:
     """A share as a percentage."""
-    return f"{number(100 * share, digits)}\u00a0%"
+    value = 100 * share
+    return f"{f'{value:.0f}' if 99.5 <= value < 1000 else number(value, digits)}\u00a0%"
 
 
 def greek(text: str) -> str:

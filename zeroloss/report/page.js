@@ -57,6 +57,7 @@
       lines["series-" + k] = { color: own, width: 2.2 };
       lines["series-" + k + "-thin"] = { color: own, width: 1.4, dash: "dash" };
       fills["series-" + k + "-band"] = own + "30";
+      fills["series-" + k + "-thin-band"] = own + "18";
       markers["series-" + k + "-points"] = { symbol: SYMBOLS[k], size: 8, color: own };
     }
     const axis = (given) => ({
@@ -67,7 +68,8 @@
       gridcolor: color("rule"), color: color("muted"), backgroundcolor: color("paper"), showbackground: false,
       zeroline: false, ...given,
     });
-    for (const { data, layout, element, section, steps_per_unit: unit, frames, frame } of panels) {
+    for (const { data, layout: given, element, section, steps_per_unit: unit, frames, frame } of panels) {
+      const layout = structuredClone(given); // Plotly writes to what it is given
       const inSteps = clock === "steps" && unit !== undefined;
       const stretched = (values) => (inSteps ? values.map((x) => (x === null ? null : x * unit)) : values);
       const hidden = new Set(
@@ -113,7 +115,7 @@
         ...(layout.scene && {
           scene: {
             ...layout.scene, xaxis: solid(layout.scene.xaxis), yaxis: solid(layout.scene.yaxis),
-            zaxis: solid(layout.scene.zaxis),
+            zaxis: solid(layout.scene.zaxis), dragmode: touch ? false : "turntable",
           },
         }),
         shapes: layout.shapes.map((s) => ({ ...s, x0: stretched([s.x0])[0], x1: stretched([s.x1])[0], line: { color: color("alarm"), width: 1.5, dash: "dashdot" } })),
@@ -123,16 +125,13 @@
 
   // Given ticks are for the whole panel; within a part of it Plotly finds its own.
   const zoomed = (element, given) => () => {
-    const mode = (name) => {
-      const [low, high] = element.layout[name].range;
-      const whole = Math.abs(low - given[name].range[0]) + Math.abs(high - given[name].range[1]) < 1e-9;
-      return whole ? "array" : "auto";
-    };
-    const wanted = { "xaxis.tickmode": mode("xaxis"), "yaxis.tickmode": mode("yaxis") };
-    const now = element.layout;
-    if (wanted["xaxis.tickmode"] !== now.xaxis.tickmode || wanted["yaxis.tickmode"] !== now.yaxis.tickmode) {
-      Plotly.relayout(element, wanted);
+    const wanted = {};
+    for (const name of ["xaxis", "yaxis"].filter((each) => given[each].tickvals)) {
+      const { range: [low, high], autorange, tickmode } = element.layout[name], all = given[name].range;
+      const whole = all ? Math.abs(low - all[0]) + Math.abs(high - all[1]) < 1e-9 : autorange !== false;
+      if (tickmode !== (whole ? "array" : "auto")) wanted[name + ".tickmode"] = whole ? "array" : "auto";
     }
+    if (Object.keys(wanted).length) Plotly.relayout(element, wanted);
   };
 
   document.querySelectorAll(".legend button").forEach((button) =>
@@ -166,6 +165,6 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
   for (const { layout, element } of panels) {
-    if (layout.xaxis.tickvals) element.on("plotly_relayout", zoomed(element, layout));
+    if (layout.xaxis.tickvals || layout.yaxis.tickvals) element.on("plotly_relayout", zoomed(element, layout));
   }
 })();

@@ -1,6 +1,7 @@
 """The page a person looks at: one HTML file that needs nothing else."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -9,7 +10,7 @@ import xarray as xr
 from plotly.offline import get_plotlyjs
 
 from zeroloss import runs
-from zeroloss.errors import InputError
+from zeroloss.errors import InputError, RunError
 from zeroloss.files import replacing, unwritable
 from zeroloss.report import (
     comparison_page,
@@ -41,6 +42,8 @@ def write(folder: Path) -> Path:
     """
     folder = Path(folder)
     config, results = _read(folder)
+    if (folder / FIGURES).is_symlink():
+        raise RunError(f"{folder / FIGURES} is a link; the figures of a run are written into its own folder.")
     _stills(config, results, folder / FIGURES, "png")
     command = config.get("command")
     if command == "study":
@@ -60,6 +63,8 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     Raises `RunError` for a folder without a readable run, and where `path` is there already or cannot be
     written; `InputError` for runs that cannot be compared.
     """
+    if path.exists():
+        raise RunError(f"{path} is there already; nothing was written. Choose another file.")
     told = [several_page.Told(str(folder), *_read(Path(folder))) for folder in folders]
     page = several_page.page(told)
     config = {f"{each.name}: {name}": value for each in told for name, value in each.config.items()}
@@ -97,18 +102,16 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
         sweep = runs.configuration(Path(folder))
         assert isinstance(sweep, runs.SweepConfig)
         return config, runs.collect(sweep, Path(folder))
-    unfinished = config.get("command") == "compare" and not runs.noises_of(results)
-    if unfinished or not results.children:
-        raise InputError(f"{folder} has no results yet.")
+    if not runs.noises_of(results) or not results.children:
+        raise InputError(f"{folder} has no results yet: no noise of it is done.")
     return config, results
 
 
 def _save(page: Page, path: Path, config: Mapping[str, Any], source: str) -> Path:
-    versions = config.get("versions") or {}
     html = Template(asset("page.html")).substitute(
         page._asdict() | {"panels": embedded(page.panels)},
         configuration=configuration(config),
-        version=text(versions.get("zeroloss", "") if isinstance(versions, dict) else ""),
+        version=text(version("zeroloss")),
         source=text(source),
         style=asset("page.css"),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),

@@ -10,6 +10,7 @@ import xarray as xr
 from zeroloss.report import markup
 from zeroloss.report.lines import sections
 from zeroloss.report.markup import Page, text
+from zeroloss.report.notation import greek
 from zeroloss.report.path_series import WORDS, groups, paths, sentences, table
 from zeroloss.report.scenes import scenes
 from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
@@ -36,7 +37,15 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     """The page of a training, a prediction, or a limit."""
     command, board = str(config["command"]), markup.Board()
     every, (head, lines) = paths(results), table(results)
-    cards = [markup.card(noise, "", sentences(config, noise, path), "") for noise, path in every.items()]
+    cards = [
+        markup.card(
+            noise,
+            path.attrs.get("regime", ""),
+            sentences(config, noise, path),
+            greek(str(path.attrs.get("verdict", ""))),
+        )
+        for noise, path in every.items()
+    ]
     noises = list(every)
     drawn = [
         scenes(noises, results, board, (SET, FUNCTION), WORDS[command]),
@@ -48,7 +57,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         table=markup.table(head, lines),
         heading=f"{WORDS[command].capitalize()} for each noise",
         figures="\n".join(drawn),
-        reading=[_READING[command]],
+        reading=markup.paragraphs([_READING[command]]),
     )
     title = text(config.get("problem", "a run"))
     return Page(title, WORDS[command], _QUESTIONS[command], _setup(config), body, board.figures)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from zeroloss.report.labels import label_of, noise_in_words, sentence_start
+from zeroloss.dynamics.regime import FAST, SLOW
+from zeroloss.report.labels import kind_in_words, label_of, noise_in_words, sentence_start
 from zeroloss.report.lines import Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import greek, interval, number, percent
 from zeroloss.report.series import ROUNDING
 from zeroloss.runs import ends, noises_of
+from zeroloss.runs.rows import over_replicas
 
 WORDS = {"descend": "training", "predict": "prediction", "limit": "limit"}
 """What the path of a command is; also how it looks."""
@@ -58,17 +60,10 @@ def _chart(noise: str, quantity: str, path: xr.Dataset, looks: str) -> Chart:
     values, x = path[quantity], path["time"].values.astype(float)
     units = greek(str(path["time"].attrs.get("units", "")))
     slow = units.startswith("slow time")
+    each, mean, error = over_replicas(values)
     lines = []
-    if "replica" in values.dims:
-        each = values.transpose("replica", "time").values.astype(float)
-        mean, error = (
-            each.mean(axis=0),
-            each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None,
-        )
-        if len(each) >= _FEWEST:
-            lines += [Line(x, q, f"{looks}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
-    else:
-        mean, error = values.values.astype(float), None
+    if len(each) >= _FEWEST:
+        lines += [Line(x, q, f"{looks}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
     lines.append(Line(x, mean, looks, "mean", "%{y:.4~g}", error))
     description = f"{label_of(quantity)} under {noise}: from {number(mean[0])} to {number(mean[-1])}."
     return Chart(
@@ -94,15 +89,34 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
         said.append(f"the {label_of(quantity)} {what}")
     noise_words = noise_in_words(noise, strengths)
     kind = {"training": "training", "prediction": "the prediction", "limit": "the limit"}[words]
-    found = [f"{after} of {kind} under {noise_words} {'; '.join(said)}."]
+    found = _verdict(noise, path, strengths)
+    found.append(f"{after} of {kind} under {noise_words} {'; '.join(said)}.")
     if "uncertainty_model" in path:
-        parts = [path[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
-        spread = float(path["uncertainty_spread"].values[-1])
-        found.append(
-            f"It expects its mean parameters to be off by {percent(float(np.linalg.norm(parts)))} of the way "
-            f"from the start; single runs lie {percent(spread)} of it from their mean."
-        )
+        found.append(sentence_start(certainty(path)))
     return found
+
+
+def certainty(path: xr.Dataset) -> str:
+    """How sure a prediction is, in words."""
+    parts = [path[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
+    spread = float(path["uncertainty_spread"].values[-1])
+    return (
+        f"the mean parameters are expected to be off by {percent(float(np.linalg.norm(parts)))} of the way "
+        f"from the start; single runs lie {percent(spread)} of it from their mean."
+    )
+
+
+def _verdict(noise: str, path: xr.Dataset, strengths: Mapping[str, Any]) -> list[str]:
+    if "regime" not in path.attrs:
+        unknown = path.attrs.get("verdict_unknown")
+        return [] if unknown is None else [f"There is no verdict on {noise}: {unknown}"]
+    says = kind_in_words(noise, path.attrs["regime"], strengths)
+    if path.attrs["regime"] == "trivial":
+        return [f"{says}: no drift on either time scale."]
+    fast = path.attrs["regime"] == "non-degenerate"
+    scale = f"{'fast' if fast else 'slow'} scale, {greek(FAST if fast else SLOW)} steps"
+    spread = " and spreads over the zero-loss set" if path.attrs.get("stochastic") else ""
+    return [f"{says}: training drifts on the {scale}{spread}."]
 
 
 def table(results: xr.DataTree) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -150,7 +150,7 @@ def _ellipse(problem: Problem, runs: Sequence[_Run]) -> Figure:
     figure, grid = _panels(runs, 2.7)
     for axes, run in zip(grid, runs, strict=True):
         axes.plot(2 * np.cos(angle), np.sin(angle), color=_CURVE, linewidth=1.5, zorder=1)
-        if run.limit.shape[0] > 1 or "langevin" in run.noise:
+        if run.limit.shape[0] > 1:
             _draw_density(axes, run, angle)
         else:
             _draw_path(axes, run)

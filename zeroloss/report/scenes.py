@@ -3,13 +3,14 @@
 From what `zeroloss.runs.views` computed with the run; a section for each, with a panel for each noise.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from zeroloss.report.lines import Line, figure
+from zeroloss.report.lines import Chart, Line, figure
 from zeroloss.report.markup import Board, Entry, section
 from zeroloss.report.notation import greek, number
 from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
@@ -41,15 +42,16 @@ def scenes(
                 for name in dataset.variables
                 if str(name).startswith("path")
             }
-            drawn, named, weak, description = draw(dataset.rename_vars(renamed))
-            panels.append(board.panel(noise, weak, f"{description} under {noise}", drawn))
+            chart, drawn, named = draw(dataset.rename_vars(renamed))
+            said = f"{chart.description} under {noise}"
+            panels.append(board.panel(noise, chart.weak, said, drawn))
             entries |= {entry.shows: entry for entry in named}
         if panels:
             found.append(section(heading, entries.values(), panels))
     return "\n".join(found)
 
 
-_Drawn = tuple[dict[str, Any], list[Entry], str, str]
+_Drawn = tuple[Chart, dict[str, Any], list[Entry]]
 
 
 def _spectrum(dataset: xr.Dataset) -> _Drawn:
@@ -62,15 +64,19 @@ def _spectrum(dataset: xr.Dataset) -> _Drawn:
     ]
     sizes = np.concatenate([values[np.isfinite(values)] for values in every.values()])
     wide = sizes.size and sizes.min() > 0 and sizes.max() > _WIDE * sizes.min()
-    drawn = figure(lines, "number, from the largest", logarithmic="y" if wide else "", header="number %{x}")
+    parts = [f"{where}: {_range(values)}" for where, values in every.items()]
+    chart = Chart(
+        "", "", f"Eigenvalues of the Hessian, {'; '.join(parts)}", lines, "number, from the largest",
+        logarithmic="y" if wide else "", header="number %{x}",
+    )  # fmt: skip
+    drawn = figure(chart)
     drawn["layout"]["xaxis"]["range"] = [0.5, len(index) + 0.5]
     if len(index) < 6:
         drawn["layout"]["xaxis"]["dtick"] = 1
     if not wide:
         drawn["layout"]["yaxis"]["rangemode"] = "tozero"
     entries = [Entry("start", "scatter", "at the start"), Entry("end", "limit", "at the end")]
-    parts = [f"{where}: {_range(values)}" for where, values in every.items()]
-    return drawn, entries[: len(every)], "", f"Eigenvalues of the Hessian, {'; '.join(parts)}"
+    return chart, drawn, entries[: len(every)]
 
 
 def _range(values: np.ndarray) -> str:
@@ -92,21 +98,23 @@ def _function(dataset: xr.Dataset) -> _Drawn:
     lines.append(
         Line(dataset["inputs"].values, dataset["targets"].values, "data", "data", "%{y:.3~g}", points=True)
     )
-    drawn = figure(lines, "x", header="x = %{x:.3~g}")
+    description = f"What the model says of x, from {at[0]} to {at[-1]},"
+    chart = Chart("", f"in {units}" if slow else "", description, lines, "x", header="x = %{x:.3~g}")
+    drawn = figure(chart)
     low, high = float(np.nanmin(along)), float(np.nanmax(along))
     room = 0.06 * (high - low)
     drawn["layout"]["yaxis"]["range"] = [low - room, high + room]
     drawn["layout"]["xaxis"]["range"] = [float(x[0]), float(x[-1])]
     moving = next(i for i, trace in enumerate(drawn["data"]) if trace["meta"] == main)
-    drawn["frames"] = {"trace": moving, "labels": at, "y": np.round(along, 6).tolist()}
+    digits = 6 - math.floor(math.log10(high - low)) if high > low else 6
+    drawn["frames"] = {"trace": moving, "labels": at, "y": np.round(along, min(digits, 300)).tolist()}
     entries = [
         Entry("data", "ink-dots", "examples"),
         Entry("start", "scatter", "start"),
         Entry(main, "training line" if main == "training" else main, f"{_NAMES[main]}, at the slider"),
         *(Entry(f"{name}-end", f"{name} thin", f"end of {_NAMES[name]}") for name in ends),
     ]
-    description = f"What the model says of x, from {at[0]} to {at[-1]},"
-    return drawn, entries, f"in {units}" if slow else "", description
+    return chart, drawn, entries
 
 
 def _zero_loss_set(dataset: xr.Dataset) -> _Drawn:
@@ -129,7 +137,9 @@ def _zero_loss_set(dataset: xr.Dataset) -> _Drawn:
     first = next(dataset[name].values[:1, 0] for name in _NAMES if name in dataset)
     lines.append(_line(first, "start", "start", "start", points=True))
     entries.append(Entry("start", "start-dot", "start"))
-    drawn = figure(lines, "w<sub>1</sub>", "w<sub>2</sub>", height=_TALL)
+    description = f"{points.shape[1]} parameters: the set of zero loss, and the paths on it"
+    chart = Chart("", "", description, lines, "w<sub>1</sub>", "w<sub>2</sub>")
+    drawn = figure(chart, _TALL)
     low, high = points.min(axis=0), points.max(axis=0)
     if solid:
         drawn["layout"]["scene"] = {
@@ -139,8 +149,7 @@ def _zero_loss_set(dataset: xr.Dataset) -> _Drawn:
     else:
         drawn["layout"]["yaxis"] |= {"scaleanchor": "x", "range": _with_room(low[1], high[1])}
         drawn["layout"]["xaxis"]["range"] = _with_room(low[0], high[0])
-    description = f"{points.shape[1]} parameters: the set of zero loss, and the paths on it"
-    return drawn, entries, "", description
+    return chart, drawn, entries
 
 
 def _line(values: np.ndarray, looks: str, button: str, word: str = "", *, points: bool = False) -> Line:

@@ -9,13 +9,14 @@ import xarray as xr
 from zeroloss.dynamics.regime import slow_time
 from zeroloss.report.labels import label_of, quantities
 from zeroloss.report.notation import greek, number
+from zeroloss.runs.rows import over_replicas
 
 DISTANCE, LOSS = "distance", "loss"
 
 LEVELS = (0.05, 0.25, 0.75, 0.95)
 """The quantiles that show how wide a stochastic limit is: a wide band and a narrow one."""
 
-_FACTS = ("half_steps", "half_of")
+_FACTS = ("half_steps", "half_of", "half_unknown")
 _ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
 ROUNDING = 1e-12
@@ -267,12 +268,8 @@ def _times(training: xr.Dataset, axis: Axis) -> np.ndarray:
 
 
 def _curve(name: str, x: np.ndarray, values: xr.DataArray, spread: bool) -> Curve:
-    if "replica" not in values.dims:
-        return Curve(name, x, values.values.astype(float))
-    each = values.transpose("replica", "time").values.astype(float)
+    each, mean, error = over_replicas(values)
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged training overflows
-        mean = each.mean(axis=0)
-        error = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None
         quantiles = np.quantile(each, LEVELS, axis=0) if spread and len(each) > 1 else None
     return Curve(name, x, mean, error, quantiles, len(each))
 

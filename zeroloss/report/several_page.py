@@ -6,7 +6,6 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import xarray as xr
 
 from zeroloss.errors import InputError
@@ -17,6 +16,7 @@ from zeroloss.report.markup import Entry, Page
 from zeroloss.report.notation import MISSING, greek, number, steps_in_words
 from zeroloss.report.path_series import WORDS
 from zeroloss.runs import ends, noises_of
+from zeroloss.runs.rows import over_replicas
 
 _QUESTION = "How do these runs differ?"
 _READING = (
@@ -57,7 +57,7 @@ def page(runs: Sequence[Told]) -> Page:
         table=markup.table([_lettered(index, run) for index, run in enumerate(runs)], _table(runs)),
         heading="Side by side",
         figures=sections(groups(runs), board) or "<p>There is nothing that these runs have in common.</p>",
-        reading=_READING,
+        reading=markup.paragraphs(_READING),
     )
     problems = list(dict.fromkeys(str(run.config.get("problem", "a run")) for run in runs))
     return Page(
@@ -107,17 +107,10 @@ def _paths(run: Told, noise: str) -> list[tuple[xr.Dataset, str]]:
 
 
 def _line(path: xr.Dataset, quantity: str, looks: str, button: str, index: int) -> Line:
-    values, x = path[quantity], path["time"].values.astype(float)
-    error = None
-    if "replica" in values.dims:
-        each = values.transpose("replica", "time").values.astype(float)
-        values = each.mean(axis=0)
-        if len(each) > 1 and not looks.endswith("-thin"):
-            error = each.std(axis=0, ddof=1) / np.sqrt(len(each))
-    else:
-        values = values.values.astype(float)
-    what = ", limit" if looks.endswith("-thin") else ""
-    return Line(x, values, looks, button, f"{string.ascii_uppercase[index]}{what} %{{y:.4~g}}", error)
+    x, (_, mean, error) = path["time"].values.astype(float), over_replicas(path[quantity])
+    thin = looks.endswith("-thin")
+    says = f"{string.ascii_uppercase[index]}{', limit' if thin else ''} %{{y:.4~g}}"
+    return Line(x, mean, looks, button, says, None if thin else error)
 
 
 def _chart(quantity: str, noise: str, units: str, lines: list[Line]) -> Chart:
@@ -146,7 +139,7 @@ def _sentences(run: Told) -> list[str]:
 def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
     lines = []
     for field in _FIELDS:
-        values = [run.config.get(field) for run in runs]
+        values = [_used(run, field) for run in runs]
         if any(value not in (None, {}, [], False) for value in values):
             cells = [MISSING if value in (None, {}, []) else _word(value) for value in values]
             lines.append((field.replace("_", " "), cells))
@@ -161,6 +154,16 @@ def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
     return lines + [
         (f"{label_of(quantity)}, {noise}", cells) for (noise, quantity), cells in measured.items()
     ]
+
+
+def _used(run: Told, field: str) -> Any:
+    """What a run has in a field of its config; None where it made no use of it."""
+    command, value = run.config.get("command"), run.config.get(field)
+    if field == "steps" and command == "compare" and run.config.get("horizon") is not None:
+        return None
+    if field == "replicas" and command == "limit":
+        return value if any("replica" in each.sizes for each in run.results.children.values()) else None
+    return value
 
 
 def _lettered(index: int, run: Told) -> str:

@@ -41,11 +41,11 @@ def _draw(group: Group, title: str) -> Figure:
     shown = {line.button: line for chart in group.charts for line in chart.lines if line.looks != "none"}
     named = [entry for entry in group.entries if entry.shows in shown]
     handles = [_handle(shown[entry.shows]) for entry in named]
+    names = [entry.name.replace("$", r"\$") for entry in named]
     if handles:
         figure.legend(
-            handles, [entry.name for entry in named], loc="outside lower center", ncols=min(len(handles), 4),
-            frameon=False, fontsize=9,
-        )  # fmt: skip
+            handles, names, loc="outside lower center", ncols=min(len(handles), 4), frameon=False, fontsize=9
+        )
     figure.suptitle(title, fontsize=10, color=MUTED, parse_math=False)
     return figure
 

@@ -1,7 +1,6 @@
 """The page of a study: for each noise its exponents, and how training approaches the limit."""
 
 from collections.abc import Mapping, Sequence
-from string import Template
 from typing import Any
 
 import xarray as xr
@@ -13,6 +12,10 @@ from zeroloss.report.study_plots import gap_legend, plot_gap, plot_steps, steps_
 from zeroloss.report.study_series import Measured, studies
 from zeroloss.report.study_words import HEAD, description, findings, order_in_words, table
 
+_HINT = (
+    "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark what is zero "
+    "within two standard errors, at the upper end of these."
+)
 _QUESTION = (
     "Does training with noise drift on the time scale that theory says, and does it approach the limit as "
     "step size and noise shrink?"
@@ -25,15 +28,18 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     strengths = config.get("strengths") or {}
     board = markup.Board()
     drawn = _figures(found, board)
-    body = Template(asset("study.html")).substitute(
-        verdicts="\n".join(
+    body = markup.body(
+        cards=[
             markup.card(study.noise, study.regime, findings(study, strengths), greek(study.verdict))
             for study in found
-        ),
+        ],
         table=markup.table(HEAD, table(found)),
+        numbers="Exponents",
+        heading="Ladders of step sizes and of noise",
+        hint=_HINT,
         figures=drawn or "<p>No noise here makes training drift, so there is nothing to draw.</p>",
-        budget=_budget(config),
-        choices="\n".join(_choices(study) for study in found),
+        more=_chosen(config, found),
+        reading=asset("reading_study.html"),
     )
     title = text(config.get("problem", "a run"))
     return Page(title, "time scales and limits", _QUESTION, _setup(config, found), body, board.figures)
@@ -48,9 +54,15 @@ def _setup(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
     return " \u00b7 ".join(part for part in parts if part)
 
 
-def _budget(config: Mapping[str, Any]) -> str:
+def _chosen(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
     budget = config.get("budget")
-    return f" of {text(f'{budget:g}')} minutes for each noise" if isinstance(budget, int | float) else ""
+    known = f" of {budget:g} minutes for all noises" if isinstance(budget, int | float) else ""
+    return (
+        '<section aria-labelledby="chosen">\n<h2 id="chosen">What was chosen</h2>\n<p class="setup">Step '
+        f"sizes, sigmas and numbers of runs were chosen so that the budget{text(known)} is kept.</p>\n"
+        + "\n".join(_choices(study) for study in found)
+        + "\n</section>\n\n"
+    )
 
 
 def _choices(study: Measured) -> str:

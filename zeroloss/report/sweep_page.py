@@ -49,7 +49,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         numbers="Cells" if len(lines) <= _MOST_ROWS else f"The first {_MOST_ROWS} of {len(lines)} cells",
         heading=f"Over {layout(table).across}",
         figures=sections(groups(table), board) or "<p>No cell is complete, so there is nothing to draw.</p>",
-        reading=_READING,
+        reading=markup.paragraphs(_READING),
     )
     title = text(cell.get("problem", "a sweep"))
     return Page(
@@ -76,10 +76,13 @@ def _seeds(table: xr.Dataset) -> list[str]:
 
 def _setup(config: Mapping[str, Any]) -> str:
     cell: Mapping[str, Any] = config.get("cell") or {}
+    grid = config.get("grid") or {}
+    unused = {"steps"} if cell.get("horizon") or "horizon" in grid else set()
+    unused |= {"replicas"} if cell.get("command") == "limit" else set()
     named = ("noise", "step_size", "steps", "horizon", "replicas", "momentum", "weight_decay")
     parts = []
     for name in named:
         value = cell.get(name)
-        if value and name not in (config.get("grid") or {}):
+        if value and name not in grid and name not in unused:
             parts.append(f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}")
     return text(" · ".join(parts))

@@ -3,7 +3,6 @@
 # Greek letters and typographic signs are meant
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +13,9 @@ from zeroloss.report.labels import label_of, sentence_start
 from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import MISSING, number
+from zeroloss.runs.grid import in_words
 
 SEED = "seed"
-STANDING = ("status", "reason", "folder")
 
 _ENDS = {
     "training": ("training", "error"),
@@ -45,9 +44,7 @@ def layout(table: xr.Dataset) -> Layout:
     rest = [name for name in axes if name != across]
     short = [name for name in rest if name != "noise" and table.sizes[name] <= MOST_SERIES]
     colours = short[0] if short else None
-    panels = [str(name) for name in table.dims if name in rest and name != colours]
-    if "noise" in table.dims and "noise" not in (across, colours, *panels):
-        panels.append("noise")
+    panels = [str(name) for name in table.dims if name not in (across, colours, SEED)]
     return Layout(across, colours, tuple(panels))
 
 
@@ -77,7 +74,7 @@ def cell_table(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]
     lines = []
     for index, place in enumerate(np.ndindex(*table.sizes.values())):
         at = table.isel(dict(zip(table.dims, place, strict=True)))
-        row = [_word(at[axis].item()) for axis in table.dims] + [str(at["status"].item())]
+        row = [in_words(at[axis].item()) for axis in table.dims] + [str(at["status"].item())]
         for parts in quantities.values():
             value = at[next(iter(parts.values()))].item()
             row.append(f"{value:.4g}" if np.isfinite(value) else MISSING)
@@ -102,7 +99,7 @@ def failures(table: xr.Dataset) -> list[tuple[str, str]]:
     for place in np.ndindex(*table["status"].shape):
         at = table.isel(dict(zip(axes, place, strict=True)))
         if at["status"].item() == "failed":
-            name = ", ".join(f"{axis}={_word(at[axis].item())}" for axis in axes)
+            name = ", ".join(f"{axis}={in_words(at[axis].item())}" for axis in axes)
             found.append((name, str(at["reason"].item())))
     return found
 
@@ -137,7 +134,7 @@ def _lines(
     values = [None] if where.colours is None else list(table[where.colours].values)
     for index, value in enumerate(values):
         at = table if where.colours is None else table.sel({where.colours: value})
-        word = "" if where.colours is None else f"{where.colours} {_word(_item(value))}"
+        word = "" if where.colours is None else f"{where.colours} {in_words(_item(value))}"
         for looks, name in parts.items():
             x, mean, error = _mean(at, name, f"{quantity}_{_ENDS[looks][1]}", where.across)
             if not np.isfinite(mean).any():
@@ -149,19 +146,22 @@ def _lines(
             lines.append(Line(x, mean, drawn, button, says, error, points=looks == "training"))
             if not word:
                 swatch = "dots" if looks == "training" else looks
-                entries.append(Entry(button, swatch, _NAMES[looks]))
+                scatter = "" if error is None else " ± 2 standard errors"
+                entries.append(Entry(button, swatch, f"{_NAMES[looks]}{scatter}"))
         if word:
             entries.append(Entry(f"series-{index}", f"series s{index}", word))
     return lines, entries
 
 
-_NAMES = {"training": "runs ± 2 standard errors", "prediction": "prediction", "limit": "limit"}
+_NAMES = {"training": "runs", "prediction": "prediction", "limit": "limit"}
 
 
 def _mean(
     table: xr.Dataset, name: str, error: str, across: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """A quantity over one axis: over seeds the mean and its standard error, else with that of its runs."""
+    if across != SEED and table.sizes.get(SEED) == 1:
+        table = table.isel({SEED: 0})
     x = table[across].values
     x = x.astype(float) if np.issubdtype(x.dtype, np.number) else np.arange(len(x), dtype=float)
     values = table[name]
@@ -183,7 +183,7 @@ def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[L
     numeric = np.issubdtype(x.dtype, np.number)
     wide = numeric and x.min() > 0 and x.max() >= _WIDE * x.min()
     strong = ", ".join(
-        _word(_item(value)) if axis == "noise" else f"{axis} {_word(_item(value))}"
+        in_words(_item(value)) if axis == "noise" else f"{axis} {in_words(_item(value))}"
         for axis, value in zip(where.panels, place, strict=True)
     )
     finite = [line.y[np.isfinite(line.y)] for line in lines]
@@ -201,9 +201,3 @@ def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[L
 
 def _item(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _word(value: Any) -> str:
-    return (
-        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
-    )

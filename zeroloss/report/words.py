@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroloss.report.labels import are_many, noise_in_words, sentence_start
+from zeroloss.report.labels import are_many, kind_in_words, noise_in_words, sentence_start
 from zeroloss.report.notation import MISSING, greek, interval, number, percent, steps_in_words
 from zeroloss.report.series import Axis, measured
 
@@ -14,7 +14,7 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     """What one noise does, in plain sentences, for one row of the table."""
     noise = sentence_start(noise_in_words(row["noise"], strengths))
     plural = are_many(row["noise"])
-    says = f"{noise} {'are' if plural else 'is'} {row['regime']}"
+    says = kind_in_words(row["noise"], row["regime"], strengths)
     sentences = _drifting(row, axis, says) if axis.slow else _standing(row, noise, plural, says)
     if row.get("diverged_at") is not None:
         sentences.append(
@@ -137,6 +137,8 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
             f"travelled away from {limit}; {so_few} accounts for {percent(error)}."
         )
     sentences += _predicted(row, main, name)
+    if row.get("half_unknown"):
+        sentences.append(f"How long half of it takes could not be found: {row['half_unknown']}")
     return sentences
 
 
@@ -182,7 +184,7 @@ def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> li
         moved = f"after {steps} steps the parameters had not moved at all."
     if distance > _STILL:
         return [f"{says}: no drift is expected on either time scale; {moved}"]
-    alone = " alone" if row["noise"].partition(":")[0] == "minibatch" else ""
+    alone = " alone" if row["noise"].partition(":")[0] == "minibatch" and "+" not in row["noise"] else ""
     return [f"{noise}{alone} {'do' if plural else 'does'} nothing: {moved}"]
 
 

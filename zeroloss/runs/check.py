@@ -191,6 +191,13 @@ def _check_comparison(group: xr.DataTree, table: xr.Dataset) -> None:
     _require(ends, f"{where!r} has more times of training than of the limit")
 
 
+def _check_followed(group: xr.DataTree, _: xr.Dataset) -> None:
+    """One path, and the verdict on its noise where there is one."""
+    _check_path(group)
+    regime = group.attrs.get("regime", "trivial")
+    _require(regime in ("non-degenerate", "degenerate", "trivial"), f"{group.path!r} is {regime!r}")
+
+
 def _check_path(node: xr.DataTree, needed: Iterable[str] = ()) -> None:
     """What was measured at some times, of one run or of replicas."""
     where = repr(node.path.strip("/"))
@@ -307,5 +314,5 @@ def _require(right: object, wrong: str) -> None:
 _CHECKS: dict[str, _Check] = {
     "compare": _check_comparison,
     "study": _check_study,
-    **dict.fromkeys(("predict", "descend", "limit"), lambda group, _: _check_path(group)),
+    **dict.fromkeys(("predict", "descend", "limit"), _check_followed),
 }

@@ -35,6 +35,13 @@ class _Config(pydantic.BaseModel):
     seed: int = Field(0, ge=-_LARGEST, le=_LARGEST)
     source: str | None = None
 
+    @pydantic.field_validator("noise")
+    @classmethod
+    def _each_once(cls, noise: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(noise)) < len(noise):
+            raise ValueError("every noise can be named once")
+        return noise
+
 
 class _Training(_Config):
     """A training recipe; `step_size` is relative to 1 / lambda_max at the start, on the zero-loss set."""

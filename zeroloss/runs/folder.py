@@ -34,9 +34,10 @@ CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "ce
 VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
-_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, CHECKPOINT, FIGURES, CELLS)
 _OLD = RESULTS + ".old"  # while new results take its place
-_PREVIOUS = ".previous"
+_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, _OLD, CHECKPOINT, FIGURES, CELLS)
+_PREVIOUS = ".previous"  # a run that is to be overwritten, until the new one has results
+_SETTING_ASIDE = _PREVIOUS + PART
 _COMPLETE = "complete"
 _CHUNK = 64  # saves together in a file, while a run works
 
@@ -47,11 +48,14 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
     It may when the folder is new or empty, or holds a run and `overwrite` is True. A folder that holds
     anything else is never touched.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a run needs a folder.")
-    if not folder.exists() or all(_is_nothing(each) for each in folder.iterdir()):
-        return
-    if not (folder / CONFIG).is_file():
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder} is a file; a run needs a folder.")
+        if not folder.exists() or all(_is_nothing(each) for each in folder.iterdir()):
+            return
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error.strerror or error}.") from error
+    if not any((folder / place / CONFIG).is_file() for place in (".", _PREVIOUS, _SETTING_ASIDE)):
         raise RunError(
             f"{folder} is not empty and holds no run ({CONFIG} is missing); nothing was touched. "
             "Choose another folder."
@@ -69,33 +73,57 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
     """Start a run in `folder` by writing its `config.json`, with the versions of what computes it.
 
     An earlier run, where it may be overwritten, is set aside until there are results to take its place, or
-    until `restore_previous`. Raises `RunError` like `check_free`, and when the folder cannot be written.
+    until `restore_previous`. One without results, that was to overwrite another, is deleted. Raises
+    `RunError` like `check_free`, and when the folder cannot be written.
     """
     check_free(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove(folder / _PREVIOUS)
-        held = [folder / name for name in _PARTS if (folder / name).exists()]
-        if held:
-            (folder / _PREVIOUS).mkdir()
-        for path in held:
-            path.rename(folder / _PREVIOUS / path.name)
+        _set_aside(folder)
     except OSError as error:
         raise unwritable(folder, error) from error
     versions = {name: version(name) for name in _VERSIONED}
-    with replacing(folder / CONFIG) as file:
-        file.write((json.dumps({**config, VERSIONS: versions}, indent=2) + "\n").encode())
+    try:
+        with replacing(folder / CONFIG) as file:
+            file.write((json.dumps({**config, VERSIONS: versions}, indent=2) + "\n").encode())
+    except RunError:
+        restore_previous(folder)
+        raise
+
+
+def has_previous(folder: Path) -> bool:
+    """Whether there is a run that the one in `folder`, which has no results yet, is to overwrite."""
+    return (folder / _PREVIOUS).is_dir()
 
 
 def restore_previous(folder: Path) -> None:
     """Bring back the run that a new one without results was to overwrite, if there is one."""
-    previous = folder / _PREVIOUS
-    if previous.is_dir() and not (folder / RESULTS).exists():
+    if has_previous(folder):
         for name in _PARTS:
             _remove(folder / name)
-        for path in previous.iterdir():
-            path.rename(folder / path.name)
-        previous.rmdir()
+        _bring_back(folder / _PREVIOUS)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move a run into a folder of its own, which has its name once it is whole."""
+    part = folder / _SETTING_ASIDE
+    if part.is_dir():  # a process ended here
+        _bring_back(part)
+    held = [folder / name for name in _PARTS if (folder / name).exists()]
+    if has_previous(folder):
+        for path in held:
+            _remove(path)
+    elif held:
+        part.mkdir()
+        for path in held:
+            path.rename(part / path.name)
+        part.rename(folder / _PREVIOUS)
+
+
+def _bring_back(aside: Path) -> None:
+    for path in list(aside.iterdir()):
+        path.rename(aside.parent / path.name)
+    aside.rmdir()
 
 
 def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
@@ -246,8 +274,11 @@ def _open(store: Path, *, unfinished: bool) -> xr.DataTree:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The config of the run in `folder`, as it was written. Raises `RunError` where that is no config."""
+    path = folder / CONFIG
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # to read a pipe would take for ever
+            raise ValueError(f"{CONFIG} is no file")
+        config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config, dict):
             check_kinds(config)
     except FileNotFoundError:
@@ -283,11 +314,12 @@ def log(folder: Path, event: str, **facts: Any) -> None:
 def events(folder: Path) -> list[dict[str, Any]]:
     """What `log.jsonl` says; lines that were not written to their end are left out."""
     try:
-        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        is_file = (folder / LOG).is_file()
+        text = (folder / LOG).read_text(encoding="utf-8", errors="replace") if is_file else ""
     except OSError:
         return []
     found = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):

@@ -1,6 +1,7 @@
 """Which runs a sweep consists of: a config, and axes along which it varies."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -74,6 +75,13 @@ def sweep_config(values: Mapping[str, Any]) -> SweepConfig:
     for place in config.places():
         config.cell_at(place)
     return config
+
+
+def in_words(value: JsonValue) -> str:
+    """A value on an axis, for people."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _put(values: dict[str, Any], name: str, value: JsonValue) -> None:

@@ -15,6 +15,7 @@ from zeroloss import problems
 from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in
 from zeroloss.dynamics import Path, classify, compare, descend, how_long, limit, predict, study
 from zeroloss.dynamics.optimizer import optimizer
+from zeroloss.dynamics.regime import Regime
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
@@ -51,6 +52,8 @@ from zeroloss.runs.views import views
 from zeroloss.system import AbstractSystem
 
 Tell = Callable[[str], object]
+
+_HALF_RTOL = 1e-2  # for a number of steps that is said to three digits
 
 
 def start(
@@ -178,9 +181,8 @@ def _logged(
     except Interrupted as stop:
         with contextlib.suppress(RunError):
             log(folder, "stopped")
-        raise Interrupted(
-            f"everything until now is saved. To go on: zeroloss resume {folder}", stop.signal
-        ) from None
+        saved = "what was saved last is there" if stop.at_once else "everything until now is saved"
+        raise Interrupted(f"{saved}. To go on: zeroloss resume {folder}", stop.signal) from None
     except BaseException as error:
         with contextlib.suppress(RunError):
             log(folder, "failed", error=f"{type(error).__name__}: {error}")
@@ -233,16 +235,20 @@ def _compute(
                 system, key, checkpoint / f"noise_{index}", len(prepared.systems) - index
             )
             tell(f"  {job.words(done[name])}{time.perf_counter() - began:.0f} s")
+            checkpoint.stop_if_asked()
             facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
-            seen[name] = views(prepared.problem, system, job.paths(done[name]))
+            checkpoint.stop_if_asked()
+            if folder is not None:  # else there will be no page
+                seen[name] = views(prepared.problem, system, job.paths(done[name]))
             results = job.gather(done)
             results.attrs[DESCRIPTION] = prepared.problem.description
-            for noise, datasets in seen.items():
-                for view, dataset in datasets.items():
+            for noise in done:
+                for view, dataset in seen.get(noise, {}).items():
                     results[noise][view] = xr.DataTree(dataset)
                 results[noise].attrs.update(facts[noise])
-            if folder is not None and not set(done) <= set(held):
-                write_results(folder, results, complete=len(done) == len(prepared.systems))
+            complete = len(done) == len(prepared.systems)
+            if folder is not None and (complete or not set(done) <= set(held)):
+                write_results(folder, results, complete=complete)
                 log(folder, "computed", noise=name)
     checkpoint.remove()
     return results
@@ -266,8 +272,15 @@ class _AbstractJob:
         return ""
 
     def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-        """What else to keep about it, as attributes of its group."""
-        return {}
+        """What else to keep about it, as attributes of its group: by default the verdict on the noise."""
+
+        def ask() -> dict[str, Any]:
+            try:
+                return _facts_of(classify(system, self.prepared.point))
+            except ZerolossError as error:
+                return {"verdict_unknown": str(error)}
+
+        return checkpoint.once("verdict", ask)
 
     def paths(self, result: Any) -> dict[str, Path]:
         """The paths in it that a page shows, by name."""
@@ -306,7 +319,7 @@ class _Compare(_AbstractJob):
 
         def ask() -> dict[str, Any]:
             try:
-                found = how_long(system, self.prepared.point, result.trainings[0].step_size)
+                found = how_long(system, self.prepared.point, result.trainings[0].step_size, rtol=_HALF_RTOL)
             except ZerolossError as error:
                 return {"half_unknown": str(error)}
             return {"half_steps": found.steps, "half_of": found.quantity, "half_end": found.end}
@@ -340,6 +353,9 @@ class _Study(_AbstractJob):
         )
         self._seconds -= result.seconds
         return result
+
+    def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {}  # a study says its own verdict
 
     def words(self, result: Any) -> str:
         return f"{result}\n  "
@@ -392,7 +408,7 @@ class _Limit(_AbstractJob):
     announcement = "limit"
 
     def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
-        regime = classify(system, self.prepared.point)
+        self._regime = regime = classify(system, self.prepared.point)
         stochastic = dict(key=key, replicas=self.config.replicas) if regime.stochastic else {}
         return limit(
             system,
@@ -404,6 +420,13 @@ class _Limit(_AbstractJob):
             **stochastic,
             **self._watching,
         )
+
+    def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+        return _facts_of(self._regime)
+
+
+def _facts_of(regime: Regime) -> dict[str, Any]:
+    return {"verdict": str(regime), "regime": regime.name, "stochastic": int(regime.stochastic)}
 
 
 _JOBS: dict[type, type[_AbstractJob]] = {

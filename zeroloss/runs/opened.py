@@ -63,12 +63,12 @@ def find_runs(folder: Path) -> list[Path]:
     """The folders of all runs in `folder` and below, by name."""
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder.")
-    if (folder / CONFIG).is_file():
-        return [folder]
     found: list[Path] = []
-    for each in sorted(folder.iterdir()):
-        if each.is_dir() and not each.name.startswith(".") and not each.is_symlink():
-            found += find_runs(each)
+    for where, folders, files in os.walk(folder):  # which passes by what may not be read
+        if CONFIG in files:
+            found.append(Path(where))
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
     return found
 
 

@@ -1,12 +1,13 @@
 """What a run found in numbers, a row for each noise."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from zeroloss.runs.folder import noises_of
 
+_FACTS = ("regime", "stochastic", "verdict")
 _LEFT_OUT = ("hessian_trace_error", "distance_error")
 _FIRST = {"regularizer": 0, "hessian_trace": 1, "test_error": 2}
 _LAST = ("distance", "loss", "noisy_loss")
@@ -15,10 +16,12 @@ _LAST = ("distance", "loss", "noisy_loss")
 def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
     """A row for each noise that there are results of, of numbers and words that JSON can hold.
 
-    Of a comparison the columns of `Comparison.rows()`; of a study what it measured; of paths where each
-    quantity starts, where it ends, and the standard error of that over replicas.
+    Of a comparison the columns of `Comparison.rows()`; of a study what it measured; of paths the verdict on
+    the noise, where each quantity starts, where it ends, and the standard error of that over replicas.
     """
     names = [name for name in noises_of(results) if command == "compare" or name in results.children]
+    if command not in ("compare", "study"):  # of a path there is something before it is done
+        names += [name for name in results.children if name not in names]
     if command == "compare":
         table = results.to_dataset()
         return [
@@ -35,6 +38,7 @@ def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
             "noise": name,
             "time": float(each["time"].values[-1]),
             "unit": each["time"].attrs.get("units", ""),
+            **{fact: _plain(each.attrs[fact]) for fact in _FACTS if fact in each.attrs},
             **{
                 f"{quantity}_{where}": value
                 for quantity, measured in ends(each).items()
@@ -45,6 +49,22 @@ def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
     ]
 
 
+class OverReplicas(NamedTuple):
+    """A quantity over time: of `each` replica, in the `mean`, and with its standard `error` if several."""
+
+    each: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray | None
+
+
+def over_replicas(values: xr.DataArray) -> OverReplicas:
+    """The mean of a quantity over the replicas of a path, and the standard error of that."""
+    each = values.transpose(..., "time").values.astype(float).reshape(-1, values.sizes["time"])
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged training overflows
+        error = each.std(axis=0, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else None
+        return OverReplicas(each, each.mean(axis=0), error)
+
+
 def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
     """Of every quantity measured its start, its end, and the standard error of that over replicas."""
     found = {}
@@ -52,9 +72,8 @@ def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
         where = str(name)
         if where.startswith(("params", "uncertainty_")) or where in _LEFT_OUT:
             continue
-        at = values.values.reshape(-1, path.sizes["time"])
-        error = float(at[:, -1].std(ddof=1) / np.sqrt(len(at))) if len(at) > 1 else None
-        found[where] = (float(at[:, 0].mean()), float(at[:, -1].mean()), error)
+        _, mean, error = over_replicas(values)
+        found[where] = (float(mean[0]), float(mean[-1]), None if error is None else float(error[-1]))
 
     def rank(name: str) -> tuple[int, str]:  # on the disk there is no order
         return (len(_FIRST) + 1 if name in _LAST else _FIRST.get(name, len(_FIRST)), name)

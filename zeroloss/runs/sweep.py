@@ -5,7 +5,6 @@ numbers, along the axes of the grid, and `cells/` their folders.
 """
 
 import contextlib
-import json
 import signal
 import threading
 import traceback
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 import xarray as xr
 from pydantic import JsonValue
+from rich.markup import escape
 
 from zeroloss import problems
 from zeroloss.checkpoint import alone_in
@@ -34,13 +34,14 @@ from zeroloss.runs.folder import (
     column,
     create,
     events,
+    has_previous,
     is_timing,
     log,
     write_results,
 )
-from zeroloss.runs.grid import SweepConfig
+from zeroloss.runs.grid import SweepConfig, in_words
 from zeroloss.runs.jobs import Tell, resume, start
-from zeroloss.runs.opened import open_run
+from zeroloss.runs.opened import Run, open_run
 from zeroloss.runs.rows import rows
 
 COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
@@ -58,7 +59,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """Its place in words."""
-        return ", ".join(f"{axis}={_word(value)}" for axis, value in self.place.items())
+        return ", ".join(f"{axis}={in_words(value)}" for axis, value in self.place.items())
 
 
 def sweep(
@@ -93,10 +94,12 @@ def sweep(
     """
     check_free(folder, overwrite=overwrite)
     _check(config)
-    with alone_in(folder):
+    with contextlib.ExitStack() as stack:
+        used = _entered(executor, stack, tell)
+        stack.enter_context(alone_in(folder))
         create(folder, config.model_dump(mode="json"), overwrite=overwrite)
         log(folder, "started")
-        return _go_on(config, folder, executor, tell, progress, every)
+        return _go_on(config, folder, used, tell, progress, every)
 
 
 def resume_sweep(
@@ -116,23 +119,22 @@ def resume_sweep(
 
 def cells_of(config: SweepConfig, folder: Path) -> list[Cell]:
     """All cells of the sweep in `folder`, and how each stands."""
-    reasons = _reasons(folder)
-    return [_look(index, place, folder, reasons) for index, place in enumerate(config.places())]
+    return [cell for cell, _ in _looked(config, folder)]
 
 
 def collect(config: SweepConfig, folder: Path) -> xr.DataTree:
     """What the cells of a sweep have found up to now, as `sweep` returns it."""
-    cells = cells_of(config, folder)
     noises = config.grid.get("noise") or config.cell["noise"]
     assert isinstance(noises, list | tuple)
     own = {} if "noise" in config.grid else {"noise": column(list(noises))}
     axes, shape = [*config.grid, *own], (*config.shape, *map(len, own.values()))
+    cells: list[Cell] = []
     found: list[dict[str, Any]] = []
-    for cell in cells:
+    for cell, run in _looked(config, folder):
+        cells.append(cell)
         of: dict[Any, dict[str, Any]] = {}
-        if cell.status == COMPLETE:
-            made = rows(str(config.cell["command"]), open_run(cell.path).results)
-            of = {row["noise"]: row for row in made}
+        if run is not None and cell.status == COMPLETE:
+            of = {row["noise"]: row for row in rows(str(config.cell["command"]), run.results)}
         found += [of.get(noise, {}) for noise in ([cell.place["noise"]] if not own else noises)]
     stands = {
         "status": [cell.status for cell in cells],
@@ -196,14 +198,14 @@ def _go_on(
         with contextlib.ExitStack() as stack:
             stack.enter_context(_terminable())
             if left:
-                made = dask_executor(tell=tell) if executor is None else executor
-                used = made if isinstance(made, Executor) else stack.enter_context(made)
+                used = _entered(executor, stack, tell)
                 _compute(config, folder, left, len(cells), used, tell, progress, every)
     except KeyboardInterrupt as stop:
         stopped = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
     results = collect(config, folder)
     done = int(np.sum(results.to_dataset()["status"].values == COMPLETE))
-    write_results(folder, results, complete=done == len(cells))
+    if done or not has_previous(folder):
+        write_results(folder, results, complete=done == len(cells))
     if stopped is not None:
         log(folder, "stopped", cells=done)
         raise Interrupted(
@@ -213,6 +215,13 @@ def _go_on(
         )
     log(folder, "finished" if done == len(cells) else "failed", cells=done)
     return results
+
+
+def _entered(
+    executor: Executor | AbstractContextManager[Executor] | None, stack: contextlib.ExitStack, tell: Tell
+) -> Executor:
+    made = dask_executor(tell=tell) if executor is None else executor
+    return made if isinstance(made, Executor) else stack.enter_context(made)
 
 
 def _compute(
@@ -235,7 +244,7 @@ def _compute(
             for done, future in enumerate(as_completed(futures), start=1):
                 cell, reason = futures[future], _reason(future)
                 if reason:
-                    tell(f"[red]{cell.name}[/red] failed: {reason}")
+                    tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
                     log(folder, "cell failed", cell=cell.path.name, reason=reason)
                 else:
                     log(folder, "cell complete", cell=cell.path.name)
@@ -256,17 +265,21 @@ def _reason(future: Future[str]) -> str:
         return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
 
 
-def _look(index: int, place: dict[str, JsonValue], folder: Path, reasons: Mapping[str, str]) -> Cell:
-    path = folder / CELLS / f"{index:05d}"
-    status, reason = WAITING, reasons.get(path.name, "")
-    if (path / CONFIG).is_file():
-        try:
-            status = COMPLETE if open_run(path).complete else UNFINISHED
-        except RunError as error:
-            status, reason = UNFINISHED, str(error)
-    if status != COMPLETE and path.name in reasons:
-        status = FAILED
-    return Cell(place, path, status, "" if status == COMPLETE else reason)
+def _looked(config: SweepConfig, folder: Path) -> Iterator[tuple[Cell, Run | None]]:
+    """All cells, and of each the run that is there."""
+    reasons = _reasons(folder)
+    for index, place in enumerate(config.places()):
+        path = folder / CELLS / f"{index:05d}"
+        status, reason, run = WAITING, reasons.get(path.name, ""), None
+        if (path / CONFIG).is_file():
+            try:
+                run = open_run(path)
+                status = COMPLETE if run.complete else UNFINISHED
+            except RunError as error:
+                status, reason = UNFINISHED, str(error)
+        if status != COMPLETE and path.name in reasons:
+            status = FAILED
+        yield Cell(place, path, status, "" if status == COMPLETE else reason), run
 
 
 def _reasons(folder: Path) -> dict[str, str]:
@@ -299,8 +312,4 @@ def _terminable() -> Iterator[None]:
 
 def _coordinate(values: tuple[JsonValue, ...]) -> np.ndarray:
     numbers = [each for each in values if isinstance(each, int | float) and not isinstance(each, bool)]
-    return np.array(numbers) if len(numbers) == len(values) else column([_word(each) for each in values])
-
-
-def _word(value: JsonValue) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return np.array(numbers) if len(numbers) == len(values) else column([in_words(each) for each in values])
