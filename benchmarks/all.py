@@ -1,6 +1,6 @@
 """All benchmarks of speed, one after the other, into a folder: `results.md` with their tables, and a plot.
 
-    python benchmarks/all.py benchmarks/results               # about half an hour on 2 cores
+    python benchmarks/all.py benchmarks/results               # 40 minutes on 2 cores
     python benchmarks/all.py benchmarks/results --accuracy    # those of accuracy too, some hours
 
 Each runs by itself, in a fresh process and with one thread for LAPACK; what one prints is kept as soon as it

@@ -81,6 +81,8 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
         folder.mkdir(parents=True, exist_ok=True)
         _set_aside(folder)
     except OSError as error:
+        if (folder / _SETTING_ASIDE).is_dir():
+            _bring_back(folder / _SETTING_ASIDE)
         raise unwritable(folder, error) from error
     versions = {name: version(name) for name in _VERSIONED}
     try:
