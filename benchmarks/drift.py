@@ -8,7 +8,7 @@ XLA reserves.
 
     python benchmarks/drift.py                        # 64-500-500-1, a convolutional network, a transformer
     python benchmarks/drift.py --models large         # ten million parameters, 2000 examples
-    python benchmarks/drift.py --growth growth.png    # exponents in examples and in parameters, and a plot
+    python benchmarks/drift.py --growth growth.png    # exponents in N, d, depth and outputs, and a plot
     python benchmarks/drift.py --dense                # also agreement with J as a matrix
 """
 
@@ -138,7 +138,7 @@ def show(name, repeats, dense):
 
 
 def growth(path, repeats):
-    """Seconds of a drift of label noise over examples and over parameters, with exponents fitted."""
+    """Seconds of a drift of label noise over examples, parameters, depth and outputs, with exponents."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,9 +149,13 @@ def growth(path, repeats):
         "parameters d, 500 examples": [
             (64 * width + width * width, (64, width, width, 1), 500) for width in (250, 500, 1000, 2000, 3000)
         ],
+        "hidden layers of width 300, 500 examples": [
+            (depth, (64, *[300] * depth, 1), 500) for depth in (1, 2, 4, 8)
+        ],
+        "outputs k, 64-300-300-k, 250 examples": [(k, (64, 300, 300, k), 250) for k in (1, 2, 4, 8)],
     }
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, (name, rungs) in zip(axes, ladders.items(), strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(9, 7.2), layout="constrained")
+    for axis, (name, rungs) in zip(axes.flat, ladders.items(), strict=True):
         drifts, gradients = [], []
         for _, sizes, examples in rungs:
             made = perceptron(sizes, examples)

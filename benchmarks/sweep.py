@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 CELLS = {
-    "descend": dict(steps=500_000, saves=20),
+    "descend": dict(steps=200_000, saves=20),
     "predict": dict(steps=20_000, saves=20),
     "compare": dict(steps=20_000),
 }
