@@ -7,6 +7,7 @@ Each in a process of its own, with nothing compiled before; the one process has 
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def main() -> None:
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         seconds[way] = float(done.stdout.splitlines()[-1])
-    count = len(GRID["sigma"]) * len(GRID["step_size"]) * len(GRID["seed"])
+    count = math.prod(map(len, GRID.values()))
     print(f"{count} cells of {options.command} on regression_1d, replicas {options.replicas}")
     print(f"  one process         {seconds['one']:7.1f} s")
     print(f"  {options.workers} worker processes  {seconds['many']:7.1f} s")

@@ -34,6 +34,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise unwritable(path, error) from error
 
 
+def require_free(*paths: Path) -> None:
+    """Raise `RunError` where one of `paths` is there already."""
+    for path in paths:
+        if path.exists():
+            raise RunError(f"{path} is there already; nothing was written. Choose another place with --out.")
+
+
 def unwritable(path: Path, error: OSError) -> RunError:
     """What to raise where `path` could not be written."""
     return RunError(

@@ -56,6 +56,12 @@ def are_many(name: str) -> bool:
     return "+" in name or name.partition(":")[0].strip() in _MANY
 
 
+def unused(config: Mapping[str, Any], *, stochastic: bool) -> set[str]:
+    """Fields of a config that its run makes no use of: steps beside a horizon, replicas of a single limit."""
+    steps = {"steps"} if config.get("horizon") else set()
+    return steps | ({"replicas"} if config.get("command") == "limit" and not stochastic else set())
+
+
 def sentence_start(words: str) -> str:
     """The words with a capital letter at the beginning."""
     return words[:1].upper() + words[1:]

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from zeroloss import runs
 from zeroloss.errors import InputError, RunError
-from zeroloss.files import replacing, unwritable
+from zeroloss.files import replacing, require_free, unwritable
 from zeroloss.report import (
     comparison_page,
     path_page,
@@ -63,8 +63,7 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     Raises `RunError` for a folder without a readable run, and where `path` is there already or cannot be
     written; `InputError` for runs that cannot be compared.
     """
-    if path.exists():
-        raise RunError(f"{path} is there already; nothing was written. Choose another file.")
+    require_free(path)
     told = [several_page.Told(str(folder), *_read(Path(folder))) for folder in folders]
     page = several_page.page(told)
     config = {f"{each.name}: {name}": value for each in told for name, value in each.config.items()}

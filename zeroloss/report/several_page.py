@@ -10,7 +10,7 @@ import xarray as xr
 
 from zeroloss.errors import InputError
 from zeroloss.report import markup
-from zeroloss.report.labels import label_of, sentence_start
+from zeroloss.report.labels import label_of, sentence_start, unused
 from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line, sections
 from zeroloss.report.markup import Entry, Page
 from zeroloss.report.notation import MISSING, greek, number, steps_in_words
@@ -158,12 +158,8 @@ def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
 
 def _used(run: Told, field: str) -> Any:
     """What a run has in a field of its config; None where it made no use of it."""
-    command, value = run.config.get("command"), run.config.get(field)
-    if field == "steps" and command == "compare" and run.config.get("horizon") is not None:
-        return None
-    if field == "replicas" and command == "limit":
-        return value if any("replica" in each.sizes for each in run.results.children.values()) else None
-    return value
+    stochastic = any("replica" in each.sizes for each in run.results.children.values())
+    return None if field in unused(run.config, stochastic=stochastic) else run.config.get(field)
 
 
 def _lettered(index: int, run: Told) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import xarray as xr
 
 from zeroloss.report import markup
+from zeroloss.report.labels import unused
 from zeroloss.report.lines import sections
 from zeroloss.report.markup import Page, text
 from zeroloss.report.sweep_series import SEED, cell_table, failures, groups, layout
@@ -77,12 +78,11 @@ def _seeds(table: xr.Dataset) -> list[str]:
 def _setup(config: Mapping[str, Any]) -> str:
     cell: Mapping[str, Any] = config.get("cell") or {}
     grid = config.get("grid") or {}
-    unused = {"steps"} if cell.get("horizon") or "horizon" in grid else set()
-    unused |= {"replicas"} if cell.get("command") == "limit" else set()
+    left_out = {*grid, *unused({**cell, **grid}, stochastic=False)}
     named = ("noise", "step_size", "steps", "horizon", "replicas", "momentum", "weight_decay")
     parts = []
     for name in named:
         value = cell.get(name)
-        if value and name not in grid and name not in unused:
+        if value and name not in left_out:
             parts.append(f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}")
     return text(" · ".join(parts))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import xarray as xr
 
 from zeroloss.errors import RunError, UnsupportedError
-from zeroloss.files import PART, replacing, unwritable
+from zeroloss.files import PART, replacing, require_free, unwritable
 from zeroloss.runs.check import load
 from zeroloss.runs.folder import CONFIG, events, is_complete, noises_of, read
 from zeroloss.runs.grid import SWEEP
@@ -107,7 +107,7 @@ def export_csv(run: Run, folder: Path) -> list[Path]:
         if node.name not in VIEWS
     }
     files = {folder / f"{name}.csv": each for name, each in datasets.items() if each.data_vars}
-    _require_free(*files)
+    require_free(*files)
     for path, dataset in files.items():
         plain = dataset.drop_vars([name for name in dataset.data_vars if str(name).startswith("params")])
         with replacing(path) as file:
@@ -121,7 +121,7 @@ def export_netcdf(run: Run, path: Path) -> Path:
     Raises `UnsupportedError` without h5netcdf, and `RunError` where the file is there already or cannot be
     written.
     """
-    _require_free(path)
+    require_free(path)
     try:
         import h5netcdf  # noqa: F401
         import h5py  # noqa: F401
@@ -140,9 +140,3 @@ def export_netcdf(run: Run, path: Path) -> Path:
         part.unlink(missing_ok=True)
         raise unwritable(path, error) from error
     return path
-
-
-def _require_free(*paths: Path) -> None:
-    for path in paths:
-        if path.exists():
-            raise RunError(f"{path} is there already; nothing was written. Choose another place with --out.")
