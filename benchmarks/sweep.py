@@ -1,6 +1,7 @@
 """A sweep of 48 cells on two worker processes, against the same cells one after the other in one process.
 
     python benchmarks/sweep.py
+    python benchmarks/sweep.py --steps 200000
     python benchmarks/sweep.py --workers 4 --command compare
 
 Each in a process of its own, with nothing compiled before; the one process has all cores to itself.
@@ -16,7 +17,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 
 CELLS = {
-    "descend": dict(steps=200_000, saves=20),
+    "descend": dict(steps=500_000, saves=20),
     "predict": dict(steps=20_000, saves=20),
     "compare": dict(steps=20_000),
 }
@@ -42,34 +43,39 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--replicas", type=int, default=1, help="training runs in a cell")
     parser.add_argument("--command", choices=CELLS, default="descend")
+    parser.add_argument("--steps", type=int, help="in a cell; by default as CELLS says")
     parser.add_argument("--only", choices=("one", "many"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    steps = options.steps or CELLS[options.command]["steps"]
     if options.only is not None:
-        print(sweep(options.command, options.replicas, options.workers if options.only == "many" else 0))
+        workers = options.workers if options.only == "many" else 0
+        print(sweep(options.command, options.replicas, steps, workers))
         return
     seconds = {}
     for way in ("many", "one"):
         done = subprocess.run(
             [sys.executable, __file__, "--only", way, "--workers", str(options.workers), "--command",
-             options.command, "--replicas", str(options.replicas)],
+             options.command, "--replicas", str(options.replicas), "--steps", str(steps)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         seconds[way] = float(done.stdout.splitlines()[-1])
     count = math.prod(map(len, GRID.values()))
-    print(f"{count} cells of {options.command} on regression_1d, replicas {options.replicas}")
+    print(f"{count} cells of {options.command} on regression_1d, {steps} steps, replicas {options.replicas}")
     print(f"  one process         {seconds['one']:7.1f} s")
     print(f"  {options.workers} worker processes  {seconds['many']:7.1f} s")
     print(f"  ratio               {seconds['one'] / seconds['many']:7.2f}")
 
 
-def sweep(command: str, replicas: int, workers: int) -> float:
+def sweep(command: str, replicas: int, steps: int, workers: int) -> float:
     """Seconds for the sweep with so many workers, the start of the workers included; 0 is in this process."""
     import jax
 
     from zeroloss import runs
 
     jax.config.update("jax_enable_x64", True)
-    cell = dict(command=command, problem="regression_1d", noise=["label"], **CELLS[command])
+    cell = dict(command=command, problem="regression_1d", noise=["label"], **CELLS[command]) | {
+        "steps": steps
+    }
     cell |= {} if command == "predict" else {"replicas": replicas}
     config = runs.sweep_config({"cell": cell, "grid": GRID})
     with tempfile.TemporaryDirectory() as folder:

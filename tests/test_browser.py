@@ -145,6 +145,14 @@ def test_nothing_scrolls_sideways_on_a_phone(visit, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_long_tables_scroll_within_a_phone(visit, kind):
+    """With all that is folded away opened, long names of runs and quantities among it."""
+    page = visit(kind, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_prints(visit, kind):
     page = visit(kind, color_scheme="dark")
     paper = page.pdf(format="A4")
@@ -170,6 +178,51 @@ def test_figures_answer_to_the_mouse(visit, kind):
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     page.wait_for_timeout(200)
     assert said.count()
+
+
+def _drag(page, plot, start, end):
+    """Press the mouse at one place of a plot, in shares of its size, and let go at another."""
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    for index, (across, down) in enumerate((start, ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2), end)):
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"], steps=5)
+        if index == 0:
+            page.mouse.down()
+    page.mouse.up()
+    page.wait_for_timeout(400)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_drag_zooms_and_a_double_click_goes_back(visit, kind):
+    page = visit(kind)
+    plot = page.locator(".plot:has(.xtick)").first
+    ranges = """(plot) => ['xaxis', 'yaxis'].map((name) => plot._fullLayout[name].range.map(Number))"""
+    ticks = "(plot) => [plot.querySelectorAll('.xtick').length, plot.querySelectorAll('.ytick').length]"
+    before, marks = plot.evaluate(ranges), plot.evaluate(ticks)
+    _drag(page, plot, (0.35, 0.25), (0.7, 0.6))
+    after = plot.evaluate(ranges)
+    for old, new in zip(before, after, strict=True):
+        assert 0 < new[1] - new[0] < 0.6 * (old[1] - old[0])
+    assert min(plot.evaluate(ticks)) >= 2, "an axis without numbers"
+    box = plot.bounding_box()
+    page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(400)
+    for old, new in zip(before, plot.evaluate(ranges), strict=True):
+        assert new == pytest.approx(old, rel=1e-6)
+    assert plot.evaluate(ticks) == marks
+
+
+def test_a_figure_in_space_turns(visit):
+    page = visit("descend")
+    plot = page.locator(".plot:has(canvas)").first
+    eye = "(plot) => Object.values(plot._fullLayout.scene._scene.getCamera().eye)"
+    plot.scroll_into_view_if_needed()
+    before = plot.evaluate(eye)
+    _drag(page, plot, (0.4, 0.5), (0.6, 0.5))
+    after = plot.evaluate(eye)
+    moved = sum((new - old) ** 2 for old, new in zip(before, after, strict=True)) ** 0.5
+    assert moved > 0.1
+    assert after[2] == pytest.approx(before[2], abs=0.05), "a turntable keeps its height"
 
 
 @pytest.mark.parametrize("kind", KINDS)

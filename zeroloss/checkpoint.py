@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -51,6 +51,8 @@ class Checkpoint:
     - `folder`: where; made if it does not exist. It must belong to this call alone.
     - `every`: seconds from one save to the next; more where saving takes over 5 % of the time. 0 saves
       whenever it is possible.
+    - `stop`: asked at every step, besides signals, whether to save and stop: such as `event.is_set` of a
+      `threading.Event`, where a thread does the work, for only the main one is told of signals.
     - `published`: called after a save with the name of the part of the computation, such as "." or "limit",
       and the `zeroloss.Path` until there: what there is to look at meanwhile.
 
@@ -67,11 +69,12 @@ class Checkpoint:
         folder: str | os.PathLike[str],
         *,
         every: float = 30.0,
+        stop: Callable[[], bool] = lambda: False,
         published: Callable[[str, Any], object] | None = None,
         _root: "_Root | None" = None,
     ):
         self._folder = Path(folder)
-        self._root = _Root(self._folder, every, published) if _root is None else _root
+        self._root = _Root(self._folder, every, stop, published) if _root is None else _root
         self._written, self._earlier = 0, 0.0
         self._segments: list[tuple[int, str]] = []  # the first item of each, and its fingerprint
         self._began = time.perf_counter()
@@ -125,7 +128,7 @@ class Checkpoint:
             }
             with replacing(self._segment(self._written)) as file:
                 np.savez(file, allow_pickle=False, **segment)
-            self._segments.append((self._written, _fingerprint(segment)))
+            self._segments.append((self._written, _digest_of_arrays(segment)))
             self._written = len(items)
         about = {
             "format": _FORMAT,
@@ -194,7 +197,7 @@ class Checkpoint:
             path = self._segment(first)
             with _reading(path), np.load(path, allow_pickle=False) as arrays:
                 segment = {where: arrays[where] for where in arrays.files}
-                if _fingerprint(segment) != fingerprint:
+                if _digest_of_arrays(segment) != fingerprint:
                     raise ValueError("it is not what was saved there")
                 for where, value in segment.items():
                     index, _, name = where.partition("/")
@@ -253,10 +256,24 @@ NOWHERE = _Nowhere()
 class _Root:
     """What all parts of a computation share: the folder, who works in it, and when to save."""
 
-    def __init__(self, folder: Path, every: float, published: Callable[[str, Any], object] | None):
-        self.folder, self.published, self.stopped = folder, published, 0
+    def __init__(
+        self,
+        folder: Path,
+        every: float,
+        stop: Callable[[], bool],
+        published: Callable[[str, Any], object] | None,
+    ):
+        self.folder, self.published = folder, published
+        self._stop, self._signal = stop, 0
         self._every = self._interval = every
         self._last, self._depth = time.monotonic(), 0
+
+    @property
+    def stopped(self) -> int:
+        """The signal that asks to stop, or 0; being asked by other means is as SIGTERM."""
+        if not self._signal and self._stop():
+            self._signal = signal.SIGTERM
+        return self._signal
 
     @property
     def due(self) -> bool:
@@ -280,17 +297,17 @@ class _Root:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        self.stopped, self._last = 0, time.monotonic()
+        self._signal, self._last = 0, time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread is told of signals
             return
 
         def stop(number: int, _: FrameType | None) -> None:
-            if self.stopped:
+            if self._signal:
                 raise Interrupted(
                     f"stopped at once; what was saved last is in {self.folder}.", number, at_once=True
                 )
-            self.stopped = number
+            self._signal = number
 
         before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -322,6 +339,17 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process is working in `folder`."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with alone_in(folder):
+            return False
+    except RunError:
+        return True
+
+
 _DAMAGED = "Nothing was touched; begin anew in another folder, or delete this one."
 
 
@@ -337,27 +365,34 @@ def _reading(path: Path) -> Iterator[None]:
         raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
 
 
-def _digest_of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-    """A short fingerprint of all arrays and their names."""
+def digest_of_bytes(parts: Iterable[bytes]) -> str:
+    """A short fingerprint of some bytes, however they are cut into parts."""
     found = hashlib.sha256()
-    for name, array in arrays.items():
-        found.update(f"{name} {array.shape} {array.dtype.itemsize} ".encode() + array.tobytes())
+    for part in parts:
+        found.update(part)
     return found.hexdigest()[:16]
+
+
+def _digest_of_text(text: str) -> str:
+    return digest_of_bytes([text.encode()])
+
+
+def _digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    return digest_of_bytes(
+        f"{name} {array.shape} {array.dtype.itemsize} ".encode() + array.tobytes()
+        for name, array in arrays.items()
+    )
 
 
 def digest(tree: PyTree) -> str:
     """A short fingerprint of all numbers in `tree`."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        if eqx.is_array_like(leaf):
-            is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-            found.update(f"{array.shape} {array.dtype} ".encode() + array.tobytes())
-    return found.hexdigest()[:16]
+
+    def in_bytes(leaf: Any) -> bytes:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        return f"{array.shape} {array.dtype} ".encode() + array.tobytes()
+
+    return digest_of_bytes(in_bytes(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array_like(leaf))
 
 
 def facts_of(system: Any, start: PyTree, times: np.ndarray, **more: Any) -> dict[str, Any]:

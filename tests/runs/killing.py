@@ -16,8 +16,11 @@ COMMANDS = {
 """A short run of every long verb."""
 
 
-def zeroloss(*arguments, limit_bytes=None):
-    """Start the command, in a process that may write no file of more than `limit_bytes`."""
+def zeroloss(*arguments, limit_bytes=None, alone=False):
+    """Start the command, in a process that may write no file of more than `limit_bytes`.
+
+    With `alone` its processes are a group of their own, as those of a command in a terminal are.
+    """
     limited = f"ulimit -f {limit_bytes // 1024}; " if limit_bytes else ""
     return subprocess.Popen(
         [
@@ -33,6 +36,7 @@ def zeroloss(*arguments, limit_bytes=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=alone,
     )
 
 

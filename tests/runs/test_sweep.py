@@ -2,7 +2,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import distributed
@@ -148,6 +148,57 @@ def test_a_stopped_sweep_says_how_to_go_on(tmp_path):
     assert zl.open_run(folder).results["status"].values.tolist() == ["complete", "complete", "waiting"]
     runs.resume_sweep(config, folder, executor=Here())
     assert zl.open_run(folder).complete
+
+
+def _begun(folder, done):
+    """Wait until a cell is being computed, or nothing is left to wait for."""
+    while not done() and not any((folder / "cells").glob("*/config.json")):
+        time.sleep(0.05)
+    time.sleep(1)
+
+
+@pytest.mark.slow
+def test_cells_save_when_their_sweep_is_stopped(tmp_path):
+    """They are computed in threads, which signals do not reach."""
+    folder, config, ended = tmp_path / "sweep", grid({"seed": [0, 1]}, steps=3_000_000), threading.Event()
+
+    def stop():
+        _begun(folder, ended.is_set)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with (
+        ThreadPoolExecutor(1) as executor,
+        pytest.raises(Interrupted, match=r"what the others had done is saved.*zeroloss resume") as stopped,
+    ):
+        runs.sweep(config, folder, executor=executor, every=1000)
+    ended.set()
+    assert stopped.value.signal == signal.SIGTERM and not stopped.value.at_once
+    begun, waiting = runs.cells_of(config, folder)
+    assert (begun.status, waiting.status) == ("unfinished", "waiting")
+    assert events(begun) == ["started", "stopped"]
+    assert list(begun.path.glob("checkpoint/**/state.npz"))
+    runs.resume_sweep(config, folder, executor=Here())
+    assert zl.open_run(folder).complete and events(begun) == [
+        "started", "stopped", "resumed", "computed", "finished",
+    ]  # fmt: skip
+    runs.start(config.cell_at(begun.place), tmp_path / "alone")
+    assert contents(tmp_path / "alone") == contents(begun.path)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
+    """There it is sent to all processes, the workers among them."""
+    folder = tmp_path / "sweep"
+    process = zeroloss(
+        "sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "100000000", "--out", folder,
+        "--grid", "seed=0,1", "--workers", "2", "--save-every", "1000", alone=True,
+    )  # fmt: skip
+    _begun(folder, lambda: process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
+    begun = list((folder / "cells").glob("*/config.json"))
+    assert len(list((folder / "cells").glob("*/checkpoint/**/state.npz"))) == len(begun) > 0
 
 
 def test_any_executor_will_do(tmp_path):

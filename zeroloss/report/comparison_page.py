@@ -9,6 +9,7 @@ import xarray as xr
 
 from zeroloss.report import markup
 from zeroloss.report.figures import PORTRAIT
+from zeroloss.report.labels import regime_in_words
 from zeroloss.report.markup import Page, asset, text
 from zeroloss.report.notation import greek
 from zeroloss.report.plots import description, legend_entries, plot
@@ -87,7 +88,7 @@ def _portrait(config: Mapping[str, Any], figures: Path) -> str:
 
 
 def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: markup.Board) -> str:
-    regimes = {row["noise"]: _regime(row) for row in rows}
+    regimes = {row["noise"]: regime_in_words(row) for row in rows}
     sections = []
     for quantity in shown.values():
         drawn = [
@@ -99,10 +100,6 @@ def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: 
         label = next((panel.label for panel in quantity if panel.axis.slow), quantity[0].label)
         sections.append(markup.section(label[:1].upper() + label[1:], legend_entries(quantity), drawn))
     return "\n".join(sections)
-
-
-def _regime(row: _Row) -> str:
-    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
 
 
 def _unit(panel: Panel) -> str:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from zeroloss.report.ink import ALARM, BOX, LIMIT, MUTED, PREDICTION, THOUSANDS, TRAINING, lighten, save, stem
+from zeroloss.report.labels import regime_in_words
 from zeroloss.report.notation import greek
 from zeroloss.report.portraits import portrait
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, window, windows
@@ -95,7 +96,7 @@ def _one_noise(row: _Row, own: _Panels) -> Figure:
             axes.legend(frameon=False, fontsize=8.5)
     _legend(figure, own[:1])
     scale = f", drift on {greek(row['time_scale'])} steps" if row["time_scale"] else ""
-    title = f"{row['noise']}: {_regime(row)}{scale}"
+    title = f"{row['noise']}: {regime_in_words(row)}{scale}"
     figure.suptitle(title, fontweight="bold", fontsize=11.5, parse_math=False)
     return figure
 
@@ -150,13 +151,9 @@ def _head(axes: Axes, row: _Row) -> None:
         fontsize=11 if len(row["noise"]) < 30 else 8.5,
     )  # fmt: skip
     axes.annotate(
-        _regime(row), (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
+        regime_in_words(row), (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
         ha="center", fontsize=9.5, color=MUTED, parse_math=False,
     )  # fmt: skip
-
-
-def _regime(row: _Row) -> str:
-    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
 
 
 def _steps_on_top(axes: Axes, panel: Panel) -> None:

@@ -51,6 +51,16 @@ def kind_in_words(name: str, regime: str, strengths: Mapping[str, Any]) -> str:
     return f"{noise} {'are' if are_many(name) else 'is'} {regime}"
 
 
+def regime_in_words(row: Mapping[str, Any]) -> str:
+    """Of which kind the noise of a row is, and whether the limit is stochastic."""
+    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
+
+
+def speed(regime: str) -> str:
+    """On which of the two time scales noise drifts that is not trivial."""
+    return "fast" if regime == "non-degenerate" else "slow"
+
+
 def are_many(name: str) -> bool:
     """Whether the words for a noise take the plural."""
     return "+" in name or name.partition(":")[0].strip() in _MANY

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zeroloss.report.markup import Board, Entry, section
-from zeroloss.report.plots import band, plain
+from zeroloss.report.plots import HEIGHT, MARGIN, band, plain
 
 MOST_SERIES = 7
 """How many lines `page.js` can tell apart by colour."""
 
-_MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
-_HEIGHT = 270
 _LONGEST = 16
 _MOST_TICKS = 8
 
@@ -82,7 +80,7 @@ def sections(groups: Iterable[Group], board: Board) -> str:
     )
 
 
-def figure(chart: Chart, height: int = _HEIGHT) -> dict[str, Any]:
+def figure(chart: Chart, height: int = HEIGHT) -> dict[str, Any]:
     """A figure for `markup.Board`."""
     data = []
     for line in chart.lines:
@@ -100,7 +98,7 @@ def figure(chart: Chart, height: int = _HEIGHT) -> dict[str, Any]:
         data.append(trace)
     layout: dict[str, Any] = {
         "height": height,
-        "margin": _MARGIN,
+        "margin": MARGIN,
         "hovermode": "x unified" if chart.header else "closest",
         "uirevision": "keep",
         "xaxis": {"title": {"text": chart.x_title, "standoff": 8, "font": {"size": 12}}, "nticks": 6},

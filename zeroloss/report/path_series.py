@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from zeroloss.dynamics.regime import FAST, SLOW
-from zeroloss.report.labels import kind_in_words, label_of, noise_in_words, sentence_start
+from zeroloss.report.labels import kind_in_words, label_of, noise_in_words, sentence_start, speed
 from zeroloss.report.lines import Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import greek, interval, number, percent
@@ -113,10 +113,10 @@ def _verdict(noise: str, path: xr.Dataset, strengths: Mapping[str, Any]) -> list
     says = kind_in_words(noise, path.attrs["regime"], strengths)
     if path.attrs["regime"] == "trivial":
         return [f"{says}: no drift on either time scale."]
-    fast = path.attrs["regime"] == "non-degenerate"
-    scale = f"{'fast' if fast else 'slow'} scale, {greek(FAST if fast else SLOW)} steps"
+    scale = speed(path.attrs["regime"])
+    unit = greek(FAST if scale == "fast" else SLOW)
     spread = " and spreads over the zero-loss set" if path.attrs.get("stochastic") else ""
-    return [f"{says}: training drifts on the {scale}{spread}."]
+    return [f"{says}: training drifts on the {scale} scale, {unit} steps{spread}."]
 
 
 def table(results: xr.DataTree) -> tuple[list[str], list[tuple[str, list[str]]]]:

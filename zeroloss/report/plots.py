@@ -9,8 +9,9 @@ from zeroloss.report.markup import Entry
 from zeroloss.report.notation import number
 from zeroloss.report.series import DISTANCE, Curve, Panel
 
-_HEIGHT = 270
-_MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
+HEIGHT = 270
+MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
+"""Of every figure on a page, in pixels."""
 
 
 def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
@@ -50,8 +51,8 @@ def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
         header = "t = %{x:.3~g}"
         title += f" (1 is {number(panel.axis.steps_per_unit, 4)} steps)"
     layout = {
-        "height": _HEIGHT,
-        "margin": _MARGIN,
+        "height": HEIGHT,
+        "margin": MARGIN,
         "hovermode": "x unified",
         "uirevision": "keep",
         "xaxis": {

@@ -22,12 +22,11 @@ from zeroloss.problems import Problem
 from zeroloss.problems.matrix_sensing import product
 from zeroloss.problems.phase_retrieval import least_norm
 from zeroloss.problems.sparse_regression import coefficients
+from zeroloss.report.ink import ALARM, LIMIT, MUTED, TRAINING, lighten
 from zeroloss.report.notation import number
 from zeroloss.runs.check import load
 
-# Okabe and Ito's palette, legible to the colour-blind, as in the other figures.
-_TRAINING, _LIMIT, _TRUTH = "#0072B2", "#1a1a1a", "#D55E00"
-_MUTED, _GRID, _CURVE = "#5a5a5a", "#e4e4e4", "#b4b4b4"
+_TRUTH, _CURVE = ALARM, "#b4b4b4"
 _COLUMNS = 3
 _MOMENTS = 5  # times at which a function is drawn
 _UNITS = 12
@@ -164,14 +163,14 @@ def _ellipse(problem: Problem, runs: Sequence[_Run]) -> Figure:
 def _draw_path(axes: Axes, run: _Run) -> None:
     """The limit as a line from a dot to a dot, and where the training runs ended."""
     if run.limit.shape[0] == 1:
-        axes.plot(*run.limit[0].T, color=_LIMIT, linewidth=2.5, label="limit")
-        axes.plot(*run.limit[0, -1], "o", color=_LIMIT, markersize=8, label="end of the limit")
+        axes.plot(*run.limit[0].T, color=LIMIT, linewidth=2.5, label="limit")
+        axes.plot(*run.limit[0, -1], "o", color=LIMIT, markersize=8, label="end of the limit")
     else:
-        axes.plot(*run.limit[:, -1].T, "o", color=_LIMIT, alpha=0.25, markersize=5, label="ends of the limit")
-    axes.plot(*run.limit[0, 0], "o", color="white", markeredgecolor=_LIMIT, markersize=8, label="start")
+        axes.plot(*run.limit[:, -1].T, "o", color=LIMIT, alpha=0.25, markersize=5, label="ends of the limit")
+    axes.plot(*run.limit[0, 0], "o", color="white", markeredgecolor=LIMIT, markersize=8, label="start")
     if run.training is not None:
         ends = run.training[:, -1]
-        axes.plot(ends[:, 0], ends[:, 1], "x", color=_TRAINING, markersize=6, label="ends of training")
+        axes.plot(ends[:, 0], ends[:, 1], "x", color=TRAINING, markersize=6, label="ends of training")
 
 
 def _draw_density(axes: Axes, run: _Run, angle: np.ndarray) -> None:
@@ -183,7 +182,7 @@ def _draw_density(axes: Axes, run: _Run, angle: np.ndarray) -> None:
     edge = _outwards(angle, 1 / (2 * np.pi * slope))
     axes.fill(edge[0], edge[1], color=_TRUTH, alpha=0.25, linewidth=0, label="exact density", zorder=0)
     axes.fill(2 * np.cos(angle), np.sin(angle), color="white", linewidth=0, zorder=0.5)
-    samples = (("limit", run.limit, _LIMIT), ("training", run.training, _TRAINING))
+    samples = (("limit", run.limit, LIMIT), ("training", run.training, TRAINING))
     for name, params, color in samples:
         if params is None:
             continue
@@ -193,7 +192,7 @@ def _draw_density(axes: Axes, run: _Run, angle: np.ndarray) -> None:
         fine = np.linspace(-np.pi, np.pi, len(heights))
         height = heights / np.sqrt(4 * np.sin(fine) ** 2 + np.cos(fine) ** 2)
         axes.plot(*_outwards(fine, height), color=color, linewidth=1.2, label=f"density of {name}")
-    axes.plot(*run.limit[0, 0], "o", color="white", markeredgecolor=_LIMIT, markersize=8, label="start")
+    axes.plot(*run.limit[0, 0], "o", color="white", markeredgecolor=LIMIT, markersize=8, label="start")
 
 
 def _outwards(angle: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -211,12 +210,12 @@ def _sparse_regression(problem: Problem, runs: Sequence[_Run]) -> Figure:
     for axes, run in zip(grid, runs, strict=True):
         start, end = (np.asarray(coefficients(run.limit_at(time)))[order] for time in (0, -1))
         axes.plot(place, start, ".", color=_CURVE, markersize=5, label="start")
-        axes.vlines(place, 0, end, color=_LIMIT, linewidth=1.2)
-        axes.plot(place, end, ".", color=_LIMIT, markersize=5, label="end of the limit")
+        axes.vlines(place, 0, end, color=LIMIT, linewidth=1.2)
+        axes.plot(place, end, ".", color=LIMIT, markersize=5, label="end of the limit")
         trained = run.trained()
         if trained is not None:
             reached = np.asarray(coefficients(trained))[order]
-            axes.plot(place, reached, "x", color=_TRAINING, markersize=4, label="end of training")
+            axes.plot(place, reached, "x", color=TRAINING, markersize=4, label="end of training")
         support = truth[order] != 0
         axes.plot(
             place[support], truth[order][support], "o", color="none", markeredgecolor=_TRUTH, markersize=9,
@@ -247,7 +246,7 @@ def _matrices(problem: Problem, runs: Sequence[_Run]) -> Figure:
         for value in values:
             axes.axhline(value, color=_TRUTH, linewidth=5, alpha=0.35, label="truth")
         for singular in every.T:
-            axes.plot(run.times, singular, color=_LIMIT, linewidth=1.3, label="limit")
+            axes.plot(run.times, singular, color=LIMIT, linewidth=1.3, label="limit")
         _style(axes)
         axes.set_yscale("log")
         axes.set_ylim(max(1e-6, 0.5 * every.min()), 2 * every.max())
@@ -266,11 +265,11 @@ def _phase_retrieval(problem: Problem, runs: Sequence[_Run]) -> Figure:
         exact = np.asarray(least_norm(start, inputs))
         bound = 1.1 * np.abs(np.concatenate([exact, start])).max()
         axes.plot([-bound, bound], [-bound, bound], color=_TRUTH, linewidth=4, alpha=0.35, zorder=0)
-        axes.plot(exact, start, "o", color="white", markeredgecolor=_MUTED, markersize=6, label="start")
+        axes.plot(exact, start, "o", color="white", markeredgecolor=MUTED, markersize=6, label="start")
         trained = run.trained()
         if trained is not None:
-            axes.plot(exact, trained, "x", color=_TRAINING, markersize=7, label="end of training")
-        axes.plot(exact, end, ".", color=_LIMIT, markersize=8, label="end of the limit")
+            axes.plot(exact, trained, "x", color=TRAINING, markersize=7, label="end of training")
+        axes.plot(exact, end, ".", color=LIMIT, markersize=8, label="end of the limit")
         axes.set_xlabel("coordinate of least weighted norm", fontsize=9.5)
         axes.set_ylabel("coordinate of w" if axes is grid[0] else "", fontsize=9.5)
     _legend(figure, grid)
@@ -290,10 +289,10 @@ def _regression_1d(problem: Problem, runs: Sequence[_Run]) -> Figure:
         trained = run.trained()
         if trained is not None:
             axes.plot(
-                line, np.asarray(model(trained)), color=_TRAINING, linewidth=1.6, linestyle=":",
+                line, np.asarray(model(trained)), color=TRAINING, linewidth=1.6, linestyle=":",
                 label="end of training",
             )  # fmt: skip
-        axes.plot(least_squares.inputs, least_squares.targets, "o", color=_LIMIT, markersize=5.5, zorder=3)
+        axes.plot(least_squares.inputs, least_squares.targets, "o", color=LIMIT, markersize=5.5, zorder=3)
         axes.legend(frameon=False, fontsize=8)
         axes.set_xlabel("x", fontsize=9.5)
         axes.set_ylabel("f(x)" if axes is grid[0] else "", fontsize=9.5)
@@ -358,11 +357,7 @@ def _panels(runs: Sequence[_Run], height: float) -> tuple[Figure, list[Axes]]:
 def _style(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color=_MUTED, labelcolor=_MUTED)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_MUTED)
+    lighten(axes)
 
 
 def _image(axes: Axes, matrix: np.ndarray, bound: float, title: str) -> None:

@@ -9,7 +9,7 @@ import xarray as xr
 from zeroloss.dynamics.regime import slow_time
 from zeroloss.report.labels import label_of, quantities
 from zeroloss.report.notation import greek, number
-from zeroloss.runs.rows import over_replicas
+from zeroloss.runs.rows import over_replicas, plain, reading_order
 
 DISTANCE, LOSS = "distance", "loss"
 
@@ -17,7 +17,6 @@ LEVELS = (0.05, 0.25, 0.75, 0.95)
 """The quantiles that show how wide a stochastic limit is: a wide band and a narrow one."""
 
 _FACTS = ("half_steps", "half_of", "half_unknown")
-_ORDER = ("regularizer", "hessian_trace", "test_error")
 _UNCHANGED = 1e-6  # a relative change below this is rounding, and would only be seen by zooming
 ROUNDING = 1e-12
 """What is smaller is zero."""
@@ -129,7 +128,7 @@ def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
     table = results.to_dataset()
     rows = []
     for index in range(table.sizes.get("noise", 0)):
-        row = {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
+        row = {str(name): plain(values.values[index]) for name, values in table.variables.items()}
         group = results.children[row["noise"]]
         row |= {name: group.attrs[name] for name in _FACTS if name in group.attrs}
         row |= _spreads(group, quantities(row))
@@ -140,11 +139,7 @@ def table_rows(results: xr.DataTree) -> list[dict[str, Any]]:
 def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The quantities in a table with their labels, in the order in which people read them."""
     labels = quantities(dict.fromkeys(name for row in rows for name in row))
-
-    def rank(name: str) -> tuple[int, str]:  # what was read from disk comes in any order
-        return (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)
-
-    return {name: labels[name] for name in sorted(labels, key=rank)}
+    return {name: labels[name] for name in sorted(labels, key=reading_order)}
 
 
 def time_axis(row: Mapping[str, Any]) -> Axis:
@@ -315,8 +310,3 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and value != value)
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's own; words are that already."""
-    return value.item() if isinstance(value, np.generic) else value

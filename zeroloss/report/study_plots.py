@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 
 from zeroloss.report.markup import Entry
-from zeroloss.report.plots import plain
+from zeroloss.report.plots import HEIGHT, MARGIN, plain
 from zeroloss.report.study_series import Ladder, Points, log_ticks, log_window, tick_label
 from zeroloss.report.study_words import slope_in_words
-
-_MARGIN = {"l": 70, "r": 20, "t": 10, "b": 46}
-_HEIGHT = 270
 
 
 def plot_steps(ladder: Ladder) -> dict[str, Any]:
@@ -77,8 +74,8 @@ def _figure(
     notes: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     layout = {
-        "height": _HEIGHT,
-        "margin": _MARGIN,
+        "height": HEIGHT,
+        "margin": MARGIN,
         "hovermode": "closest",
         "uirevision": "keep",
         "xaxis": _axis(*log_window(ladder.x))

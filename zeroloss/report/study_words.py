@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from zeroloss.dynamics.fits import Exponent
-from zeroloss.dynamics.regime import FAST
-from zeroloss.report.labels import are_many, noise_in_words, sentence_start
+from zeroloss.report.labels import are_many, noise_in_words, sentence_start, speed
 from zeroloss.report.notation import MISSING, greek, interval, number, percent
 from zeroloss.report.study_series import LADDERS, Ladder, Measured
 
@@ -35,10 +34,9 @@ def findings(study: Measured, strengths: Mapping[str, Any]) -> list[str]:
     if study.bound is not None:
         return [_bounded(study, noise, study.bound)]
     kind = ", with a stochastic limit" if study.stochastic else ""
-    scale = "fast" if study.time_scale == FAST else "slow"
     sentences = [
         f"{noise} {'are' if are_many(study.noise) else 'is'} {study.regime}{kind}: in theory training drifts "
-        f"on the {scale} scale, {greek(study.time_scale or 'none')} steps."
+        f"on the {speed(study.regime)} scale, {greek(study.time_scale or 'none')} steps."
     ]
     drift = "root-mean-square drift" if study.stochastic else "drift"
     what = f"Steps for a fixed {drift}, {percent(study.drift)} of |w|,"

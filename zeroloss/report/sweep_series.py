@@ -1,7 +1,5 @@
 """What a page shows of a sweep: every quantity at the end of its runs, over the axes of the grid."""
 
-# Greek letters and typographic signs are meant
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +12,7 @@ from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import MISSING, number
 from zeroloss.runs.grid import in_words
+from zeroloss.runs.rows import plain, reading_order
 
 SEED = "seed"
 
@@ -87,7 +86,7 @@ def cell_rows(table: xr.Dataset) -> list[dict[str, Any]]:
     rows = []
     for place in np.ndindex(*table.sizes.values()):
         at = table.isel(dict(zip(table.dims, place, strict=True)))
-        row = {str(name): _item(values.values[()]) for name, values in at.variables.items()}
+        row = {str(name): plain(values.values[()]) for name, values in at.variables.items()}
         rows.append({name: None if value != value else value for name, value in row.items()})
     return rows
 
@@ -116,15 +115,16 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, str]]:
         quantity = name.removesuffix("_end")
         if quantity != name and f"{quantity}_start" in names:
             found.setdefault(quantity, {})["training"] = name
-    order = {"regularizer": 0, "hessian_trace": 1, "test_error": 2}
     if not found:  # of studies, numbers without a start
         numeric = [name for name in names if np.issubdtype(table[name].dtype, np.number)]
         found = {name: {"training": name} for name in numeric if np.isfinite(table[name].values).any()}
     elif "distance" in names:
         found["distance"] = {"training": "distance"}
-    ranked = sorted(found, key=lambda name: order.get(name, len(order)))
     # Every looks in the order of _ENDS, whatever the order on the disk.
-    return {name: {looks: found[name][looks] for looks in _ENDS if looks in found[name]} for name in ranked}
+    return {
+        name: {looks: found[name][looks] for looks in _ENDS if looks in found[name]}
+        for name in sorted(found, key=reading_order)
+    }
 
 
 def _lines(
@@ -134,7 +134,7 @@ def _lines(
     values = [None] if where.colours is None else list(table[where.colours].values)
     for index, value in enumerate(values):
         at = table if where.colours is None else table.sel({where.colours: value})
-        word = "" if where.colours is None else f"{where.colours} {in_words(_item(value))}"
+        word = "" if where.colours is None else f"{where.colours} {in_words(plain(value))}"
         for looks, name in parts.items():
             x, mean, error = _mean(at, name, f"{quantity}_{_ENDS[looks][1]}", where.across)
             if not np.isfinite(mean).any():
@@ -183,7 +183,7 @@ def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[L
     numeric = np.issubdtype(x.dtype, np.number)
     wide = numeric and x.min() > 0 and x.max() >= _WIDE * x.min()
     strong = ", ".join(
-        in_words(_item(value)) if axis == "noise" else f"{axis} {in_words(_item(value))}"
+        in_words(plain(value)) if axis == "noise" else f"{axis} {in_words(plain(value))}"
         for axis, value in zip(where.panels, place, strict=True)
     )
     finite = [line.y[np.isfinite(line.y)] for line in lines]
@@ -197,7 +197,3 @@ def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[L
         logarithmic="x" if wide else "", header="" if not numeric else "%{x:.4~g}",
         categories=() if numeric else [str(value) for value in x],
     )  # fmt: skip
-
-
-def _item(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

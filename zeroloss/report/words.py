@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroloss.report.labels import are_many, kind_in_words, noise_in_words, sentence_start
+from zeroloss.report.labels import are_many, kind_in_words, noise_in_words, sentence_start, speed
 from zeroloss.report.notation import MISSING, greek, interval, number, percent, steps_in_words
 from zeroloss.report.series import Axis, measured
 
@@ -34,7 +34,7 @@ def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths:
         if not axis.slow:
             said.append(f"{noise} {'do' if plural else 'does'} nothing at zero loss.")
             continue
-        scale = "fast" if row["regime"] == "non-degenerate" else "slow"
+        scale = speed(row["regime"])
         if row.get("stochastic"):
             unit = steps_in_words(axis.steps_per_unit)
             said.append(
@@ -111,9 +111,9 @@ def _mean(value: float, error: float | None) -> str:
 
 
 def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
-    fast, stochastic = row["regime"] == "non-degenerate", bool(row.get("stochastic"))
-    scale = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
-    sentences = [f"{says}: training drifts on the {'fast' if fast else 'slow'} scale, {scale}."]
+    scale, stochastic = speed(row["regime"]), bool(row.get("stochastic"))
+    unit = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
+    sentences = [f"{says}: training drifts on the {scale} scale, {unit}."]
     if stochastic:
         sentences.append(
             "The limit is a stochastic differential equation: training spreads over the set, and is compared "
@@ -121,7 +121,9 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
         )
     if row.get("diverged_at") is not None:
         return sentences
-    main, name = ("regularizer", "regularizer") if fast else ("hessian_trace", "trace of the Hessian")
+    main, name = (
+        ("regularizer", "regularizer") if scale == "fast" else ("hessian_trace", "trace of the Hessian")
+    )
     for quantity, label in ((main, name), ("test_error", "test error")):
         if stochastic:
             sentences += _ending(row, quantity, label)

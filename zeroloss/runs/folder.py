@@ -7,6 +7,7 @@ log.jsonl       what happened when, a line each
 checkpoint/     the state of what is being computed, until that is complete
 figures/, report.html
 cells/          of a sweep: the folders of its runs
+stop            of a sweep that was stopped: what told those who computed its cells
 """
 
 import contextlib
@@ -31,11 +32,12 @@ from zeroloss.runs.config import check_kinds
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
 CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "cells"
+STOP = "stop"
 VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
 _OLD = RESULTS + ".old"  # while new results take its place
-_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, _OLD, CHECKPOINT, FIGURES, CELLS)
+_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, _OLD, CHECKPOINT, FIGURES, CELLS, STOP)
 _PREVIOUS = ".previous"  # a run that is to be overwritten, until the new one has results
 _SETTING_ASIDE = _PREVIOUS + PART
 _COMPLETE = "complete"

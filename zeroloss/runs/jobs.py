@@ -1,7 +1,6 @@
 """Doing what a config says, noise by noise, into a folder that survives whatever happens meanwhile."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as FilePath
@@ -12,7 +11,7 @@ import xarray as xr
 from jaxtyping import PyTree
 
 from zeroloss import problems
-from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in
+from zeroloss.checkpoint import NOWHERE, Checkpoint, alone_in, digest_of_bytes
 from zeroloss.dynamics import Path, classify, compare, descend, how_long, limit, predict, study
 from zeroloss.dynamics.optimizer import optimizer
 from zeroloss.dynamics.regime import Regime
@@ -52,8 +51,13 @@ from zeroloss.runs.views import views
 from zeroloss.system import AbstractSystem
 
 Tell = Callable[[str], object]
+Stop = Callable[[], bool]
 
 _HALF_RTOL = 1e-2  # for a number of steps that is said to three digits
+
+
+def _never() -> bool:
+    return False
 
 
 def start(
@@ -64,15 +68,16 @@ def start(
     tell: Tell = lambda _: None,
     progress: bool = False,
     every: float = 30.0,
+    stop: Stop = _never,
 ) -> xr.DataTree:
     """Compute what `config` says, and return the results; with a `folder`, make a run of it there.
 
     What is finished is written as it is there, and the state of the rest is saved `every` so many seconds:
-    after a crash, or SIGINT or SIGTERM, `resume` goes on, to bit-identical results.
+    after a crash, or SIGINT or SIGTERM, or once `stop()` is true, `resume` goes on, to bit-identical results.
 
     Raises, before anything is computed or touched, `InputError` and the other errors of ours for what cannot
     be computed, and `RunError` for a folder that holds something already or in which another process works;
-    `Interrupted` after a signal.
+    `Interrupted` when it was stopped.
     """
     if folder is None:
         return _compute(config, _prepared(config), None, NOWHERE, tell, progress)
@@ -85,11 +90,16 @@ def start(
             overwrite=overwrite,
         )
         log(folder, "started")
-        return _logged(config, prepared, folder, tell, progress, every)
+        return _logged(config, prepared, folder, tell, progress, every, stop)
 
 
 def resume(
-    folder: FilePath, *, tell: Tell = lambda _: None, progress: bool = False, every: float = 30.0
+    folder: FilePath,
+    *,
+    tell: Tell = lambda _: None,
+    progress: bool = False,
+    every: float = 30.0,
+    stop: Stop = _never,
 ) -> xr.DataTree:
     """Go on with the run in `folder` where it was stopped, and return the results.
 
@@ -107,7 +117,7 @@ def resume(
     with alone_in(folder):
         log(folder, "resumed")
         held = noises_of(results) if (folder / RESULTS).exists() else ()
-        return _logged(config, prepared, folder, tell, progress, every, held)
+        return _logged(config, prepared, folder, tell, progress, every, stop, held)
 
 
 def configuration(folder: FilePath) -> Config | SweepConfig:
@@ -126,7 +136,7 @@ def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:
     if path is None:
         return None
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return digest_of_bytes([path.read_bytes()])
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
 
@@ -173,16 +183,19 @@ def _logged(
     tell: Tell,
     progress: bool,
     every: float,
+    stop: Stop,
     held: Collection[str] = (),
 ) -> xr.DataTree:
     try:
-        checkpoint = Checkpoint(folder / CHECKPOINT, every=every, published=_publisher(config, folder))
+        checkpoint = Checkpoint(
+            folder / CHECKPOINT, every=every, stop=stop, published=_publisher(config, folder)
+        )
         results = _compute(config, prepared, folder, checkpoint, tell, progress, held)
-    except Interrupted as stop:
+    except Interrupted as stopped:
         with contextlib.suppress(RunError):
             log(folder, "stopped")
-        saved = "what was saved last is there" if stop.at_once else "everything until now is saved"
-        raise Interrupted(f"{saved}. To go on: zeroloss resume {folder}", stop.signal) from None
+        saved = "what was saved last is there" if stopped.at_once else "everything until now is saved"
+        raise Interrupted(f"{saved}. To go on: zeroloss resume {folder}", stopped.signal) from None
     except BaseException as error:
         with contextlib.suppress(RunError):
             log(folder, "failed", error=f"{type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from zeroloss.runs.folder import noises_of
 
 _FACTS = ("regime", "stochastic", "verdict")
 _LEFT_OUT = ("hessian_trace_error", "distance_error")
-_FIRST = {"regularizer": 0, "hessian_trace": 1, "test_error": 2}
+_FIRST = ("regularizer", "hessian_trace", "test_error")
 _LAST = ("distance", "loss", "noisy_loss")
 
 
@@ -25,20 +25,20 @@ def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
     if command == "compare":
         table = results.to_dataset()
         return [
-            {str(name): _plain(values.values[index]) for name, values in table.variables.items()}
+            {str(name): plain(values.values[index]) for name, values in table.variables.items()}
             for index in range(len(names))
         ]
     groups = {name: results.children[name].to_dataset(inherit=False) for name in names}
     if command == "study":
         return [
-            {"noise": name, **{k: _plain(v) for k, v in each.attrs.items()}} for name, each in groups.items()
+            {"noise": name, **{k: plain(v) for k, v in each.attrs.items()}} for name, each in groups.items()
         ]
     return [
         {
             "noise": name,
             "time": float(each["time"].values[-1]),
             "unit": each["time"].attrs.get("units", ""),
-            **{fact: _plain(each.attrs[fact]) for fact in _FACTS if fact in each.attrs},
+            **{fact: plain(each.attrs[fact]) for fact in _FACTS if fact in each.attrs},
             **{
                 f"{quantity}_{where}": value
                 for quantity, measured in ends(each).items()
@@ -75,11 +75,16 @@ def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
         _, mean, error = over_replicas(values)
         found[where] = (float(mean[0]), float(mean[-1]), None if error is None else float(error[-1]))
 
-    def rank(name: str) -> tuple[int, str]:  # on the disk there is no order
-        return (len(_FIRST) + 1 if name in _LAST else _FIRST.get(name, len(_FIRST)), name)
-
-    return {name: found[name] for name in sorted(found, key=rank)}
+    return {name: found[name] for name in sorted(found, key=reading_order)}
 
 
-def _plain(value: Any) -> Any:
+def reading_order(quantity: str) -> tuple[int, str]:
+    """A key to sort quantities by, as people read them; on the disk they are in any order."""
+    if quantity in _LAST:
+        return len(_FIRST) + 1, quantity
+    return _FIRST.index(quantity) if quantity in _FIRST else len(_FIRST), quantity
+
+
+def plain(value: Any) -> Any:
+    """What NumPy holds as Python's own; words are that already."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -9,7 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError, Executor, Future, as_completed
+from concurrent.futures import CancelledError, Executor, Future, as_completed, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,9 @@ from pydantic import JsonValue
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss.checkpoint import alone_in
+from zeroloss.checkpoint import alone_in, in_use
 from zeroloss.errors import Interrupted, RunError, ZerolossError
+from zeroloss.files import unwritable
 from zeroloss.problems import parse_noise
 from zeroloss.progress import progress_bar
 from zeroloss.runs.cluster import dask_executor
@@ -30,6 +31,7 @@ from zeroloss.runs.config import config_from
 from zeroloss.runs.folder import (
     CELLS,
     CONFIG,
+    STOP,
     check_free,
     column,
     create,
@@ -45,6 +47,7 @@ from zeroloss.runs.opened import Run, open_run
 from zeroloss.runs.rows import rows
 
 COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
+_STOPPED = "stopped"
 _LONGEST_REASON = 1000
 
 
@@ -90,7 +93,8 @@ def sweep(
     from its checkpoint.
 
     Raises, before anything is computed, `InputError` for a problem or noise that cannot be made on one of the
-    axes, and `RunError` for a folder that holds something already; `Interrupted` after a signal.
+    axes, and `RunError` for a folder that holds something already; `Interrupted` after a signal, once the
+    cells that were being computed have saved their state. A second signal does not wait for that.
     """
     check_free(folder, overwrite=overwrite)
     _check(config)
@@ -156,13 +160,19 @@ def compute_cell(path: str, values: Mapping[str, Any], every: float) -> str:
     """Do one cell, or go on with it, in whatever process this is. Returns why it failed, or nothing."""
     jax.config.update("jax_enable_x64", True)
     folder = Path(path)
+    whole = folder.parent.parent
+    stop = (whole / STOP).exists
     try:
-        if not (folder.parent.parent / CONFIG).is_file():
-            raise RunError(f"{folder.parent.parent} is not there: who computes must see the sweep's folder.")
+        if not (whole / CONFIG).is_file():
+            raise RunError(f"{whole} is not there: who computes must see the sweep's folder.")
+        if stop():
+            return _STOPPED
         if (folder / CONFIG).is_file():
-            resume(folder, every=every)
+            resume(folder, every=every, stop=stop)
         else:
-            start(config_from(values), folder, every=every)
+            start(config_from(values), folder, every=every, stop=stop)
+    except Interrupted:
+        return _STOPPED
     except ZerolossError as error:
         return str(error)
     except Exception as error:  # what a problem of the user's own raises
@@ -193,6 +203,10 @@ def _go_on(
     folder = folder.resolve()
     cells = cells_of(config, folder)
     left = [cell for cell in cells if cell.status != COMPLETE]
+    try:
+        (folder / STOP).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(folder / STOP, error) from error
     stopped = None
     try:
         with contextlib.ExitStack() as stack:
@@ -201,17 +215,19 @@ def _go_on(
                 used = _entered(executor, stack, tell)
                 _compute(config, folder, left, len(cells), used, tell, progress, every)
     except KeyboardInterrupt as stop:
-        stopped = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
+        stopped = _as_interrupted(stop)
     results = collect(config, folder)
     done = int(np.sum(results.to_dataset()["status"].values == COMPLETE))
     if done or not has_previous(folder):
         write_results(folder, results, complete=done == len(cells))
     if stopped is not None:
         log(folder, "stopped", cells=done)
+        others = "had saved last is there" if stopped.at_once else "had done is saved"
         raise Interrupted(
-            f"{done} of {len(cells)} cells are complete, and what the others had done {every:g} s before is "
-            f"saved. To go on: zeroloss resume {folder}",
-            stopped,
+            f"{done} of {len(cells)} cells are complete, and what the others {others}. To go on: zeroloss "
+            f"resume {folder}",
+            stopped.signal,
+            at_once=stopped.at_once,
         )
     log(folder, "finished" if done == len(cells) else "failed", cells=done)
     return results
@@ -243,16 +259,34 @@ def _compute(
                 futures[executor.submit(compute_cell, str(cell.path), values, every)] = cell
             for done, future in enumerate(as_completed(futures), start=1):
                 cell, reason = futures[future], _reason(future)
+                if reason == _STOPPED:
+                    continue
                 if reason:
                     tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
                     log(folder, "cell failed", cell=cell.path.name, reason=reason)
                 else:
                     log(folder, "cell complete", cell=cell.path.name)
                 tick(total - len(left) + done)
-        except BaseException:
+        except KeyboardInterrupt as stop:
+            raise _saved(folder, futures, _as_interrupted(stop), tell) from None
+        finally:
             for future in futures:
                 future.cancel()
-            raise
+
+
+def _saved(folder: Path, futures: Mapping[Future[str], Cell], stop: Interrupted, tell: Tell) -> Interrupted:
+    """Have the cells that are being computed saved, and say whether they were."""
+    try:
+        (folder / STOP).touch()
+        tell("Stopping, once the cells that are being computed are saved. Ctrl-C again stops at once.")
+        wait([future for future, cell in futures.items() if in_use(cell.path) or not future.cancel()])
+        return stop
+    except (KeyboardInterrupt, OSError):
+        return Interrupted(str(stop), stop.signal, at_once=True)
+
+
+def _as_interrupted(stop: KeyboardInterrupt) -> Interrupted:
+    return stop if isinstance(stop, Interrupted) else Interrupted("stopped", signal.SIGINT)
 
 
 def _reason(future: Future[str]) -> str:
