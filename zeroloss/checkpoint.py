@@ -149,12 +149,13 @@ class Checkpoint:
 
     def stop_if_asked(self) -> None:
         """Raise `Interrupted` after a signal; what is to go on must be saved already."""
-        stopped = self._root.stopped
-        if stopped:
+        if self._root.stopped:
+            number = self._root.signal
+            by = f"by {signal.Signals(number).name}" if number else "as asked"
             raise Interrupted(
-                f"stopped by {signal.Signals(stopped).name}; the state is saved in {self._root.folder}, and "
-                "the same call goes on from there.",
-                stopped,
+                f"stopped {by}; the state is saved in {self._root.folder}, and the same call goes on from "
+                "there.",
+                number or signal.SIGTERM,
             )
 
     def once(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -264,16 +265,14 @@ class _Root:
         published: Callable[[str, Any], object] | None,
     ):
         self.folder, self.published = folder, published
-        self._stop, self._signal = stop, 0
+        self.signal, self._stop = 0, stop
         self._every = self._interval = every
         self._last, self._depth = time.monotonic(), 0
 
     @property
-    def stopped(self) -> int:
-        """The signal that asks to stop, or 0; being asked by other means is as SIGTERM."""
-        if not self._signal and self._stop():
-            self._signal = signal.SIGTERM
-        return self._signal
+    def stopped(self) -> bool:
+        """Whether a signal, or who called, asks to stop."""
+        return bool(self.signal) or self._stop()
 
     @property
     def due(self) -> bool:
@@ -297,17 +296,17 @@ class _Root:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        self._signal, self._last = 0, time.monotonic()
+        self.signal, self._last = 0, time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread is told of signals
             return
 
         def stop(number: int, _: FrameType | None) -> None:
-            if self._signal:
+            if self.signal:
                 raise Interrupted(
                     f"stopped at once; what was saved last is in {self.folder}.", number, at_once=True
                 )
-            self._signal = number
+            self.signal = number
 
         before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -341,13 +340,15 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def in_use(folder: Path) -> bool:
     """Whether a process is working in `folder`."""
-    if not (folder / LOCK).exists():
-        return False
     try:
-        with alone_in(folder):
-            return False
-    except RunError:
+        if (folder / LOCK).exists():
+            with filelock.FileLock(folder / LOCK, blocking=False):
+                pass
+        return False
+    except filelock.Timeout:
         return True
+    except OSError:  # in which nobody can work then
+        return False
 
 
 _DAMAGED = "Nothing was touched; begin anew in another folder, or delete this one."

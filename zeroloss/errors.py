@@ -1,5 +1,6 @@
 """The package's own errors. Each says what was wrong, the number that showed it, and what to do."""
 
+import functools
 from typing import Any
 
 
@@ -64,13 +65,16 @@ class RunError(ZerolossError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped a computation that has a checkpoint, after it had saved its state.
+    """A computation that has a checkpoint was stopped, after it had saved its state.
 
-    `signal` is the number of the signal; `at_once` says that it was the second, which does not wait for a
-    save.
+    `signal` is the number of the signal, SIGTERM where it was asked in another way; `at_once` says that not
+    all of the state was saved, as after a second signal.
     """
 
     def __init__(self, message: str, signal: int, *, at_once: bool = False):
         super().__init__(message)
         self.signal = signal
         self.at_once = at_once
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as processes of a pool hand it on
+        return functools.partial(type(self), at_once=self.at_once), (str(self), self.signal)

@@ -16,6 +16,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+messages = Console(stderr=True)
+"""Where bars are drawn; what is printed on it meanwhile comes out above them."""
+
 _SECONDS_PER_LINE = 30.0
 
 
@@ -25,12 +28,11 @@ def progress_bar(description: str, total: float, shown: bool) -> Iterator[Callab
 
     Where standard error is no terminal, a line every half minute in its place.
     """
-    console = Console(stderr=True)
     if not shown:
         yield lambda done: None
         return
-    if not console.is_terminal:
-        yield _Lines(console, description, total)
+    if not messages.is_terminal:
+        yield _Lines(description, total)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -39,7 +41,7 @@ def progress_bar(description: str, total: float, shown: bool) -> Iterator[Callab
         _Rate(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=messages, transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
 
@@ -54,8 +56,8 @@ class _Rate(ProgressColumn):
 class _Lines:
     """Says in plain lines how far it is, and how much longer it takes."""
 
-    def __init__(self, console: Console, description: str, total: float):
-        self._console, self._description, self._total = console, description, total
+    def __init__(self, description: str, total: float):
+        self._description, self._total = description, total
         self._began = self._said = time.monotonic()
         self._first: float | None = None
 
@@ -67,7 +69,7 @@ class _Lines:
             return
         self._said = now
         rate = (done - self._first) / (now - self._began)
-        self._console.print(
+        messages.print(
             f"{self._description}: {100 * done / self._total:.0f} %, {rate:.3g}/s, "
             f"{(self._total - done) / rate:.0f} s left",
             highlight=False,

@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from runs_here import Here
 
 import zeroloss as zl
 from zeroloss import runs
+from zeroloss.checkpoint import alone_in
 from zeroloss.errors import InputError, Interrupted, RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 
@@ -158,30 +160,32 @@ def _begun(folder, done):
 
 
 @pytest.mark.slow
-def test_cells_save_when_their_sweep_is_stopped(tmp_path):
-    """They are computed in threads, which signals do not reach."""
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor(1), Here()], ids=["thread", "here"])
+def test_cells_save_when_their_sweep_is_stopped(tmp_path, executor):
+    """Signals do not reach a thread; where there is none, they reach the cell first."""
     folder, config, ended = tmp_path / "sweep", grid({"seed": [0, 1]}, steps=3_000_000), threading.Event()
 
     def stop():
         _begun(folder, ended.is_set)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not ended.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=stop).start()
-    with (
-        ThreadPoolExecutor(1) as executor,
-        pytest.raises(Interrupted, match=r"what the others had done is saved.*zeroloss resume") as stopped,
-    ):
-        runs.sweep(config, folder, executor=executor, every=1000)
-    ended.set()
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        with pytest.raises(
+            Interrupted, match=r"what the others had done is saved.*zeroloss resume"
+        ) as stopped:
+            runs.sweep(config, folder, executor=executor, every=1000)
+    finally:
+        ended.set()
     assert stopped.value.signal == signal.SIGTERM and not stopped.value.at_once
     begun, waiting = runs.cells_of(config, folder)
     assert (begun.status, waiting.status) == ("unfinished", "waiting")
     assert events(begun) == ["started", "stopped"]
     assert list(begun.path.glob("checkpoint/**/state.npz"))
     runs.resume_sweep(config, folder, executor=Here())
-    assert zl.open_run(folder).complete and events(begun) == [
-        "started", "stopped", "resumed", "computed", "finished",
-    ]  # fmt: skip
+    assert zl.open_run(folder).complete
+    assert events(begun) == ["started", "stopped", "resumed", "computed", "finished"]
     runs.start(config.cell_at(begun.place), tmp_path / "alone")
     assert contents(tmp_path / "alone") == contents(begun.path)
 
@@ -199,6 +203,69 @@ def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
     assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
     begun = list((folder / "cells").glob("*/config.json"))
     assert len(list((folder / "cells").glob("*/checkpoint/**/state.npz"))) == len(begun) > 0
+
+
+def test_what_was_not_saved_is_not_said_to_be(tmp_path):
+    class Losing(Here):
+        def submit(self, fn, /, *args, **kwargs):
+            if len(self.calls) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().submit(fn, *args, **kwargs)
+
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    with pytest.raises(Interrupted, match="had saved last is there") as stop:
+        runs.sweep(config, folder, executor=Losing(broken=(1,)))
+    assert stop.value.at_once
+    assert [cell.status for cell in runs.cells_of(config, folder)] == ["failed", "waiting"]
+    again = pickle.loads(pickle.dumps(stop.value))
+    assert (str(again), again.signal, again.at_once) == (str(stop.value), signal.SIGTERM, True)
+
+
+def test_cells_can_be_stopped_from_outside(tmp_path):
+    class Told(Here):
+        def submit(self, fn, /, *args, **kwargs):
+            (tmp_path / "sweep" / ".stop").touch()
+            return super().submit(fn, *args, **kwargs)
+
+    folder, config, said = tmp_path / "sweep", grid({"seed": [0, 1]}), []
+    results = runs.sweep(config, folder, executor=Told(), tell=said.append)
+    assert set(results["status"].values) == {"failed"} and len(said) == 2
+    assert all("told to stop" in each for each in results["reason"].values)
+    runs.resume_sweep(config, folder, executor=Here())
+    assert zl.open_run(folder).complete and not (folder / ".stop").exists()
+
+
+def test_cells_that_outlive_their_sweep_are_waited_for(tmp_path):
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    runs.sweep(config, folder, executor=Here(broken=(2,)))
+    cell = runs.cells_of(config, folder)[1]
+    with alone_in(cell.path):
+        before = contents(folder, without=())
+        for again in (
+            lambda: runs.resume_sweep(config, folder, executor=Here()),
+            lambda: runs.sweep(config, folder, executor=Here(), overwrite=True),
+        ):
+            with pytest.raises(RunError, match=r"1 cells of .* are still being computed"):
+                again()
+        assert contents(folder, without=()) == before | {".stop": b""}
+    runs.resume_sweep(config, folder, executor=Here())
+    assert zl.open_run(folder).complete and not (folder / ".stop").exists()
+
+
+def test_a_sweep_of_which_nothing_completes_replaces_nothing(tmp_path):
+    folder, config = tmp_path / "sweep", grid({"seed": [0]})
+    runs.sweep(config, folder, executor=Here())
+    before = contents(folder, without=())
+    with pytest.raises(RunError, match=r"none of the 2 cells.*is back.*stability limit"):
+        runs.sweep(grid({"step_size": [3.0, 4.0]}), folder, executor=Here(), overwrite=True)
+    assert contents(folder, without=()) == before
+
+
+def test_an_unfinished_sweep_is_to_be_gone_on_with(tmp_path):
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    runs.sweep(config, folder, executor=Here(broken=(2,)))
+    with pytest.raises(RunError, match=r"unfinished run.*zeroloss resume"):
+        runs.sweep(config, folder, executor=Here())
 
 
 def test_any_executor_will_do(tmp_path):
@@ -279,4 +346,4 @@ def test_the_command_line_sweeps(tmp_path):
     assert (folder / "report.html").is_file()
     assert "2 of 4" in finished(zeroloss("resume", folder, "--workers", "1"), code=1)
     again = finished(zeroloss(*command, "--grid", "seed=0"), code=1)
-    assert "already holds a run" in " ".join(again.split())
+    assert "already holds an unfinished run" in " ".join(again.split())

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperOption
 
 from zeroloss import __version__
 from zeroloss.errors import InputError, Interrupted, ZerolossError
+from zeroloss.progress import messages
 
 PROBLEMS, RUNS, RESULTS = "Problems", "Runs", "Results"
 """The panels of the commands in the help."""
@@ -34,8 +35,8 @@ EXIT_CODES = {
     0: "done",
     1: "an error, said in a line",
     2: "wrong usage",
-    130: "stopped by Ctrl-C, after saving",
-    143: "stopped by SIGTERM, after saving",
+    130: "stopped by Ctrl-C",
+    143: "stopped by SIGTERM",
 }
 
 
@@ -65,7 +66,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-out, messages = Console(), Console(stderr=True)
+out = Console()
 
 
 class _Command(TyperCommand):

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
@@ -82,18 +81,18 @@ def dask_executor(
             )
             stack.enter_context(cluster)
             client = stack.enter_context(distributed.Client(cluster))
-            client.register_worker_callbacks(_leave_interrupts)
+            client.register_worker_callbacks(_leave_the_group)
             limits = {each.memory_manager.memory_limit for each in cluster.workers.values()}
             tell(
                 f"{count} worker process{'es' if count > 1 else ''} on this machine, with at most "
                 f"{', '.join(sorted(_bound(each, format_bytes) for each in limits))} of memory each."
             )
-        yield client.get_executor()
+        yield client.get_executor(pure=False)  # a cell is done again when it is asked for again
 
 
-def _leave_interrupts() -> None:
-    """Have Ctrl-C, which a terminal sends to all, to the process that tells the others when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_the_group() -> None:
+    """Leave signals, which terminals and schedulers send to all, to the process that tells others to stop."""
+    os.setpgrp()
 
 
 def _bound(limit: int | None, in_words: Callable[[int], str]) -> str:

@@ -7,7 +7,7 @@ log.jsonl       what happened when, a line each
 checkpoint/     the state of what is being computed, until that is complete
 figures/, report.html
 cells/          of a sweep: the folders of its runs
-stop            of a sweep that was stopped: what told those who computed its cells
+.stop           of a sweep that was stopped: what told those who computed its cells
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from zeroloss.checkpoint import LOCK
+from zeroloss.checkpoint import LOCK, in_use
 from zeroloss.dynamics import Comparison, Study
 from zeroloss.dynamics import Path as Trajectory
 from zeroloss.errors import RunError
@@ -32,7 +32,7 @@ from zeroloss.runs.config import check_kinds
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
 CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "cells"
-STOP = "stop"
+STOP = ".stop"
 VERSIONS, DESCRIPTION = "versions", "description"
 
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
@@ -40,6 +40,7 @@ _OLD = RESULTS + ".old"  # while new results take its place
 _PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, _OLD, CHECKPOINT, FIGURES, CELLS, STOP)
 _PREVIOUS = ".previous"  # a run that is to be overwritten, until the new one has results
 _SETTING_ASIDE = _PREVIOUS + PART
+_FORGOTTEN = _PREVIOUS + ".old"
 _COMPLETE = "complete"
 _CHUNK = 64  # saves together in a file, while a run works
 
@@ -63,7 +64,8 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
             "Choose another folder."
         )
     if not overwrite:
-        unfinished = (folder / CHECKPOINT).is_dir()
+        last = [event["event"] for event in events(folder)][-1:]
+        unfinished = (folder / CHECKPOINT).is_dir() or last not in ([], ["finished"])
         resume = f"Go on with it: zeroloss resume {folder}; or choose" if unfinished else "Choose"
         raise RunError(
             f"{folder} already holds {'an unfinished' if unfinished else 'a'} run; nothing was touched. "
@@ -76,9 +78,10 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
 
     An earlier run, where it may be overwritten, is set aside until there are results to take its place, or
     until `restore_previous`. One without results, that was to overwrite another, is deleted. Raises
-    `RunError` like `check_free`, and when the folder cannot be written.
+    `RunError` like `check_free` and `require_idle`, and when the folder cannot be written.
     """
     check_free(folder, overwrite=overwrite)
+    require_idle(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _set_aside(folder)
@@ -93,6 +96,21 @@ def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) 
     except RunError:
         restore_previous(folder)
         raise
+
+
+def require_idle(folder: Path) -> None:
+    """Raise `RunError` where cells of a sweep are computed by processes that outlived it; have those stop."""
+    busy = sum(in_use(path) for path in (folder / CELLS).glob("*"))
+    try:
+        if busy:
+            (folder / STOP).touch()
+            raise RunError(
+                f"{busy} cells of {folder} are still being computed by processes of an earlier sweep. They "
+                "have been told to save and stop; try again in a moment."
+            )
+        (folder / STOP).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(folder / STOP, error) from error
 
 
 def has_previous(folder: Path) -> bool:
@@ -122,6 +140,14 @@ def _set_aside(folder: Path) -> None:
         for path in held:
             path.rename(part / path.name)
         part.rename(folder / _PREVIOUS)
+
+
+def _forget_previous(folder: Path) -> None:
+    """Delete the run that was overwritten; half of it is never taken for the whole."""
+    _remove(folder / _FORGOTTEN)
+    if has_previous(folder):
+        (folder / _PREVIOUS).rename(folder / _FORGOTTEN)
+        _remove(folder / _FORGOTTEN)
 
 
 def _bring_back(aside: Path) -> None:
@@ -193,7 +219,7 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
             target.rename(old)
         fresh.rename(target)
         _remove(old)
-        _remove(folder / _PREVIOUS)
+        _forget_previous(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             _remove(fresh)

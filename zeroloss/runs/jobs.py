@@ -195,7 +195,9 @@ def _logged(
         with contextlib.suppress(RunError):
             log(folder, "stopped")
         saved = "what was saved last is there" if stopped.at_once else "everything until now is saved"
-        raise Interrupted(f"{saved}. To go on: zeroloss resume {folder}", stopped.signal) from None
+        raise Interrupted(
+            f"{saved}. To go on: zeroloss resume {folder}", stopped.signal, at_once=stopped.at_once
+        ) from None
     except BaseException as error:
         with contextlib.suppress(RunError):
             log(folder, "failed", error=f"{type(error).__name__}: {error}")
@@ -240,6 +242,7 @@ def _compute(
     seen: dict[str, dict[str, xr.Dataset]] = {}
     results = xr.DataTree()
     with checkpoint.open():
+        checkpoint.stop_if_asked()
         for index, (name, system) in enumerate(prepared.systems.items()):
             tell(f"[bold]{name}[/bold]: {job.announcement} ...")
             began = time.perf_counter()

@@ -5,6 +5,9 @@ numbers, along the axes of the grid, and `cells/` their folders.
 """
 
 import contextlib
+import functools
+import multiprocessing
+import os
 import signal
 import threading
 import traceback
@@ -21,9 +24,8 @@ from pydantic import JsonValue
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss.checkpoint import alone_in, in_use
+from zeroloss.checkpoint import alone_in
 from zeroloss.errors import Interrupted, RunError, ZerolossError
-from zeroloss.files import unwritable
 from zeroloss.problems import parse_noise
 from zeroloss.progress import progress_bar
 from zeroloss.runs.cluster import dask_executor
@@ -39,6 +41,8 @@ from zeroloss.runs.folder import (
     has_previous,
     is_timing,
     log,
+    require_idle,
+    restore_previous,
     write_results,
 )
 from zeroloss.runs.grid import SweepConfig, in_words
@@ -47,7 +51,7 @@ from zeroloss.runs.opened import Run, open_run
 from zeroloss.runs.rows import rows
 
 COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
-_STOPPED = "stopped"
+_STOPPED = "it was told to stop, and what it had done is saved"
 _LONGEST_REASON = 1000
 
 
@@ -117,6 +121,7 @@ def resume_sweep(
 ) -> xr.DataTree:
     """Go on with the sweep in `folder`: with cells that were interrupted, failed, or not begun."""
     with alone_in(folder):
+        require_idle(folder)
         log(folder, "resumed")
         return _go_on(config, folder, executor, tell, progress, every)
 
@@ -157,11 +162,15 @@ def collect(config: SweepConfig, folder: Path) -> xr.DataTree:
 
 
 def compute_cell(path: str, values: Mapping[str, Any], every: float) -> str:
-    """Do one cell, or go on with it, in whatever process this is. Returns why it failed, or nothing."""
+    """Do one cell, or go on with it, in whatever process this is.
+
+    Returns why it is not complete, or nothing. Raises `Interrupted` after a signal to this process.
+    """
     jax.config.update("jax_enable_x64", True)
     folder = Path(path)
     whole = folder.parent.parent
-    stop = (whole / STOP).exists
+    stop = functools.partial(os.path.exists, whole / STOP)
+    _leave_interrupts()
     try:
         if not (whole / CONFIG).is_file():
             raise RunError(f"{whole} is not there: who computes must see the sweep's folder.")
@@ -171,14 +180,23 @@ def compute_cell(path: str, values: Mapping[str, Any], every: float) -> str:
             resume(folder, every=every, stop=stop)
         else:
             start(config_from(values), folder, every=every, stop=stop)
-    except Interrupted:
-        return _STOPPED
+    except Interrupted as stopped:
+        if stop() and not stopped.at_once:
+            return _STOPPED
+        raise
     except ZerolossError as error:
         return str(error)
     except Exception as error:  # what a problem of the user's own raises
         last = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__} in {last.name}, line {last.lineno} of {last.filename}: {error}"
     return ""
+
+
+def _leave_interrupts() -> None:
+    """In a process of a pool, do not die of Ctrl-C between two cells: that would break the pool."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if multiprocessing.parent_process() is not None and in_main_thread:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check(config: SweepConfig) -> None:
@@ -203,24 +221,20 @@ def _go_on(
     folder = folder.resolve()
     cells = cells_of(config, folder)
     left = [cell for cell in cells if cell.status != COMPLETE]
-    try:
-        (folder / STOP).unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(folder / STOP, error) from error
-    stopped = None
+    stopped: Interrupted | None = None
     try:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_terminable())
             if left:
                 used = _entered(executor, stack, tell)
-                _compute(config, folder, left, len(cells), used, tell, progress, every)
-    except KeyboardInterrupt as stop:
-        stopped = _as_interrupted(stop)
+                stopped = _compute(config, folder, left, len(cells), used, tell, progress, every)
+    except KeyboardInterrupt as stop:  # while the executor begins or ends
+        stopped = stopped or _as_interrupted(stop)
     results = collect(config, folder)
     done = int(np.sum(results.to_dataset()["status"].values == COMPLETE))
     if done or not has_previous(folder):
         write_results(folder, results, complete=done == len(cells))
-    if stopped is not None:
+    if stopped is not None and done < len(cells):
         log(folder, "stopped", cells=done)
         others = "had saved last is there" if stopped.at_once else "had done is saved"
         raise Interrupted(
@@ -228,6 +242,13 @@ def _go_on(
             f"resume {folder}",
             stopped.signal,
             at_once=stopped.at_once,
+        )
+    if has_previous(folder):
+        reason = next(filter(None, results.to_dataset()["reason"].values.ravel()), "it is not known why")
+        restore_previous(folder)
+        raise RunError(
+            f"none of the {len(cells)} cells could be completed, and what was to be overwritten is back. The "
+            f"first reason: {reason}"
         )
     log(folder, "finished" if done == len(cells) else "failed", cells=done)
     return results
@@ -249,40 +270,48 @@ def _compute(
     tell: Tell,
     progress: bool,
     every: float,
-) -> None:
+) -> Interrupted | None:
+    """Do the cells that are left; returns what stopped it, if anything did."""
     futures: dict[Future[str], Cell] = {}
     with progress_bar(f"{total} cells", total, progress) as tick:
+
+        def ended(future: Future[str], *, stopping: bool = False) -> str:
+            """Say how a cell ended; returns why it is not complete, or nothing."""
+            cell, reason = futures.pop(future), _reason(future)
+            if not reason:
+                log(folder, "cell complete", cell=cell.path.name)
+            elif not (stopping and reason == _STOPPED):
+                tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
+                log(folder, "cell failed", cell=cell.path.name, reason=reason)
+            tick(total - len(futures))
+            return reason
+
         tick(total - len(left))
         try:
             for cell in left:
                 values = config.cell_at(cell.place).model_dump(mode="json")
                 futures[executor.submit(compute_cell, str(cell.path), values, every)] = cell
-            for done, future in enumerate(as_completed(futures), start=1):
-                cell, reason = futures[future], _reason(future)
-                if reason == _STOPPED:
-                    continue
-                if reason:
-                    tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
-                    log(folder, "cell failed", cell=cell.path.name, reason=reason)
-                else:
-                    log(folder, "cell complete", cell=cell.path.name)
-                tick(total - len(left) + done)
-        except KeyboardInterrupt as stop:
-            raise _saved(folder, futures, _as_interrupted(stop), tell) from None
+            for future in as_completed(list(futures)):
+                ended(future)
+            return None
+        except KeyboardInterrupt as error:
+            stop = _as_interrupted(error)
+            try:
+                (folder / STOP).touch()
+                with contextlib.suppress(OSError, SystemExit):  # where nobody reads it any more
+                    tell("Stopping, once the cells at work have saved. Ctrl-C again stops at once.")
+                wait(futures)
+                reasons = [ended(future, stopping=True) for future in list(futures)]
+                saved = all(reason in ("", _STOPPED) for reason in reasons)
+            except (KeyboardInterrupt, OSError, RunError):
+                saved = False
+            return Interrupted(str(stop), stop.signal, at_once=stop.at_once or not saved)
         finally:
-            for future in futures:
-                future.cancel()
-
-
-def _saved(folder: Path, futures: Mapping[Future[str], Cell], stop: Interrupted, tell: Tell) -> Interrupted:
-    """Have the cells that are being computed saved, and say whether they were."""
-    try:
-        (folder / STOP).touch()
-        tell("Stopping, once the cells that are being computed are saved. Ctrl-C again stops at once.")
-        wait([future for future, cell in futures.items() if in_use(cell.path) or not future.cancel()])
-        return stop
-    except (KeyboardInterrupt, OSError):
-        return Interrupted(str(stop), stop.signal, at_once=True)
+            if futures:
+                with contextlib.suppress(OSError):
+                    (folder / STOP).touch()
+                for future in futures:
+                    future.cancel()
 
 
 def _as_interrupted(stop: KeyboardInterrupt) -> Interrupted:
@@ -290,11 +319,13 @@ def _as_interrupted(stop: KeyboardInterrupt) -> Interrupted:
 
 
 def _reason(future: Future[str]) -> str:
-    """Why a cell failed, or nothing."""
+    """Why a cell is not complete, or nothing."""
     try:
         return future.result()[:_LONGEST_REASON]
+    except Interrupted as stop:
+        return f"it was stopped: {stop}" if stop.at_once else _STOPPED
     except CancelledError:
-        return "it was cancelled"
+        return "who computes cancelled it, or is lost"
     except Exception as error:  # the process that computed it is gone
         return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
 
