@@ -50,6 +50,14 @@ def test_axes_are_options_of_problems_too():
     assert [cell.options for cell in cells] == [{"width": 5, "seed": 3}, {"width": 7, "seed": 3}]
 
 
+def test_a_problem_keeps_a_seed_of_its_own():
+    given = grid({"seed": [1, 2]}, problem="regression_1d", options={"seed": 7})
+    assert [given.cell_at(place).options["seed"] for place in given.places()] == [7, 7]
+    varied = grid({"set.seed": [1, 2], "seed": [2]}, problem="regression_1d", options={"seed": 0})
+    cells = [varied.cell_at(place) for place in varied.places()]
+    assert [(cell.options["seed"], cell.seed) for cell in cells] == [(1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize(
     ("axes", "said"),
     [

@@ -51,8 +51,12 @@ class SweepConfig(pydantic.BaseModel):
         """The config of the cell at `place`. Raises `InputError` where that is none."""
         values: dict[str, Any] = {**self.cell}
         values["options"], values["strengths"] = dict(values["options"]), dict(values["strengths"])
+        # Problems that take a seed have the run's, unless they were given another.
+        follows = values["options"].get("seed") == values["seed"] and f"{_OPTION}seed" not in place
         for name, value in place.items():
             _put(values, name, value)
+        if follows:
+            values["options"]["seed"] = values["seed"]
         return config_from(values)
 
 
@@ -91,9 +95,6 @@ def _put(values: dict[str, Any], name: str, value: JsonValue) -> None:
         options[name.removeprefix(_OPTION)] = value
     elif name == "noise":
         values["noise"] = [value]
-    elif name == "seed":  # as --seed, for those problems that take one
-        options.update({"seed": value} if "seed" in options else {})
-        values["seed"] = value
     elif name in _STRENGTHS:
         strengths.update(strengths_from(**{name: value}))
     elif name in values and name not in _NO_AXES:

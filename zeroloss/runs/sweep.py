@@ -283,7 +283,8 @@ def _compute(
             elif not (stopping and reason == _STOPPED):
                 tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
                 log(folder, "cell failed", cell=cell.path.name, reason=reason)
-            tick(total - len(futures))
+            if not stopping:
+                tick(total - len(futures))
             return reason
 
         tick(total - len(left))
