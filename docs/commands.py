@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from zeroloss.cli import app
 from zeroloss.cli.console import EXAMPLES, EXIT_CODES
+from zeroloss.problems import DEFAULT_STRENGTHS
 
 PAGE = Path(__file__).with_suffix(".md")
 WIDTH = 80
@@ -22,6 +23,12 @@ _HEAD = """\
 
 What `--help` says of every command in a terminal 80 columns wide, and what to type. Where an example names
 the folder of a run, an earlier example makes it. `python docs/commands.py` writes this page.
+"""
+
+_NOISES = """\
+A strength is the rate of `dropout` and `dropconnect`, the size of minibatches, and sigma of the others.
+Noises add up: `minibatch:32+label:0.1`. What each does is in [theory.md](theory.md#4-the-noises); a
+problem has those that suit it.
 """
 
 
@@ -63,6 +70,13 @@ def page() -> str:
             "command", "", {f"[`{name}`](#{name.replace(' ', '-')})": words for name, words in found.items()}
         ),
         _table("exit code", "", {str(code): words for code, words in EXIT_CODES.items()}),
+        _table(
+            "`--noise`",
+            "strength, where it is not given as in `label:0.1`",
+            {f"`{name}`": f"{strength:g}" for name, strength in DEFAULT_STRENGTHS.items()}
+            | {"`sampled-labels`": "takes none"},
+        ),
+        _NOISES,
         _block("text", help_of()),
     ]
     for name in found:

@@ -80,6 +80,12 @@ def test_what_cannot_be_made_is_refused_before_anything_is_done(tmp_path):
     executor = Here()
     with pytest.raises(InputError, match="no option 'width'"):
         runs.sweep(grid({"set.width": [5]}), tmp_path / "sweep", executor=executor)
+    with pytest.raises(InputError, match="along the axis 'sigma' would be the same"):
+        runs.sweep(grid({"sigma": [0.1, 0.2]}), tmp_path / "sweep", executor=executor)
+    with pytest.raises(InputError, match="along the axis 'rate' would be the same"):
+        runs.sweep(
+            grid({"rate": [0.1, 0.2], "noise": ["label", "weight"]}), tmp_path / "sweep", executor=executor
+        )
     with pytest.raises(InputError, match="unknown noise 'lable'"):
         runs.sweep(grid({"noise": ["label", "lable"]}), tmp_path / "sweep", executor=executor)
     assert not executor.calls and not (tmp_path / "sweep").exists()

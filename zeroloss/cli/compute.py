@@ -51,6 +51,7 @@ def classify_command(request: Request) -> None:
     names = request.noise or _every_noise(chosen)
     systems = _systems(chosen, names, request.strengths)
     point = project(next(iter(systems.values())), chosen.start)
+    largest = largest_eigenvalue(next(iter(systems.values())), point)
     lines, found, caveats, dimensions = [], [], defaultdict(list), ""
     for name, system in systems.items():
         regime = classify(system, point, key=jax.random.key(request.seed))
@@ -62,6 +63,7 @@ def classify_command(request: Request) -> None:
             dict(
                 noise=name, regime=regime.name, time_scale=regime.time_scale,
                 stochastic=regime.stochastic, towards=towards, margin=regime.margin, caveat=regime.caveat,
+                largest_eigenvalue=largest,
             )
         )  # fmt: skip
         if regime.dimension is not None and regime.codimension is not None:
@@ -75,6 +77,11 @@ def classify_command(request: Request) -> None:
     print_table(["noise", "verdict", "drifts in steps", "towards", "margin"], lines, chosen.description)
     if dimensions:
         out.print(f"The zero-loss set has dimension {dimensions}.", highlight=False)
+    out.print(
+        f"The largest eigenvalue of its Hessian is {largest:.4g} where training begins: --step-size 1 is "
+        f"{1 / largest:.3g}.",
+        highlight=False,
+    )
     for caveat, names in caveats.items():
         out.print(f"{escape(', '.join(names))}: {caveat}.", highlight=False)
 
@@ -93,8 +100,8 @@ def how_long_command(
         str | None,
         option(
             _GOAL,
-            "regularizer, hessian_trace, loss or an observable of the problem. By default what the noise "
-            "makes smaller.",
+            "regularizer, hessian_trace, loss or an observable of the problem. By default the regularizer, "
+            "or hessian_trace of noise that leaves that constant.",
             metavar="<quantity>",
         ),
     ] = None,

@@ -121,7 +121,10 @@ Steps = Annotated[int, option(TRAINING, "Training steps.")]
 Saves = Annotated[int, option(TRAINING, "How many times to save at.")]
 Replicas = Annotated[int, option(TRAINING, "Training runs of each noise.")]
 StepSize = Annotated[
-    float, option(TRAINING, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2.")
+    float,
+    option(
+        TRAINING, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2, with momentum further."
+    ),
 ]
 
 
@@ -245,11 +248,16 @@ def _options(
         if not equals:
             raise UsageError(f"--set needs name=value, got {text!r}.")
         options[option.strip()] = typed(value.strip())
-    if width:
+    known = problems.options_of(name)
+    if width and "width" in known and "widths" not in known:
+        if len(width) > 1:
+            raise UsageError(f"{name!r} has one hidden layer, and --width was given {len(width)} times.")
+        options["width"] = width[0]
+    elif width:
         options["widths"] = width
     if examples is not None:
         options["examples"] = examples
-    if name == "table" or "seed" in problems.options_of(name):
+    if name == "table" or "seed" in known:
         options.setdefault("seed", seed)
     return options
 

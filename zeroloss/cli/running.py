@@ -111,7 +111,7 @@ def resume_command(
     """Go on with a run or a sweep where it was stopped.
 
     The results of a run are those that it would have had without the stop, bit for bit. Of a sweep all cells
-    that are not complete are gone on with, and those that failed are tried again.
+    that are not complete are resumed, and those that failed are tried again.
     """
     with failing_in_a_line():
         quiet = quiet or as_json

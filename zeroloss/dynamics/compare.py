@@ -66,7 +66,8 @@ class Training(eqx.Module):
 class Comparison(eqx.Module):
     """A limit and trainings towards it. `print` it, take `rows()`, or `to_xarray()`.
 
-    - `noise`: the noise in words, `sigma` its scale, `regime` the verdict.
+    - `noise`: the noise in words, `sigma` its scale (of a sum that of the first noise that has one), `regime`
+      the verdict.
     - `largest_eigenvalue`: lambda_max of the Hessian at the start; training is stable below 2 / it.
     - `limit`: in slow time; `limit_seconds` with compilation.
     - `trainings`: one per step size.

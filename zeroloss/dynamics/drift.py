@@ -61,7 +61,7 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
       Lyapunov equation becomes the Stein equation of section 5, exact at any alpha below the
       stability limit for training on all examples.
 
-    **Returns:** a `Drift`. It does not depend on sigma.
+    **Returns:** a `Drift`. It does not depend on sigma; of a sum of noises, on the ratios of their sigmas.
 
     **Raises:** `NotOnSetError`, `RankError`; `StabilityError` when step_size * lambda_max >= 2;
     `InputError` for a step size with minibatches, whose random Hessian is not accounted for.

@@ -41,10 +41,11 @@ class Path(eqx.Module):
 
     Arrays have leading axes `[time]`, or `[replica, time]` where replicas were asked for.
 
-    - `ts`: slow time, in the units that `time_scale` says; steps where `time_scale` is None.
+    - `ts`: slow time, in the units that `time_scale` says. Where that is None, training steps; or, where
+      there are none of these either, of the limit of trivial noise, slow time on any scale.
     - `steps`: training steps, or None for a limit, which has no step size.
     - `params`: pytree of saved parameters.
-    - `loss`, `regularizer`, `hessian_trace`: the clean loss, Reg and tr H.
+    - `loss`, `regularizer`, `hessian_trace`: the clean loss, Reg at sigma = 1, and tr H.
     - `observables`: what the caller asked to measure, by name.
     - `step_bias`: for stochastic limits, by name of what is measured, an estimate of how far its mean at
       each time is off because of the finite time step: twice the step on the same noise moved it by as much
@@ -113,7 +114,10 @@ class Path(eqx.Module):
                 name = "params" + jax.tree_util.keystr(where).replace("/", ".")  # no "/" in Zarr names
                 own = tuple(f"{name}_axis{i}" for i in range(leaf.ndim - len(lead)))
                 data[name] = ((*lead, *own), np.asarray(leaf))
-        unit = "training steps" if self.time_scale is None else f"slow time, {self.time_scale} steps"
+        if self.time_scale is not None:
+            unit = f"slow time, {self.time_scale} steps"
+        else:
+            unit = "slow time, on any scale" if self.steps is None else "training steps"
         coordinates: dict[str, Any] = {"time": ("time", self.ts, {"units": unit})}
         if self.steps is not None:
             coordinates["steps"] = ("time", self.steps, {"units": "training steps"})

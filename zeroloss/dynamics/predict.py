@@ -66,12 +66,13 @@ def predict(
 
     The mean w and the covariance C of the iterates follow the recursion of training averaged over the noise,
 
-        w <- w - alpha (grad L_bar(w) + 1/2 T[C]),    C <- (I - alpha H) C (I - alpha H) + alpha^2 Sigma,
+        w <- w - alpha (grad L_bar(w) + 1/2 T[C]),
+        C <- (I - alpha H) C (I - alpha H) + alpha^2 sigma^2 Sigma,
 
-    with L_bar(w) = E L_hat(w, eta) at the sigma of the system (theory.md, section 5; docs/prediction.md),
-    many training steps at a time, from any start: the fast phase, down to the zero-loss set, is part of
-    the prediction. Around that mean path a small ensemble is kicked along the set as training is, for
-    what the spread of the runs makes of their mean.
+    with L_bar(w) = E L_hat(w, eta) at the sigma of the system, and with minibatches their random Hessian
+    (theory.md, section 5; docs/prediction.md), many training steps at a time, from any start: the fast phase,
+    down to the zero-loss set, is part of the prediction. Around that mean path a small ensemble is kicked
+    along the set as training is, for what the spread of the runs makes of their mean.
 
     **Arguments:**
 
@@ -79,7 +80,8 @@ def predict(
     - `step_size`, `steps`, `momentum`, `nesterov`, `weight_decay`: those of the training, as in
       `zeroloss.descend`; `step_size` may be a schedule.
     - `saves`, `save_steps`, `observables`, `progress`, `checkpoint`: as in `zeroloss.descend`.
-    - `rtol`: how far a step's end may move when it is corrected, relative to the way made, or to |w| / 10.
+    - `rtol`: by how much predictor and corrector may differ in a step of the integrator, relative to the
+      distance travelled, or to |w| / 10 where that is larger.
     - `key`: of the ensemble, and of averages over the noise where they have to be sampled, which is where the
       loss is not quadratic in it. By default a fixed one.
     - `replicas`: None for the mean of training; R for R draws of single runs, with a leading replica axis,
@@ -95,9 +97,9 @@ def predict(
     `IntegrationError`, with the path so far; `InputError`, also for a stochastic limit without `replicas`.
 
     The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 2 geometries and 2
-    averages over the noise. A quarter as many for each of 4 runs tell whether their spread moves their mean;
-    if so, half as many for every run of an ensemble of 8, and of as many more, up to 32, as bring the
-    error of their mean to 0.2 percent of the way; or of `replicas` runs. Sampled averages take 64 to
+    averages over the noise. First 4 runs of a quarter as many steps tell whether their spread moves their
+    mean. If it does, an ensemble of 8 runs of half as many is enlarged, up to 32, until its mean is known
+    to 0.2 percent of the way; or there are `replicas` runs. Sampled averages take 64 to
     4096 draws each, so that sampling errs by about half a percent. Memory: three m x m matrices, and J or
     what stands for it, for every run; and two sets of parameters of every run for every time saved.
     """

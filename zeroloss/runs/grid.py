@@ -17,7 +17,8 @@ SWEEP = "sweep"
 
 _MOST_CELLS = 100_000
 _OPTION = "set."
-_STRENGTHS = ("rate", "sigma", "batch")
+STRENGTHS = ("rate", "sigma", "batch")
+"""The axes that are strengths of noises."""
 _NO_AXES = ("command", "options", "strengths", "source", "problem")
 
 
@@ -95,7 +96,7 @@ def _put(values: dict[str, Any], name: str, value: JsonValue) -> None:
         options[name.removeprefix(_OPTION)] = value
     elif name == "noise":
         values["noise"] = [value]
-    elif name in _STRENGTHS:
+    elif name in STRENGTHS:
         strengths.update(strengths_from(**{name: value}))
     elif name in values and name not in _NO_AXES:
         values[name] = value
@@ -103,5 +104,5 @@ def _put(values: dict[str, Any], name: str, value: JsonValue) -> None:
         axes = [each for each in values if each not in _NO_AXES]
         raise InputError(
             f"{name!r} is no axis of a grid. Those of {values['command']}: "
-            f"{', '.join([*axes, *_STRENGTHS])}, and {_OPTION}NAME for an option of the problem."
+            f"{', '.join([*axes, *STRENGTHS])}, and {_OPTION}NAME for an option of the problem."
         )

@@ -24,8 +24,8 @@ from pydantic import JsonValue
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss.checkpoint import alone_in
-from zeroloss.errors import Interrupted, RunError, ZerolossError
+from zeroloss.checkpoint import alone_in, digest
+from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.problems import parse_noise
 from zeroloss.progress import progress_bar
 from zeroloss.runs.cluster import dask_executor
@@ -45,7 +45,7 @@ from zeroloss.runs.folder import (
     restore_previous,
     write_results,
 )
-from zeroloss.runs.grid import SweepConfig, in_words
+from zeroloss.runs.grid import STRENGTHS, SweepConfig, in_words
 from zeroloss.runs.jobs import Tell, resume, start
 from zeroloss.runs.opened import Run, open_run
 from zeroloss.runs.rows import rows
@@ -208,6 +208,25 @@ def _check(config: SweepConfig) -> None:
             problem = problems.load(cell.problem, **cell.options)
             for noise in cell.noise:
                 parse_noise(problem, noise, cell.strengths)
+    for axis in STRENGTHS:
+        if len(config.grid.get(axis, ())) > 1 and not _has_effect(config, axis, first):
+            raise InputError(
+                f"all cells along the axis {axis!r} would be the same: no noise takes its strength from "
+                "there. Name noises without a strength, such as dropout and not dropout:0.1."
+            )
+
+
+def _has_effect(config: SweepConfig, axis: str, first: Mapping[str, Any]) -> bool:
+    """Whether some noise depends on the values of a strength."""
+    for noise in config.grid.get("noise", (None,)):
+        place = first if noise is None else {**first, "noise": noise}
+        cells = [config.cell_at({**place, axis: value}) for value in config.grid[axis][:2]]
+        for name in cells[0].noise:
+            problem = problems.load(cells[0].problem, **cells[0].options)
+            made = [parse_noise(problem, name, cell.strengths) for cell in cells]
+            if len({(repr(each), digest(each)) for each in made}) > 1:
+                return True
+    return False
 
 
 def _go_on(
