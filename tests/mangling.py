@@ -38,10 +38,10 @@ def fuzz(check, cases, *strategies):
     @given(st.tuples(*strategies))
     def run(case):
         done[0] += 1
-        with _within(SECONDS):
+        with within(SECONDS):
             check(*case)
 
-    with _memory(ROOM):
+    with memory(ROOM):
         run()
     print(f"{done[0]} cases")
     assert done[0] >= cases
@@ -57,7 +57,7 @@ def only_ours():
 
 
 @contextlib.contextmanager
-def _within(seconds):
+def within(seconds):
     def stop(*_):
         raise Hang(f"not done after {seconds} s")
 
@@ -71,7 +71,7 @@ def _within(seconds):
 
 
 @contextlib.contextmanager
-def _memory(room):
+def memory(room):
     """Let the process take so many bytes more than it has: what asks for more gets a MemoryError."""
     status = Path("/proc/self/status")
     if not status.exists():

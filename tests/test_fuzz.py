@@ -10,12 +10,11 @@ import json
 import shutil
 import zipfile
 
-import equinox as eqx
 import numpy as np
 import pytest
 import typer
-import xarray as xr
 from hypothesis import strategies as st
+from made_runs import CONFIGS, write, write_sweep
 from mangling import (
     DAMAGES,
     EDITS,
@@ -29,8 +28,6 @@ from mangling import (
     only_ours,
     remove,
 )
-from test_report import FAST, SLOW, comparison
-from test_study_report import drifting, trivial
 from typer.testing import CliRunner
 
 import zeroloss as zl
@@ -38,10 +35,7 @@ from zeroloss import problems, report, runs
 from zeroloss.cli import app
 from zeroloss.cli.printing import as_rows
 from zeroloss.cli.request import Request
-from zeroloss.dynamics import Path
-from zeroloss.dynamics.path import Uncertainty
 from zeroloss.errors import InputError, RunError, ZerolossError
-from zeroloss.runs.folder import append_path
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -76,115 +70,6 @@ def invoke(*arguments):
     if result.exit_code:
         assert result.stderr.strip()
     return result
-
-
-# Runs, made by hand: nothing here trains.
-
-COMMON = {"problem": "hyperbola", "seed": 3, "strengths": {"label": 0.3}}
-CONFIGS = {
-    "descend": COMMON | {"command": "descend", "noise": ["label:0.3", "minibatch"], "steps": 100},
-    "limit": COMMON | {"command": "limit", "noise": ["langevin:0.1"], "horizon": 1.0, "saves": 4},
-    "predict": COMMON | {"command": "predict", "noise": ["weight:0.05"], "steps": 100, "momentum": 0.5},
-    "compare": COMMON | {"command": "compare", "noise": ["label:0.3", "minibatch"], "replicas": 4},
-    "stochastic": COMMON | {"command": "compare", "noise": ["langevin:0.1"]},
-    "study": COMMON | {"command": "study", "noise": ["label:0.3", "minibatch"], "budget": 1.0},
-    "unfinished": COMMON | {"command": "descend", "noise": ["label:0.3", "minibatch"]},
-    "unfinished compare": COMMON | {"command": "compare", "noise": ["label:0.3", "minibatch"]},
-}
-
-
-def path(replicas=None, steps=True, uncertain=False):
-    lead = (4,) if replicas is None else (replicas, 4)
-    values = np.linspace(1.0, 2.0, int(np.prod(lead))).reshape(lead)
-    ts = np.linspace(0.0, 100.0, 4)
-    uncertainty = Uncertainty(*[np.linspace(0, 0.1, 4)] * 4) if uncertain else None
-    params = values[..., None] * np.ones(2)
-    return Path(
-        ts, ts.astype(int) if steps else None, params, 0 * values, values, values, {"log_ratio": values},
-        None if steps else SLOW, uncertainty=uncertainty,
-    )  # fmt: skip
-
-
-def of_hyperbola(made):
-    """A comparison with two parameters, so that there is a portrait."""
-    paths = [made.limit, made.trainings[0].path]
-    new = [np.exp(each.loss[..., None] * np.array([1.0, -1.0])) for each in paths]
-    return eqx.tree_at(lambda m: [m.limit.params, m.trainings[0].path.params], made, new)
-
-
-def views(name):
-    """What a page shows besides, as `zeroloss.runs.views` computes it."""
-    line, square = np.linspace(-1, 1, 5), np.linspace(0, 1, 12).reshape(6, 2)
-    return {
-        "spectrum": xr.Dataset(
-            {"eigenvalue": (("where", "index"), np.array([[2.0, 1.0], [1.5, np.nan]]))},
-            {"where": runs.folder.column(["start", "end"]), "index": [1, 2]},
-        ),
-        "function": xr.Dataset(
-            {
-                "inputs": ("example", line[:3]),
-                "targets": ("example", line[:3]),
-                name: (("moment", "x"), np.stack([line, 2 * line, 3 * line])),
-                "training_end": ("x", line),
-            },
-            {"x": line, "at": ("moment", np.arange(3.0), {"units": "training steps"})},
-        ),
-        "zero_loss_set": xr.Dataset(
-            {
-                "point": (("number", "parameter"), square),
-                name: ((f"{name}_path", f"{name}_time", "parameter"), square.reshape(2, 3, 2)),
-                f"{name}_end": ((f"{name}_replica", "parameter"), square[:2]),
-            }
-        ),
-    }
-
-
-def write(folder, kind):
-    """A run of each kind, as it lies on a disk."""
-    runs.create(folder, runs.config_from(CONFIGS[kind]).model_dump(mode="json") | {"description": "a test"})
-    first, *others = CONFIGS[kind]["noise"]
-    runs.folder.log(folder, "started")
-    if kind == "descend":
-        results = runs.gather_paths({first: path(3), others[0]: path(2)})
-    elif kind == "limit":
-        results = runs.gather_paths({first: path(5, steps=False)})
-    elif kind == "predict":
-        results = runs.gather_paths({first: path(uncertain=True)})
-    elif kind == "compare":
-        made = of_hyperbola(comparison(SLOW, predicted=True))
-        results = runs.gather({first: made, others[0]: of_hyperbola(comparison(None))})
-    elif kind == "stochastic":
-        results = runs.gather({first: of_hyperbola(comparison(FAST, paths=5))})
-    elif kind == "study":
-        results = runs.gather_studies({first: drifting(), others[0]: trivial()})
-    elif kind == "unfinished":
-        results = runs.gather_paths({first: path(3)})
-    else:
-        results = runs.gather({first: of_hyperbola(comparison(SLOW))})
-    if kind in ("descend", "compare"):
-        for name, view in views("path" if kind == "descend" else "limit").items():
-            results[first][name] = xr.DataTree(view)
-        results[first].attrs.update(half_steps=1000.0, half_of="regularizer", half_end=0.5)
-    runs.write_results(folder, results, complete="unfinished" not in kind)
-    if "unfinished" in kind:
-        (folder / "checkpoint").mkdir()
-        group = others[0] + ("/limit" if "compare" in kind else "")
-        append_path(folder, group, path(2), 0)
-    else:
-        runs.folder.log(folder, "finished")
-    return folder
-
-
-def write_sweep(folder):
-    """A sweep of two runs."""
-    config = runs.sweep_config(
-        {"command": "sweep", "cell": CONFIGS["descend"], "grid": {"steps": [100, 200]}}
-    )
-    runs.create(folder, config.model_dump(mode="json"))
-    for index in range(2):
-        write(folder / "cells" / f"{index:05d}", "descend")
-    runs.write_results(folder, runs.collect(config, folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

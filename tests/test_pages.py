@@ -1,13 +1,20 @@
 """How sweeps, and several runs, are laid out on a page; on tables made by hand."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import xarray as xr
+from made_runs import views, write
+from mangling import ROOM, SECONDS, memory, within
 
-from zeroloss import report, runs
+from zeroloss import open_run, report, runs
 from zeroloss.errors import InputError, RunError
 from zeroloss.report import several_page, sweep_series
+from zeroloss.report.portraits import portrait
 from zeroloss.report.sweep_series import Layout, failures, groups, layout
+from zeroloss.runs.folder import column
 
 
 def table(**axes):
@@ -24,6 +31,7 @@ def table(**axes):
         {
             "status": (tuple(axes), status),
             "reason": (tuple(axes), reason),
+            "folder": (tuple(axes), np.full(shape, "cells/00000", dtype=object)),
             "loss_start": (tuple(axes), 0 * ended),
             "loss_end": (tuple(axes), ended),
             "loss_error": (tuple(axes), 0.1 + 0 * ended),
@@ -136,3 +144,159 @@ def test_a_page_of_several_runs(made, tmp_path):
     with pytest.raises(RunError, match="holds no readable run"):
         report.write_several([made, tmp_path / "nothing"], tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
+
+
+# Runs of strangers, and of newer versions: what is wrong with them is said when they are read.
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    return {kind: write(folder / kind, kind) for kind in ("descend", "limit", "compare", "stochastic")}
+
+
+def foreign(run, folder, change):
+    """A copy of a run, in which `change` was done to the results."""
+    shutil.copytree(run, folder)
+    results = runs.read(folder)[1]
+    change(results)
+    runs.write_results(folder, results)
+    return folder
+
+
+def configured(run, folder, **values):
+    """A copy of a run, with other values in its config."""
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    return folder
+
+
+def refused(match, look, *arguments):
+    """One line, that says what is wrong, and nothing else."""
+    with pytest.raises(RunError, match=match) as caught:
+        look(*arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_command_that_nobody_knows(sound, tmp_path):
+    folder, match = configured(sound["descend"], tmp_path / "run", command="fly"), "unknown command 'fly'"
+    refused(match, open_run, folder)
+    refused(match, report.write, folder)
+    refused(match, report.write_stills_of, folder, tmp_path / "stills")
+    refused(match, report.write_several, [folder, folder], tmp_path / "several.html")
+    assert match in runs.summary(folder)["status"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        ("stochastic", {"half_steps": 10.0}),
+        ("stochastic", {"half_steps": 10.0, "half_of": ""}),
+        ("stochastic", {"half_steps": 10.0, "half_of": 3}),
+        ("stochastic", {"half_steps": -1.0, "half_of": "regularizer"}),
+        ("stochastic", {"half_steps": float("inf"), "half_of": "regularizer"}),
+        ("stochastic", {"half_unknown": 3}),
+        ("limit", {"half_steps": "soon", "half_of": "regularizer"}),
+        ("limit", {"half_steps": float("nan"), "half_of": "regularizer"}),
+        ("limit", {"half_of": "regularizer", "half_end": "there"}),
+    ],
+)
+def test_half_of_what_nobody_says(kind, attributes, sound, tmp_path):
+    def change(results):
+        results.children["langevin:0.1"].attrs.update(attributes)
+
+    match = "'half_(steps|of|unknown|end)' of '/langevin:0.1' is"
+    refused(match, report.write, foreign(sound[kind], tmp_path / "run", change))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "match"),
+    [
+        ("stochastic", [1, 1], "'stochastic' is in the table"),
+        ("limit_replicas", [4, 4], "'limit_replicas' is in the table"),
+        ("half_steps", [10.0, 10.0], "'half_steps' is in the table"),
+        ("hessian_trace_limit_spread", ["a", "b"], "'hessian_trace_limit_spread' in the table holds no num"),
+        ("step_size_relative", ["a", "b"], "'step_size_relative' in the table holds no numbers"),
+        ("params_w_limit", [1.0, 1.0], "lacks 'params_w'"),
+    ],
+)
+def test_columns_that_no_table_has(name, values, match, sound, tmp_path):
+    def change(results):
+        results.dataset = results.to_dataset().assign({name: ("noise", column(values))})
+        for node in results.descendants:
+            if name.startswith("params") and node.name in ("limit", "training_0"):
+                node.dataset = node.to_dataset().assign(params_w=("other", np.zeros(3)))
+
+    refused(match, report.write, foreign(sound["compare"], tmp_path / "run", change))
+
+
+@pytest.mark.parametrize("quantity", ["hessian_trace", "loss"])
+def test_comparisons_that_lack_what_all_have(quantity, sound, tmp_path):
+    def change(results):
+        table = results.to_dataset()
+        columns = [name for name in table.data_vars if str(name).startswith(f"{quantity}_")]
+        results.dataset = table.drop_vars(columns)
+        for noise in results.children.values():
+            training = noise.children["training_0"]
+            training.dataset = training.to_dataset().drop_vars(quantity)
+
+    refused(f"lacks '{quantity}", report.write, foreign(sound["compare"], tmp_path / "run", change))
+
+
+@pytest.mark.parametrize(
+    ("view", "change", "match"),
+    [
+        ("spectrum", ["start", "start"], "is of places"),
+        ("spectrum", ["start", "nowhere"], "is of places"),
+        ("zero_loss_set", "limit", "zero_loss_set' has a 'path' beside others"),
+        ("function", "prediction", "function' has a 'path' beside others"),
+    ],
+)
+def test_views_of_two_minds(view, change, match, sound, tmp_path):
+    def changed(results):
+        seen = views("path")[view]
+        if isinstance(change, str):
+            others = views(change)[view]
+            seen = seen.assign({name: others[name] for name in others if str(name).startswith(change)})
+        else:
+            seen = seen.assign_coords(where=("where", column(change)))
+        results.children["label:0.3"].children[view].dataset = seen
+
+    refused(match, report.write, foreign(sound["descend"], tmp_path / "run", changed))
+
+
+@pytest.mark.parametrize(
+    ("problem", "options"),
+    [
+        ("digits", {"widths": [10**9]}),
+        ("digits", {"widths": [10**400]}),
+        ("digits", {"widths": [1] * 10**6}),
+        ("matrix_sensing", {"rows": 100_000}),
+        ("matrix_sensing", {"rows": 10**400, "columns": 1.5}),
+        ("matrix_sensing", {"rows": 1000, "columns": 1000, "measurements": 10**6 - 1}),
+        ("matrix_sensing", {"width": 10**9}),
+        ("matrix_completion", {"rows": 100_000, "columns": 100_000, "observed": 10**6}),
+        ("phase_retrieval", {"dimension": 10**6, "measurements": 10**5}),
+        ("regression_1d", {"examples": 10**10}),
+        ("regression_1d", {"width": 10**10}),
+        ("regression_1d", {"width": "wide"}),
+        ("sparse_regression", {"dimension": 10**6, "examples": 10**5}),
+        ("sparse_regression", {"colour": "red"}),
+        ("hyperbola", {"dimension": 2}),
+    ],
+)
+def test_no_portrait_of_what_is_not_that_of_the_run(problem, options, sound):
+    config, results = runs.read(sound["stochastic"])
+    with within(SECONDS), memory(ROOM):
+        assert portrait(config | {"problem": problem, "options": options}, results) is None
+
+
+def test_a_page_without_a_portrait(sound, tmp_path):
+    picture, options = '<figure class="picture"', {"rows": 100_000, "columns": 100_000}
+    whole = shutil.copytree(sound["stochastic"], tmp_path / "whole")
+    assert picture in report.write(whole).read_text()
+    folder = configured(whole, tmp_path / "run", problem="matrix_completion", options=options)
+    shutil.rmtree(folder / "figures")
+    assert picture not in report.write(folder).read_text()
+    assert not (folder / "figures" / "portrait.png").exists()

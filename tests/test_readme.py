@@ -15,12 +15,13 @@ def test_the_examples_in_the_readme_run():
             exec(compile(code, "README.md", "exec"), names)
         printed.append(out.getvalue())
     first, own_noise, stochastic = printed
-    verdict, regularizer, duration, prediction, comparison = first.split("\n", 4)
+    verdict, regularizer, trace, duration, *prediction, comparison = first.split("\n", 6)
     assert verdict.startswith("non-degenerate, deterministic: drift on 1/(alpha sigma^2) steps")
-    start, end = map(float, regularizer.split(" -> "))
-    assert end < start
+    for quantity in (regularizer, trace):
+        start, end = map(float, quantity.split(" -> "))
+        assert end < start
     assert "steps until regularizer has gone from" in duration
-    estimate, spread = map(float, prediction.split())
+    estimate, spread = map(float, prediction)
     assert 0 < estimate < 0.1 and 0 < spread < 1
     assert "distance to the limit" in comparison
     assert own_noise.startswith("non-degenerate, deterministic")

@@ -7,78 +7,28 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path as FilePath
 
-import equinox as eqx
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+import xarray as xr
+from made_runs import FAST, SAVES, SLOW, comparison
 from matplotlib.figure import Figure
 
 from zeroloss import report, runs
-from zeroloss.dynamics import Comparison, Path, Prediction, Regime, Training
+from zeroloss.cli.printing import print_results
+from zeroloss.dynamics import Path
 from zeroloss.errors import RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.report.figures import write_figures
 from zeroloss.report.labels import noise_in_words
-from zeroloss.report.notation import interval, number, percent, steps_in_words
+from zeroloss.report.markup import Board
+from zeroloss.report.notation import in_table, interval, number, percent, steps_in_words
+from zeroloss.report.scenes import scenes
 from zeroloss.report.series import panels, table_rows, time_axis, windows
-from zeroloss.report.words import table, verdict
+from zeroloss.report.words import headline, table, verdict
+from zeroloss.runs.folder import column
 
-FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
-STEP_SIZE, SIGMA, STEPS, SAVES = 0.05, 0.1, 10_000, 6
 HOSTILE = "<script>alert(1)</script>"
-
-
-def verdict_on(scale, stochastic=False) -> Regime:
-    names: dict = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
-    return Regime(
-        name=names[scale], time_scale=scale, stochastic=stochastic, margin=1e5, towards="towards smaller Reg",
-        first=1.0, second=1.0, diffusion=float(stochastic), affine=True, rare=False, smooth=True,
-        dimension=2, codimension=1, points=6,
-    )  # fmt: skip
-
-
-def comparison(
-    scale, *, replicas=4, reached=SAVES, diverged_at=None, test_error=True, paths=None, predicted=False
-) -> Comparison:
-    """A comparison in which everything decays by half; `reached` saves of training are finite.
-
-    With `paths` the limit is that many, with a standard deviation of a tenth at the end, and so is training.
-    What is `predicted` is 2 % more than the limit.
-    """
-    regime = verdict_on(scale, paths is not None)
-    share = np.linspace(0, 1, SAVES)
-    decay = np.ones(SAVES) if scale is None else 1 - share / 2
-    rng = np.random.default_rng(0)
-    scatter = 1 + 0.01 * rng.standard_normal((replicas, SAVES)) * (scale is not None)
-    followed = decay
-    if paths is not None:
-        scatter = 1 + 0.2 * share * rng.standard_normal((replicas, 1))
-        followed = decay * (1 + 0.2 * share * rng.standard_normal((paths, 1)))
-    unit = {FAST: STEP_SIZE * SIGMA**2, SLOW: STEP_SIZE**2 * SIGMA**2, None: 1 / STEPS}[scale]
-
-    def path(shape: np.ndarray, steps: np.ndarray | None) -> Path:
-        observables = {"test_error": 0.08 * shape} if test_error else {"log_ratio": shape}
-        reg = 0.0 * shape if scale is None else 0.7 * shape
-        ts = share * STEPS * unit if steps is None else steps.astype(float)
-        params = {"w": shape[..., None]}
-        return Path(ts, steps, params, 0.0 * shape, reg, 98.0 * shape, observables, scale)
-
-    trained = decay * scatter
-    if diverged_at is not None:
-        trained[:, reached - 1] = 1e300
-    steps = np.round(share * STEPS).astype(int)[:reached]
-    training = Training(
-        STEP_SIZE,
-        path(trained[:, :reached], steps),
-        0.05 * share[:reached] * (scale is not None) + 1e-17,
-        0.01 * share[:reached] * (scale is not None) + 1e-17,
-        3.5,
-        diverged_at,
-    )
-    if predicted:
-        prediction = Prediction(path(1.02 * decay, steps), 0.001 * share[:reached], 0.25)
-        training = eqx.tree_at(lambda t: t.prediction, training, prediction, is_leaf=lambda x: x is None)
-    return Comparison("Noise", SIGMA, regime, 10.0, path(followed, None), 0.5, (training,))
 
 
 def written(folder: FilePath, comparisons, **config) -> FilePath:
@@ -300,7 +250,10 @@ def test_a_training_that_diverged(tmp_path, scale, reached):
     }
     page = written(tmp_path / "run", each)
     reader = Reader(page.read_text())
-    assert "The training diverged at step 7,000" in " ".join(reader.text)
+    text = " ".join(reader.text)
+    assert "The training diverged at step 7,000" in text and "does nothing" not in text
+    does = "has no drift on either time scale" if scale is None else "steps"
+    assert re.search(rf"Label noise [^.]*{does}; training diverged at step 7,000 at this step size\.", text)
     shown = panels(runs.read(page.parent)[1])
     for low, high in windows(shown["hessian_trace"]):
         assert -200 < low < high < 300
@@ -386,8 +339,116 @@ def test_a_portrait_is_part_of_the_page(tmp_path, monkeypatch):
     reader = Reader(page.read_text())
     (picture,) = [attributes for tag, attributes in reader.tags if tag == "img"]
     assert picture["src"].startswith("data:image/png;base64,iVBOR") and HOSTILE in picture["alt"]
+    assert picture["alt"].startswith("What noise does to")
     assert HOSTILE not in page.read_text()
     assert (tmp_path / "run" / "figures" / "portrait.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_training_that_diverged_is_promised_nothing():
+    (row,) = table_rows(runs.gather({"dropout": comparison(FAST, reached=4, diverged_at=7_000)}))
+    row |= {"half_steps": 120.0, "half_of": "regularizer"}
+    assert headline([row], [time_axis(row)], {}) == (
+        "Dropout drifts on the fast scale, of 2,000 steps; training diverged at step 7,000 at this step size."
+    )
+
+
+def test_noise_without_drift_whose_runs_scatter():
+    made = comparison(None)
+    training = dataclasses.replace(
+        made.trainings[0], distance=np.full(SAVES, 0.031), distance_error=np.full(SAVES, 0.03)
+    )
+    (row,) = table_rows(runs.gather({"weight": dataclasses.replace(made, trainings=(training,))}))
+    assert headline([row], [time_axis(row)], {}) == "Weight noise has no drift on either time scale."
+    (said,) = verdict(row, time_axis(row), {})
+    assert said.replace("\u00a0", " ") == (
+        "Weight noise is trivial: no drift is expected on either time scale; after 10,000 steps the "
+        "parameters had moved by 3.1 % of their norm in the mean of 4 runs; the scatter of so few runs alone "
+        "accounts for 3.0 %."
+    )
+
+
+def of_steps(**others) -> Path:
+    return dataclasses.replace(comparison(FAST, **others).trainings[0].path, time_scale=None)
+
+
+def test_a_page_says_that_its_run_is_unfinished(tmp_path):
+    asked = dict(command="compare", noise=["dropout", "label", "weight"])
+    made = {"dropout": comparison(FAST), "label": comparison(SLOW)}
+    rest = "the results are those until now. zeroloss resume"
+    compared = written(tmp_path / "compare", made, **asked)
+    assert f"2 of 3 noises are done; {rest} goes on" in " ".join(Reader(compared.read_text()).text)
+    followed = tmp_path / HOSTILE.replace("/", "")
+    runs.create(followed, {"problem": "bowl"} | asked | {"command": "descend"})
+    runs.write_results(followed, runs.gather_paths({"dropout": of_steps()}), complete=False)
+    text = Reader(report.write(followed).read_text()).text
+    assert f"1 of 3 noises is done; {rest} goes on with the others." in text
+    several = report.write_several([compared.parent, followed], tmp_path / "several.html").read_text()
+    assert f"2 of 3 noises are done; {rest} {compared.parent} goes on with the others." in several
+    assert f"1 of 3 noises is done; {rest} {followed} goes on" in " ".join(Reader(several).text)
+    assert followed.name not in several
+    asked = dict(noise=list(made))
+    assert "are done" not in written(tmp_path / "complete", made, **asked).read_text()
+
+
+def test_noises_that_got_differently_far_are_told_apart(capsys):
+    config = {"command": "descend", "noise": ["dropout", "label"]}
+    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps()}))
+    printed = capsys.readouterr().out
+    assert printed.count("after 10,000 steps") == 1 and "at the end" not in printed
+    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps(reached=4)}))
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[-3:] == ["at", "the", "end"]
+    assert [line.strip()[:18].rstrip() for line in lines if "after" in line] == [
+        "after 10,000 steps", "after 6,000 steps",
+    ]  # fmt: skip
+
+
+def of_two_parameters(ends: int, replicas: int) -> xr.DataTree:
+    """What there is to see of a limit with so many replicas, of which so many ends are drawn."""
+    square = np.linspace(0, 1, 2 * max(ends, 3)).reshape(-1, 2)
+    drawn = np.stack([square[:3]] * min(ends, 5))
+    views = {
+        "zero_loss_set": xr.Dataset(
+            {
+                "point": (("number", "parameter"), square),
+                "limit": (("limit_path", "limit_time", "parameter"), drawn),
+                "limit_end": (("limit_replica", "parameter"), square[:ends]),
+            }
+        ),
+        "spectrum": xr.Dataset(
+            {"eigenvalue": (("where", "index"), np.array([[2.0]]))},
+            {"where": column(["end"]), "index": [1]},
+        ),
+    }
+    return xr.DataTree.from_dict({"limit": xr.Dataset({"loss": ("replica", np.zeros(replicas))}), **views})
+
+
+@pytest.mark.parametrize(
+    ("ends", "replicas", "said"),
+    [(200, 200, "200 paths, and all ends"), (400, 10_000, "10,000 paths, and 400 ends")],
+)
+def test_a_legend_holds_for_all_panels(ends, replicas, said):
+    each = {"label": of_two_parameters(1, 1), "langevin": of_two_parameters(ends, replicas)}
+    reader = Reader(scenes(list(each), xr.DataTree(children=each), Board(), ["zero_loss_set"]))
+    assert reader.text.count("limit, and where it ends") == 1
+    captions = " ".join(reader.text)
+    assert f"langevin  limit: 5 of {said}" in captions and captions.count("paths, and") == 1
+
+
+def test_a_spectrum_of_one_eigenvalue_is_dots():
+    board = Board()
+    reader = Reader(
+        scenes(["label"], xr.DataTree(children={"label": of_two_parameters(1, 1)}), board, ["spectrum"])
+    )
+    assert "at the end" in reader.text and "at the start" not in reader.text
+    assert [a["class"] for tag, a in reader.tags if tag == "span"] == ["swatch ink-dots"]
+    assert [trace["meta"] for trace in board.figures[0]["data"]] == ["limit-ends"]
+
+
+def test_the_hint_on_scales_is_for_several_noises(tmp_path, page):
+    hint = "The panels of one quantity share their scale"
+    alone = Reader(written(tmp_path / "run", {"label": comparison(SLOW)}).read_text())
+    assert hint in " ".join(page.text) and hint not in " ".join(alone.text)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
@@ -438,7 +499,38 @@ def test_intervals_in_words(value, half_width, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0"), (64.9647, "65.0"), (50_000, "50,000"), (2e-16, "2.00\u00a0×\u00a010⁻¹⁶"), (-0.5, "-0.500")],  # noqa: RUF001
-)
+    [
+        (0.0, "0"), (64.9647, "65.0"), (999.4, "999"), (999.7, "1,000"), (-999.7, "-1,000"), (1000, "1,000"),
+        (50_000, "50,000"), (9_999_999.7, "1.00 × 10⁷"), (2e-16, "2.00 × 10⁻¹⁶"), (-0.5, "-0.500"),  # noqa: RUF001
+        (np.inf, "not a finite number"),
+    ],
+)  # fmt: skip
 def test_numbers_in_words(value, text):
-    assert number(value) == text
+    assert number(value) == text.replace(" ", "\u00a0" if "×" in text else " ")  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"), [(600, 2, "600"), (99.7, 2, "100"), (12.6, 1, "13"), (2_000, 4, "2,000")]
+)
+def test_numbers_of_few_digits(value, digits, text):
+    assert number(value, digits) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.5, None, "1.5"),
+        (1.5, 0.02, "1.5 ± 0.02"),
+        (np.inf, np.nan, "not finite"),
+        (1e300, np.inf, "1e+300"),
+    ],
+)
+def test_numbers_in_tables(value, error, text):
+    assert in_table(value, error) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.05, "5.0"), (0.994, "99"), (0.996, "100"), (9.996, "1,000"), (20, "2,000")]
+)
+def test_percentages(share, text):
+    assert percent(share) == f"{text}\u00a0%"

@@ -6,83 +6,14 @@ from pathlib import Path as FilePath
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_report import HOSTILE, SLOW, Reader, verdict_on
+from made_runs import GAPS, drifting, trivial
+from test_report import HOSTILE, Reader
 
 from zeroloss import report, runs
 from zeroloss.dynamics import Study
-from zeroloss.dynamics.fits import Approach, Exponent
-from zeroloss.dynamics.rungs import Rung
-from zeroloss.dynamics.study import Bound
 from zeroloss.report.study_plots import plot_gap, plot_steps
 from zeroloss.report.study_series import log_ticks, log_window, studies
 from zeroloss.report.study_words import HEAD, findings, table
-
-GAPS = np.array([-0.1, -0.05, -0.025, -0.0125, -0.0001])
-EXPONENTS = {"step_size": Exponent(1.998, 0.007, 2.0, 5), "sigma": Exponent(2.11, 0.021, 2.0, 5)}
-APPROACH = Approach(Exponent(1.0, 0.2, 1.0, 5), 0.0, 0.001)
-
-
-def rungs(kind: str, stochastic: bool = False) -> tuple[Rung, ...]:
-    """A ladder over a factor of 16, with known gaps to the limit; the last is within its error."""
-    made = []
-    for index, gap in enumerate(GAPS):
-        factor = 2.0**-index
-        theory = 300 / factor**2
-        made.append(
-            Rung(
-                step_size=0.05 * (factor if kind == "step size" else 1),
-                sigma=0.3 * (factor if kind == "sigma" else 1),
-                replicas=64,
-                steps=theory * np.exp(gap),
-                steps_error=0.001,
-                theory=theory,
-                distance=0.0 if index == 3 else abs(gap),
-                distance_error=0.002,
-                seconds=1.0,
-                total_steps=int(1.3 * theory),
-            )
-        )
-    return tuple(made)
-
-
-def drifting(
-    *, sigmas=True, fitted=True, stochastic=False, choices=("Ladder of step sizes: 5 rungs.",)
-) -> Study:
-    return Study(
-        noise="LabelNoise",
-        regime=verdict_on(SLOW, stochastic),
-        largest_eigenvalue=4.0,
-        drift=0.05,
-        t1=0.1,
-        by_step_size=rungs("step size"),
-        by_sigma=rungs("sigma") if sigmas else (),
-        step_size_exponent=EXPONENTS["step_size"] if fitted else None,
-        sigma_exponent=EXPONENTS["sigma"] if fitted and sigmas else None,
-        step_size_approach=APPROACH if fitted else None,
-        sigma_approach=None,
-        bound=None,
-        choices=tuple(choices),
-        seconds=12.0,
-    )
-
-
-def trivial(distance=1e-16) -> Study:
-    return Study(
-        noise="MiniBatch",
-        regime=verdict_on(None),
-        largest_eigenvalue=4.0,
-        drift=0.0,
-        t1=0.0,
-        by_step_size=(),
-        by_sigma=(),
-        step_size_exponent=None,
-        sigma_exponent=None,
-        step_size_approach=None,
-        sigma_approach=None,
-        bound=Bound(distance, 2 * distance, 100_000, 0.1, 16),
-        choices=(),
-        seconds=1.0,
-    )
 
 
 def written(folder: FilePath, each, **config) -> FilePath:
@@ -123,6 +54,7 @@ def test_page_says_what_was_found(run):
     assert "Minibatches of 1 alone do nothing on either time scale: after 100,000 steps of size 0.100" in text
     assert "moved by less than 1.0 × 10⁻¹⁶ |w|" in text  # noqa: RUF001
     assert "Ladder of step sizes: 5 rungs." in text and "budget of 0.5 minutes" in text
+    assert "is kept as far as possible" in text and "25 seconds in all" in text and "are done" not in text
     assert "How to read this" in text and "jax (version)" in text
 
 
@@ -190,6 +122,14 @@ def test_only_a_trivial_noise(tmp_path):
     assert "Labels drawn at every step do nothing" in text and "nothing to draw" in text
     assert json.loads(reader.scripts[0]) == []
     assert [path.name for path in (tmp_path / "run" / "figures").iterdir()] == ["overview.png"]
+
+
+def test_an_unfinished_study_and_how_long_it_took(tmp_path):
+    long = Study(**{**vars(drifting()), "seconds": 600.0})
+    page = written(tmp_path / "run", {"label": long}, noise=["label", "dropout"], budget=1)
+    text = " ".join(Reader(page.read_text()).text)
+    assert "1 of 2 noises is done; the results are those until now." in text
+    assert "600 seconds in all" in text and "the budget of 1 minute for all noises" in text
 
 
 def test_nothing_fitted_and_no_ladder_of_sigmas(tmp_path):

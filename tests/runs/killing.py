@@ -19,7 +19,8 @@ COMMANDS = {
 def zeroloss(*arguments, limit_bytes=None, alone=False):
     """Start the command, in a process that may write no file of more than `limit_bytes`.
 
-    With `alone` its processes are a group of their own, as those of a command in a terminal are.
+    With `alone` its processes are a group of their own, as those of a command in a terminal are, which hears
+    Ctrl-C even where these tests, put in the background, do not.
     """
     limited = f"ulimit -f {limit_bytes // 1024}; " if limit_bytes else ""
     return subprocess.Popen(
@@ -37,6 +38,7 @@ def zeroloss(*arguments, limit_bytes=None, alone=False):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=alone,
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if alone else None,
     )
 
 

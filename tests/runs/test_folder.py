@@ -8,7 +8,8 @@ import xarray as xr
 
 import zeroloss as zl
 from zeroloss import runs
-from zeroloss.errors import RunError
+from zeroloss.errors import InputError, RunError
+from zeroloss.files import replacing
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,28 @@ def test_configs_of_other_kinds_are_no_runs(tmp_path, values, message):
     (tmp_path / "config.json").write_text(json.dumps({"command": "descend"} | values))
     with pytest.raises(RunError, match=message):
         runs.read(tmp_path)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    """Of a stranger's folder: the page would be written into what the link names."""
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("years of work")
+    (tmp_path / "report.html.part").symlink_to(mine)
+    with replacing(tmp_path / "report.html") as file:
+        file.write(b"a page")
+    assert mine.read_text() == "years of work" and (tmp_path / "report.html").read_bytes() == b"a page"
+    assert not (tmp_path / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\r", "\x9b", "\x00"])
+def test_what_would_steer_a_terminal_is_no_name(character):
+    with pytest.raises(InputError, match="characters that no text can have"):
+        runs.config_from({"command": "descend", "problem": f"digits{character}", "noise": ["label"]})
+
+
+@pytest.mark.parametrize("name", ["seconds", "params_norm", "uncertainty_x"])
+def test_names_that_are_ours_are_refused(name):
+    problem = zl.problems.load("hyperbola")
+    system = problem.problem.with_noise(zl.LabelNoise(0.3))
+    with pytest.raises(InputError, match=f"cannot be called '{name}'"):
+        zl.limit(system, problem.start, t1=1.0, observables={name: lambda w: w[0]})

@@ -13,7 +13,7 @@ from killing import contents, finished, zeroloss
 from runs_here import Here
 
 import zeroloss as zl
-from zeroloss import runs
+from zeroloss import report, runs
 from zeroloss.checkpoint import alone_in
 from zeroloss.errors import InputError, Interrupted, RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
@@ -109,6 +109,21 @@ def test_what_the_cells_found_is_collected(tmp_path):
     assert not opened.complete and opened.status == "failed"
     for name, values in opened.results.to_dataset().variables.items():
         assert list(map(str, values.values.ravel())) == list(map(str, table[name].values.ravel())), name
+
+
+def test_what_studies_found_is_collected(tmp_path):
+    config = runs.sweep_config(
+        {
+            "cell": dict(command="study", problem="hyperbola", noise=["weight:0.1"], budget=0.05),
+            "grid": {"noise": ["weight:0.1", "label:0.1"]},
+        }
+    )
+    table = runs.sweep(config, tmp_path / "sweep", executor=Here()).to_dataset()
+    assert table["regime"].values.tolist() == ["non-degenerate", "degenerate"]
+    assert table["step_size_exponent_theory"].values.tolist() == [1.0, 2.0]
+    assert "seconds" not in table and "choices" not in table
+    shown = report.write(tmp_path / "sweep").read_text()
+    assert "Step size exponent" in shown and "at the end" not in shown
 
 
 def test_cells_with_several_noises_have_an_axis_for_them(tmp_path):
@@ -241,10 +256,11 @@ def test_cells_can_be_stopped_from_outside(tmp_path):
             (tmp_path / "sweep" / ".stop").touch()
             return super().submit(fn, *args, **kwargs)
 
-    folder, config, said = tmp_path / "sweep", grid({"seed": [0, 1]}), []
-    results = runs.sweep(config, folder, executor=Told(), tell=said.append)
-    assert set(results["status"].values) == {"failed"} and len(said) == 2
-    assert all("told to stop" in each for each in results["reason"].values)
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    runs.sweep(config, folder, executor=Here())
+    with pytest.raises(Interrupted, match="0 of 2 cells are complete"):
+        runs.sweep(config, folder, executor=Told(), overwrite=True)
+    assert [cell.status for cell in runs.cells_of(config, folder)] == ["waiting"] * 2
     runs.resume_sweep(config, folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".stop").exists()
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import jax
+import typer
 from rich.markup import escape
 
 from zeroloss.cli.console import (
@@ -27,6 +28,7 @@ from zeroloss.cli.request import (
 )
 from zeroloss.cli.running import makes_runs
 from zeroloss.dynamics import classify, how_long
+from zeroloss.errors import ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.report.notation import greek
@@ -117,16 +119,24 @@ def how_long_command(
     point = project(first, chosen.start)
     step_size = rule.step_size / largest_eigenvalue(first, point)
     quantity = chosen.observables.get(of, of) if of is not None else None
-    all_found = {}
+    all_found: dict[str, Any] = {}
     for name, system in systems.items():
-        all_found[name] = found = how_long(
-            system, point, of=quantity, fraction=fraction, value=value,
-            **rule._replace(step_size=step_size)._asdict(),
-        )  # fmt: skip
+        try:
+            found = how_long(
+                system, point, of=quantity, fraction=fraction, value=value,
+                **rule._replace(step_size=step_size)._asdict(),
+            )  # fmt: skip
+            all_found[name] = vars(found)
+        except ZerolossError as error:
+            if len(systems) == 1:
+                raise
+            found, all_found[name] = error, {"unknown": str(error)}
         if not request.json:
-            out.print(f"{name}: {found}", highlight=False)
+            out.print(f"{escape(name)}: {escape(str(found))}", highlight=False, soft_wrap=True)
     if request.json:
-        print_json({name: vars(found) for name, found in all_found.items()})
+        print_json(all_found)
+    if all("unknown" in each for each in all_found.values()):
+        raise typer.Exit(1)
 
 
 @makes_runs(

@@ -151,7 +151,7 @@ def failing_in_a_line() -> Iterator[None]:
     try:
         yield
     except ZerolossError as error:
-        messages.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False)
+        messages.print(f"[bold red]error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
     except Interrupted as stop:
         messages.print(f"Stopped; {escape(str(stop))}", highlight=False, soft_wrap=True)

@@ -33,10 +33,9 @@ _FORMAT = "Format"  # a panel of the help
 def show_command(run: RunFolder, as_json: Json = False) -> None:
     """Print what a run has found, and whether it is complete."""
     with failing_in_a_line():
-        opened, configuration = runs.open_run(run), runs.configuration(run)
-        config, verb = opened.config, configuration.command
-        if isinstance(configuration, runs.SweepConfig):  # of which cells may have got on since it was stopped
-            opened = opened._replace(results=runs.collect(configuration, run))
+        opened = _opened(run)
+        config = opened.config
+        verb = config["command"]
         if as_json:
             print_json(
                 {
@@ -55,6 +54,14 @@ def show_command(run: RunFolder, as_json: Json = False) -> None:
         if opened.status != "complete":
             out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
         print_results(config, opened.results)
+
+
+def _opened(run: Path) -> runs.Run:
+    """A run; of a sweep what its cells have found since it was stopped, too."""
+    opened, configuration = runs.open_run(run), runs.configuration(run)
+    if isinstance(configuration, runs.SweepConfig):
+        return opened._replace(results=runs.collect(configuration, run))
+    return opened
 
 
 @command("list", RESULTS, "zeroloss list", "zeroloss list runs")
@@ -95,7 +102,7 @@ def export_command(
     with failing_in_a_line():
         if csv == netcdf:
             raise UsageError("choose one of --csv and --netcdf.")
-        opened = runs.open_run(run)
+        opened = _opened(run)
         if not opened.results.children and not opened.results.data_vars:
             raise InputError(f"{run} has no results yet.")
         folder = run if to is None else to
@@ -148,6 +155,8 @@ def figures_command(
 ) -> None:
     """Write static figures of a run, for papers."""
     with failing_in_a_line():
+        if to is None and (run / FIGURES).is_symlink():
+            raise InputError(f"{run / FIGURES} is a link; say with --out where to write.")
         for path in report.write_stills_of(run, run / FIGURES if to is None else to, format):
             typer.echo(path)
 

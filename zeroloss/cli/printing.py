@@ -12,7 +12,7 @@ from rich.text import Text
 
 from zeroloss import report, runs
 from zeroloss.cli.console import messages, out
-from zeroloss.report.notation import greek
+from zeroloss.report.notation import greek, in_table
 from zeroloss.report.path_series import certainty
 from zeroloss.report.series import table_rows
 from zeroloss.report.study_series import studies
@@ -156,17 +156,24 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
         for name in config["noise"]
         if name in results.children
     }
-    last = max(float(each["time"].values[-1]) for each in groups.values())
-    after = f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"
+    after = {name: _after(config, each) for name, each in groups.items()}
+    at_the_end, *others = dict.fromkeys(after.values())
     lines, endings = [], []
     for name, each in groups.items():
+        beside = [name, *([f"  {after[name]}"] if others else [])]
         for index, (label, (start, end, error)) in enumerate(runs.ends(each).items()):
-            scatter = "" if error is None else f" ± {error:.1g}"
-            lines.append(["" if index else name, label, f"{start:.4g}", f"{end:.4g}{scatter}"])
+            before = beside[index] if index < len(beside) else ""
+            lines.append([before, label, in_table(start, digits=4), in_table(end, error, digits=4)])
         if "verdict" in each.attrs:
             endings.append(f"{name}: {greek(str(each.attrs['verdict']))}")
         if "uncertainty_model" in each:
             endings.append(f"{name}: {certainty(each)}")
-    print_table(["noise", "", "start", after], lines, _title(config, results))
+    head = ["noise", "", "start", "at the end" if others else at_the_end]
+    print_table(head, lines, _title(config, results))
     for ending in endings:
         out.print(escape(ending), highlight=False)
+
+
+def _after(config: Mapping[str, Any], path: xr.Dataset) -> str:
+    last = float(path["time"].values[-1])
+    return f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"

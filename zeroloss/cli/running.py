@@ -74,7 +74,7 @@ def makes_runs(name: str, *examples: str) -> Callable[[Callable[..., dict[str, A
 
     def register(values: Callable[..., dict[str, Any]]) -> None:
         command(name, RUNS, *examples)(on_problem(_then(values, Saving, _run)))
-        grid = f"zeroloss sweep {name} hyperbola --grid noise=label,weight --out runs/grid"
+        grid = f"zeroloss sweep {name} hyperbola --grid sigma=0.1,0.2 --out sweeps/{name}"
         command(f"sweep {name}", RUNS, grid, of=sweeps)(on_problem(_then(values, Grid, _sweep)))
 
     return register

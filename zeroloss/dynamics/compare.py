@@ -24,6 +24,7 @@ from zeroloss.pytrees import refuse_tracing
 from zeroloss.system import AbstractSystem
 
 _TRIVIAL_STEPS = 20_000
+_STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
 
 
 class Prediction(eqx.Module):
@@ -368,10 +369,10 @@ def _distance_between(training: Path, other: Path, unit: float) -> np.ndarray:
 
 
 def _travelled(followed: Path) -> float:
-    """The root mean square of what the paths of the limit travel; |w| where they do not."""
-    paths = _runs(followed)
-    travelled = np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1)))
-    return float(travelled if travelled > 0 else np.linalg.norm(paths[0, 0]))
+    """The root mean square of what the paths of the limit travel; |w| where that is no more than rounding."""
+    paths, size = _runs(followed), float(np.linalg.norm(_runs(followed)[0, 0]))
+    travelled = float(np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1))))
+    return travelled if travelled > _STILL * size else size
 
 
 def _runs(path: Path) -> np.ndarray:

@@ -33,7 +33,10 @@ _TAKEN = (
     "slow_time",
     "distance",
     "distance_error",
+    "seconds",
+    "ratio",
 )
+_PREFIXES = ("params", "uncertainty_")
 
 
 class Path(eqx.Module):
@@ -180,6 +183,11 @@ class Recorder:
             if name in _TAKEN:
                 raise InputError(
                     f"an observable cannot be called {name!r}: these names are taken, {', '.join(_TAKEN)}."
+                )
+            if name.startswith(_PREFIXES):
+                raise InputError(
+                    f"an observable cannot be called {name!r}: what begins with {' or '.join(_PREFIXES)} is "
+                    "ours."
                 )
             # Each becomes a folder in a Zarr store.
             if not name.strip(".") or name.startswith("__") or {"/", "\0"} & set(name):

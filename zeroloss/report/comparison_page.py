@@ -15,7 +15,7 @@ from zeroloss.report.notation import greek
 from zeroloss.report.plots import description, legend_entries, plot
 from zeroloss.report.scenes import scenes
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, time_axis, windows
-from zeroloss.report.words import headline, table, verdict
+from zeroloss.report.words import headline, table, unfinished, verdict
 from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
 
 _QUESTION = (
@@ -41,13 +41,14 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
     strengths = config.get("strengths") or {}
     board, noises = markup.Board(), [row["noise"] for row in rows]
     stochastic = _STOCHASTIC if any(row.get("stochastic") for row in rows) else ""
+    said = [headline(rows, [time_axis(row) for row in rows], strengths), unfinished(config, results)]
     drawn = [
         scenes(noises, results, board, (SET, FUNCTION)),
         _figures(rows, shown, board),
         scenes(noises, results, board, (SPECTRUM,)),
     ]
     body = markup.body(
-        headline=headline(rows, [time_axis(row) for row in rows], strengths),
+        headline=" ".join(filter(None, said)),
         picture=_portrait(config, figures),
         cards=[
             markup.card(
@@ -60,7 +61,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
         ],
         table=markup.table(noises, table(rows)),
         heading="Limit, prediction and training",
-        hint=_HINT,
+        hint=_HINT if len(rows) > 1 else "",
         figures="\n".join([markup.clock(board), *drawn]),
         reading=Template(asset("reading_comparison.html")).substitute(stochastic=stochastic),
     )
@@ -84,7 +85,7 @@ def _portrait(config: Mapping[str, Any], figures: Path) -> str:
     if not path.is_file():
         return ""
     problem = config.get("problem", "the problem")
-    return markup.picture(path.read_bytes(), f"What each noise does to {problem}, from the start to the end")
+    return markup.picture(path.read_bytes(), f"What noise does to {problem}, from the start to the end")
 
 
 def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: markup.Board) -> str:

@@ -66,6 +66,16 @@ def are_many(name: str) -> bool:
     return "+" in name or name.partition(":")[0].strip() in _MANY
 
 
+def alone(name: str) -> str:
+    """What follows the words for minibatches that no other noise joins."""
+    return " alone" if name.partition(":")[0] == "minibatch" and "+" not in name else ""
+
+
+def is_slow(units: str) -> bool:
+    """Whether times in these units are slow time, and not training steps."""
+    return units.startswith("slow time")
+
+
 def unused(config: Mapping[str, Any], *, stochastic: bool) -> set[str]:
     """Fields of a config that its run makes no use of: steps beside a horizon, replicas of a single limit."""
     steps = {"steps"} if config.get("horizon") else set()

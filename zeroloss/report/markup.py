@@ -1,6 +1,7 @@
 """Pieces of HTML that every page is made of. What comes from a run is escaped here, and only here."""
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -8,6 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
 
+_TURNS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # the direction of writing
 _KINDS = ("non-degenerate", "degenerate", "trivial")
 
 
@@ -37,8 +39,8 @@ class Entry(NamedTuple):
 
 
 def text(value: object) -> str:
-    """Any value as text in HTML, also inside an attribute."""
-    return escape(str(value), quote=True)
+    """Any value as text in HTML, also inside an attribute. Marks that turn what follows are made visible."""
+    return escape(_TURNS.sub("\ufffd", str(value)), quote=True)
 
 
 def embedded(value: object) -> str:

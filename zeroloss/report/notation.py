@@ -15,10 +15,10 @@ def number(value: float, digits: int = 3) -> str:
     """A number in running text: thousands separated, powers of ten written out."""
     if not math.isfinite(value):
         return "not a finite number"
-    if 1000 <= abs(value) < 1e7:
-        return f"{value:,.0f}"
     if value == 0:
         return "0"
+    if abs(float(f"{value:.{digits}g}")) >= min(1000, 10**digits) and round(abs(value)) < 1e7:
+        return f"{value:,.0f}"
     mantissa, _, exponent = f"{value:#.{digits}g}".partition("e")
     mantissa = mantissa.rstrip(".")
     if not exponent:
@@ -46,10 +46,17 @@ def interval(value: float, half_width: float) -> str:
     return f"{value:.{digits}f}\u00a0±\u00a0{half_width:.{digits}f}".replace("-", "−")
 
 
+def in_table(value: float, error: float | None = None, digits: int = 5) -> str:
+    """A measured number and its standard error, where there is one, in a cell of a table."""
+    if not math.isfinite(value):
+        return "not finite"
+    scatter = "" if error is None or not math.isfinite(error) else f" ± {error:.1g}"
+    return f"{value:.{digits}g}{scatter}"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share as a percentage."""
-    value = 100 * share
-    return f"{f'{value:.0f}' if 99.5 <= value < 1000 else number(value, digits)}\u00a0%"
+    return f"{number(100 * share, digits)}\u00a0%"
 
 
 def greek(text: str) -> str:

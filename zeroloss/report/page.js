@@ -51,6 +51,8 @@
       "limit-ends": dot("limit", "circle", 7),
       "training-points": dot("training", "circle", 7),
       "prediction-ends": dot("prediction", "diamond", 7),
+      "limit-points": dot("limit", "circle", 7),
+      "prediction-points": dot("prediction", "diamond", 7),
     };
     for (let k = 0; k < 7; k++) {
       const own = color("series-" + k);
@@ -59,6 +61,7 @@
       fills["series-" + k + "-band"] = own + "30";
       fills["series-" + k + "-thin-band"] = own + "18";
       markers["series-" + k + "-points"] = { symbol: SYMBOLS[k], size: 8, color: own };
+      markers["series-" + k + "-thin-points"] = { symbol: SYMBOLS[k] + "-open", size: 10, color: own };
     }
     const axis = (given) => ({
       gridcolor: color("rule"), linecolor: color("muted"), showline: true, zeroline: false,

@@ -13,6 +13,7 @@ from zeroloss.report.markup import Page, text
 from zeroloss.report.notation import greek
 from zeroloss.report.path_series import WORDS, groups, paths, sentences, table
 from zeroloss.report.scenes import scenes
+from zeroloss.report.words import unfinished
 from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
 
 _QUESTIONS = {
@@ -53,6 +54,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         scenes(noises, results, board, (SPECTRUM,), WORDS[command]),
     ]
     body = markup.body(
+        headline=unfinished(config, results),
         cards=cards,
         table=markup.table(head, lines),
         heading=f"{WORDS[command].capitalize()} for each noise",

@@ -1,7 +1,5 @@
 """What a page shows of a run that follows one path for each noise: training, its prediction, or its limit."""
 
-# ruff: noqa: RUF001  # Greek letters and typographic signs are meant
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +7,10 @@ import numpy as np
 import xarray as xr
 
 from zeroloss.dynamics.regime import FAST, SLOW
-from zeroloss.report.labels import kind_in_words, label_of, noise_in_words, sentence_start, speed
+from zeroloss.report.labels import is_slow, kind_in_words, label_of, noise_in_words, sentence_start, speed
 from zeroloss.report.lines import Chart, Group, Line
 from zeroloss.report.markup import Entry
-from zeroloss.report.notation import greek, interval, number, percent
+from zeroloss.report.notation import MISSING, greek, in_table, interval, number, percent
 from zeroloss.report.series import ROUNDING
 from zeroloss.runs import ends, noises_of
 from zeroloss.runs.rows import over_replicas
@@ -58,27 +56,32 @@ def groups(config: Mapping[str, Any], results: xr.DataTree) -> list[Group]:
 
 def _chart(noise: str, quantity: str, path: xr.Dataset, looks: str) -> Chart:
     values, x = path[quantity], path["time"].values.astype(float)
-    units = greek(str(path["time"].attrs.get("units", "")))
-    slow = units.startswith("slow time")
     each, mean, error = over_replicas(values)
     lines = []
     if len(each) >= _FEWEST:
         lines += [Line(x, q, f"{looks}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
     lines.append(Line(x, mean, looks, "mean", "%{y:.4~g}", error))
     description = f"{label_of(quantity)} under {noise}: from {number(mean[0])} to {number(mean[-1])}."
-    return Chart(
-        noise, "", description, lines,
-        units.removesuffix(" steps") if slow else "training steps k",
-        header="t = %{x:.3~g}" if slow else "step %{x:,}",
-    )  # fmt: skip
+    title, header = over_time(_units(path))
+    return Chart(noise, "", description, lines, title, header=header)
+
+
+def over_time(units: str) -> tuple[str, str]:
+    """The title of an axis of time in these units, and the header of what is said where the mouse is."""
+    if is_slow(units):
+        return greek(units).removesuffix(" steps"), "t = %{x:.3~g}"
+    return "training steps k", "step %{x:,.0f}"
+
+
+def _units(path: xr.Dataset) -> str:
+    return str(path["time"].attrs.get("units", ""))
 
 
 def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[str]:
     """What a path did, in plain sentences."""
     words, strengths = WORDS[str(config["command"])], config.get("strengths") or {}
     last = float(path["time"].values[-1])
-    slow = str(path["time"].attrs.get("units", "")).startswith("slow time")
-    after = f"In {number(last)} of slow time" if slow else f"In {last:,.0f} steps"
+    after = f"In {number(last)} of slow time" if is_slow(_units(path)) else f"In {last:,.0f} steps"
     said = []
     for quantity, (start, end, error) in ends(path).items():
         if quantity in ("loss", "noisy_loss"):
@@ -127,9 +130,8 @@ def table(results: xr.DataTree) -> tuple[list[str], list[tuple[str, list[str]]]]
         starts, finals = [], []
         for each in every.values():
             start, end, error = each.get(quantity, (None, None, None))
-            starts.append("–" if start is None else f"{start:.5g}")
-            scatter = "" if error is None else f" ± {error:.1g}"
-            finals.append("–" if end is None else f"{end:.5g}{scatter}")
+            starts.append(MISSING if start is None else in_table(start))
+            finals.append(MISSING if end is None else in_table(end, error))
         label = label_of(quantity)
         lines += [(f"{label}, start", starts), (f"{label}, end", finals)]
     return list(every), lines

@@ -4,7 +4,8 @@ Drawn from the parameters saved in the run, with the problem built again from it
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from zeroloss import problems
+from zeroloss.errors import InputError
 from zeroloss.problems import Problem
 from zeroloss.problems.matrix_sensing import product
 from zeroloss.problems.phase_retrieval import least_norm
@@ -33,6 +35,10 @@ _UNITS = 12
 _ROWS_OF_UNITS = 4
 _BINS = 36
 _FAR = 1e100  # beyond anything that can be drawn
+_EXAMPLES = ("examples", "measurements")
+_SIZES = ("rows", "columns", "dimension")  # of one example, in all problems
+_LARGEST, _FEWEST = 3 * 10**7, 100  # numbers in the data of a problem; examples that are counted at least
+_MOST_LAYERS = 100
 _SCALE = 3.5  # of densities, drawn outwards from a curve
 
 
@@ -67,9 +73,16 @@ def portrait(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
     name = config.get("problem")
     if name not in _PORTRAITS:
         return None
-    problem = problems.load(name, **_options(name, config))
-    if not all(_fits(group, problem) for group in results.children.values()):
+    options = _options(name, config)
+    if not _is_small(name, options, results):
         return None
+    try:
+        start = jax.eval_shape(lambda: problems.load(name, **options).start)
+    except InputError:  # of another version
+        return None
+    if not all(_fits(group, start) for group in results.children.values()):
+        return None
+    problem = problems.load(name, **options)
     order = [noise for noise in config.get("noise", ()) if noise in results.children]
     runs = [
         _Run(
@@ -84,21 +97,42 @@ def portrait(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
     return _PORTRAITS[name](problem, runs) if runs else None
 
 
-def _fits(group: xr.DataTree, problem: Problem) -> bool:
-    """Whether a group holds the parameters of the problem, or none at all."""
+def _is_small(name: str, options: Mapping[str, Any], results: xr.DataTree) -> bool:
+    """Whether the data of a problem, which its parameters do not bound, can be made, and drawn at all times.
+
+    There are as many numbers in an example as its sizes say, and as many examples as there are; fewer than
+    the times saved do not matter.
+    """
+    known = inspect.signature(problems.PROBLEMS[name]).parameters
+    asked = {option: options.get(option, each.default) for option, each in known.items()}
+    beyond = 1 + _LARGEST
+    sizes = {option: min(value, beyond) for option, value in asked.items() if isinstance(value, int | float)}
+    limits = (group.children["limit"] for group in results.children.values() if "limit" in group.children)
+    times = max((node.sizes.get("time", 1) for node in limits), default=1)
+    examples = max(_FEWEST, times, *(sizes.get(option, 1) for option in _EXAMPLES))
+    numbers = math.prod((examples, *(sizes.get(option, 1) for option in _SIZES)))
+    layers = asked.get("widths", ())
+    return numbers <= _LARGEST and not (isinstance(layers, Sized) and len(layers) > _MOST_LAYERS)
+
+
+def _fits(group: xr.DataTree, start: PyTree) -> bool:
+    """Whether a group holds parameters like those at the start of the problem, or none at all."""
     if "limit" not in group.children:
         return True
     for node in (group.children[name] for name in ("limit", "training_0") if name in group.children):
-        load(node, parameters=True)
         lead = ("replica", "time") if "replica" in node.sizes else ("time",)
-        for where, leaf in _leaves(problem.start):
-            saved = node.variables.get(_name(where))
+        every = {_name(where): leaf.shape for where, leaf in _leaves(start)}
+        for name, shape in every.items():
+            saved = node.variables.get(name)
             if saved is None or saved.dtype.kind != "f" or saved.dims[: len(lead)] != lead:
                 return False
-            if saved.shape[len(lead) :] != np.shape(leaf):
+            if saved.shape[len(lead) :] != shape:
                 return False
-            if node.name == "limit" and not (np.abs(saved.values) < _FAR).all():
-                return False
+        load(node, parameters=True)
+        if node.name == "limit" and not all(
+            (np.abs(node.variables[name].values) < _FAR).all() for name in every
+        ):
+            return False
     return True
 
 
@@ -242,7 +276,8 @@ def _matrices(problem: Problem, runs: Sequence[_Run]) -> Figure:
     values = np.linalg.svd(truth, compute_uv=False)
     values = values[values > 1e-9 * values[0]]
     for index, (axes, run) in enumerate(zip(grid[1, 1:], runs, strict=True)):
-        every = np.linalg.svd(run.limit["left"][0] @ np.swapaxes(run.limit["right"][0], -1, -2))[1]
+        along = run.limit["left"][0] @ np.swapaxes(run.limit["right"][0], -1, -2)
+        every = np.linalg.svd(along, compute_uv=False)
         for value in values:
             axes.axhline(value, color=_TRUTH, linewidth=5, alpha=0.35, label="truth")
         for singular in every.T:
@@ -279,7 +314,8 @@ def _phase_retrieval(problem: Problem, runs: Sequence[_Run]) -> Figure:
 def _regression_1d(problem: Problem, runs: Sequence[_Run]) -> Figure:
     least_squares: Any = problem.problem
     line = jnp.linspace(-1.1, 1.1, 441)
-    model = jax.jit(lambda params: least_squares.model(params, line))
+    # One point after another, for a network may be as wide as the parameters that are saved.
+    model = jax.jit(lambda params: jax.lax.map(lambda x: least_squares.model(params, x[None])[0], line))
     figure, grid = _panels(runs, 3.0)
     for axes, run in zip(grid, runs, strict=True):
         chosen = _moments(run.times)

@@ -4,12 +4,13 @@ From what `zeroloss.runs.views` computed with the run; a section for each, with 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from zeroloss.report.labels import is_slow
 from zeroloss.report.lines import Chart, Line, figure
 from zeroloss.report.markup import Board, Entry, section
 from zeroloss.report.notation import greek, number
@@ -42,7 +43,7 @@ def scenes(
                 for name in dataset.variables
                 if str(name).startswith("path")
             }
-            chart, drawn, named = draw(dataset.rename_vars(renamed))
+            chart, drawn, named = draw(dataset.rename_vars(renamed), _replicas(group, of_paths))
             said = f"{chart.description} under {noise}"
             panels.append(board.panel(noise, chart.weak, said, drawn))
             entries |= {entry.shows: entry for entry in named}
@@ -54,12 +55,20 @@ def scenes(
 _Drawn = tuple[Chart, dict[str, Any], list[Entry]]
 
 
-def _spectrum(dataset: xr.Dataset) -> _Drawn:
+def _replicas(group: xr.DataTree, of_paths: str) -> dict[str, int]:
+    """Of how many replicas a path is, of a comparison each of its paths, by name."""
+    nodes = {of_paths: group} | {name.removesuffix("_0"): node for name, node in group.children.items()}
+    return {name: node.sizes.get("replica", 1) for name, node in nodes.items()}
+
+
+def _spectrum(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     index = dataset["index"].values.astype(float)
     every = {str(where): dataset["eigenvalue"].sel(where=where).values for where in dataset["where"].values}
-    looks = {"start": "before", "end": "limit"}
+    single = len(index) == 1
+    looks = {"start": "start", "end": "limit-ends"} if single else {"start": "before", "end": "limit"}
+    swatches = {"start": "start-dot", "end": "ink-dots"} if single else {"start": "scatter", "end": "limit"}
     lines = [
-        Line(index, values, looks[where], where, f"{where} %{{y:.3~g}}", points=len(index) == 1)
+        Line(index, values, looks[where], where, f"{where} %{{y:.3~g}}", points=single)
         for where, values in every.items()
     ]
     sizes = np.concatenate([values[np.isfinite(values)] for values in every.values()])
@@ -75,8 +84,7 @@ def _spectrum(dataset: xr.Dataset) -> _Drawn:
         drawn["layout"]["xaxis"]["dtick"] = 1
     if not wide:
         drawn["layout"]["yaxis"]["rangemode"] = "tozero"
-    entries = [Entry("start", "scatter", "at the start"), Entry("end", "limit", "at the end")]
-    return chart, drawn, entries[: len(every)]
+    return chart, drawn, [Entry(where, swatches[where], f"at the {where}") for where in every]
 
 
 def _range(values: np.ndarray) -> str:
@@ -84,12 +92,12 @@ def _range(values: np.ndarray) -> str:
     return f"{len(kept)} from {number(kept.max())} down to {number(kept.min())}" if kept.size else "none"
 
 
-def _function(dataset: xr.Dataset) -> _Drawn:
+def _function(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     x = dataset["x"].values
     main = next(name for name in _NAMES if name in dataset)
     along = dataset[main].values
     units = greek(str(dataset["at"].attrs.get("units", "")).removesuffix(" steps"))
-    slow = units.startswith("slow time")
+    slow = is_slow(units)
     at = [f"t = {number(t)}" if slow else f"step {t:,.0f}" for t in dataset["at"].values]
     ends = [name for name in _NAMES if f"{name}_end" in dataset]
     lines = [Line(x, along[0], "before", "start")]
@@ -117,11 +125,11 @@ def _function(dataset: xr.Dataset) -> _Drawn:
     return chart, drawn, entries
 
 
-def _zero_loss_set(dataset: xr.Dataset) -> _Drawn:
+def _zero_loss_set(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     points = dataset["point"].values
     solid = points.shape[1] == 3
     lines = [_line(points, "set", "set", points=True)]
-    entries = [Entry("set", "set-dots", "points of zero loss")]
+    entries, some = [Entry("set", "set-dots", "points of zero loss")], []
     for name, word in _NAMES.items():
         if name not in dataset:
             continue
@@ -130,15 +138,17 @@ def _zero_loss_set(dataset: xr.Dataset) -> _Drawn:
         looks = f"{name}-thin" if several else name
         lines += [_line(path, looks, name) for path in paths]
         lines.append(_line(ends, f"{name}-ends", name, f"{word} ends at", points=True))
-        said = (
-            f"{word}: {len(paths)} of {len(ends)} paths, and all ends" if several else f"{word} and its end"
-        )
-        entries.append(Entry(name, "training line" if name == "training" else name, said))
+        if several:
+            total = max(replicas.get(name, 1), len(ends))
+            all_ends = "all ends" if len(ends) == total else f"{len(ends)} ends"
+            some.append(f"{word}: {len(paths)} of {total:,} paths, and {all_ends}")
+        swatch = "training line" if name == "training" else name
+        entries.append(Entry(name, swatch, f"{word}, and where it ends"))
     first = next(dataset[name].values[:1, 0] for name in _NAMES if name in dataset)
     lines.append(_line(first, "start", "start", "start", points=True))
     entries.append(Entry("start", "start-dot", "start"))
     description = f"{points.shape[1]} parameters: the set of zero loss, and the paths on it"
-    chart = Chart("", "", description, lines, "w<sub>1</sub>", "w<sub>2</sub>")
+    chart = Chart("", "; ".join(some), description, lines, "w<sub>1</sub>", "w<sub>2</sub>")
     drawn = figure(chart, _TALL)
     low, high = points.min(axis=0), points.max(axis=0)
     if solid:
@@ -163,7 +173,7 @@ def _with_room(low: float, high: float) -> list[float]:
     return [float(low - room), float(high + room)]
 
 
-_SCENES: dict[str, tuple[str, Callable[[xr.Dataset], _Drawn]]] = {
+_SCENES: dict[str, tuple[str, Callable[[xr.Dataset, Mapping[str, int]], _Drawn]]] = {
     SET: ("The zero-loss set", _zero_loss_set),
     FUNCTION: ("The function learned, along the flow", _function),
     SPECTRUM: ("Spectrum of the Hessian on the normal space", _spectrum),

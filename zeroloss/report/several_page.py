@@ -13,8 +13,9 @@ from zeroloss.report import markup
 from zeroloss.report.labels import label_of, sentence_start, unused
 from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line, sections
 from zeroloss.report.markup import Entry, Page
-from zeroloss.report.notation import MISSING, greek, number, steps_in_words
-from zeroloss.report.path_series import WORDS
+from zeroloss.report.notation import MISSING, greek, in_table, number, steps_in_words
+from zeroloss.report.path_series import WORDS, over_time
+from zeroloss.report.words import unfinished
 from zeroloss.runs import ends, noises_of
 from zeroloss.runs.rows import over_replicas
 
@@ -114,13 +115,9 @@ def _line(path: xr.Dataset, quantity: str, looks: str, button: str, index: int) 
 
 
 def _chart(quantity: str, noise: str, units: str, lines: list[Line]) -> Chart:
-    slow = units.startswith("slow time")
     said = "; ".join(f"{line.says[0]} from {number(line.y[0])} to {number(line.y[-1])}" for line in lines)
-    return Chart(
-        noise, "", f"{label_of(quantity)} under {noise}: {said}.", lines,
-        greek(units).removesuffix(" steps") if slow else "training steps k",
-        header="t = %{x:.3~g}" if slow else "step %{x:,.0f}",
-    )  # fmt: skip
+    title, header = over_time(units)
+    return Chart(noise, "", f"{label_of(quantity)} under {noise}: {said}.", lines, title, header=header)
 
 
 def _sentences(run: Told) -> list[str]:
@@ -133,7 +130,7 @@ def _sentences(run: Told) -> list[str]:
         parts = [greek(str(verdict))] if verdict else []
         parts += [f"half of it done after {steps_in_words(float(half))} steps"] if half is not None else []
         found.append(f"{noise}: {'; '.join(parts)}" if parts else noise)
-    return found
+    return [*found, *filter(None, [unfinished(run.config, run.results, f" {run.name}")])]
 
 
 def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
@@ -150,7 +147,7 @@ def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
                 assert not looks
                 for quantity, (_, end, error) in ends(path).items():
                     cells = measured.setdefault((noise, quantity), [MISSING] * len(runs))
-                    cells[index] = f"{end:.5g}" + ("" if error is None else f" ± {error:.1g}")
+                    cells[index] = in_table(end, error)
     return lines + [
         (f"{label_of(quantity)}, {noise}", cells) for (noise, quantity), cells in measured.items()
     ]

@@ -11,6 +11,7 @@ from zeroloss.report.notation import greek, number
 from zeroloss.report.study_plots import gap_legend, plot_gap, plot_steps, steps_legend
 from zeroloss.report.study_series import Measured, studies
 from zeroloss.report.study_words import HEAD, description, findings, order_in_words, table
+from zeroloss.report.words import unfinished
 
 _HINT = (
     "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark what is zero "
@@ -29,6 +30,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     board = markup.Board()
     drawn = _figures(found, board)
     body = markup.body(
+        headline=unfinished(config, results),
         cards=[
             markup.card(study.noise, study.regime, findings(study, strengths), greek(study.verdict))
             for study in found
@@ -56,10 +58,13 @@ def _setup(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
 
 def _chosen(config: Mapping[str, Any], found: Sequence[Measured]) -> str:
     budget = config.get("budget")
-    known = f" of {budget:g} minutes for all noises" if isinstance(budget, int | float) else ""
+    known = ""
+    if isinstance(budget, int | float):
+        known = f" of {budget:g} minute{'' if budget == 1 else 's'} for all noises"
     return (
         '<section aria-labelledby="chosen">\n<h2 id="chosen">What was chosen</h2>\n<p class="setup">Step '
-        f"sizes, sigmas and numbers of runs were chosen so that the budget{text(known)} is kept.</p>\n"
+        f"sizes, sigmas and numbers of runs were chosen so that the budget{text(known)} is kept as far as "
+        "possible: the shortest ladders may take longer.</p>\n"
         + "\n".join(_choices(study) for study in found)
         + "\n</section>\n\n"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zeroloss.dynamics.fits import Exponent
-from zeroloss.report.labels import are_many, noise_in_words, sentence_start, speed
+from zeroloss.report.labels import alone, are_many, noise_in_words, sentence_start, speed
 from zeroloss.report.notation import MISSING, greek, interval, number, percent
 from zeroloss.report.study_series import LADDERS, Ladder, Measured
 
@@ -92,14 +92,13 @@ def description(ladder: Ladder, quantity: str) -> str:
 
 
 def _bounded(study: Measured, noise: str, bound: Mapping[str, float]) -> str:
-    alone = " alone" if study.noise.partition(":")[0] == "minibatch" and "+" not in study.noise else ""
     does = "do" if are_many(study.noise) else "does"
     moved = "not moved"
     if bound["distance"] > 0:
         moved = f"moved by less than {number(bound['distance'], 2)}\u00a0|w|"
     return (
-        f"{noise}{alone} {does} nothing on either time scale: after {bound['steps']:,.0f} steps of size "
-        f"{number(bound['step_size'])} training had {moved} along the set of zero loss "
+        f"{noise}{alone(study.noise)} {does} nothing on either time scale: after {bound['steps']:,.0f} "
+        f"steps of size {number(bound['step_size'])} training had {moved} along the set of zero loss "
         f"(95 % confidence, {bound['replicas']:.0f} runs)."
     )
 

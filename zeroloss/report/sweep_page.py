@@ -1,7 +1,5 @@
 """The page of a sweep: small multiples of every quantity over the grid, and all cells in a table."""
 
-# Greek letters and typographic signs are meant
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +9,7 @@ from zeroloss.report import markup
 from zeroloss.report.labels import unused
 from zeroloss.report.lines import sections
 from zeroloss.report.markup import Page, text
-from zeroloss.report.sweep_series import SEED, cell_table, failures, groups, layout
+from zeroloss.report.sweep_series import SEED, cell_table, failures, groups, layout, left_out
 
 _QUESTION = "What does the noise do over a grid of recipes?"
 _MOST_ROWS = 1000
@@ -19,9 +17,9 @@ _MOST_FAILURES = 50
 _READING = (
     "Every dot is where the training runs of a cell end, in the mean, with two standard errors; the solid "
     "line of the same colour is the prediction for that very step size and noise, the dashed line the limit "
-    "as both go to zero. Where a cell has no training, the dots are what its command computes.",
+    "as both go to zero. Between noises there is no line: all are dots there.",
     "Each cell of the grid is a run in a folder of its own, in the folder cells beside this page: zeroloss "
-    "report makes a page of it, and zeroloss report of several compares them.",
+    "report makes a page of it, and zeroloss report of several, but studies, compares them.",
 )
 
 
@@ -32,7 +30,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     statuses = table["status"].values.ravel().astype(str)
     complete = int((statuses == "complete").sum())
     head, lines = cell_table(table)
-    failed = failures(table)
+    failed, more = failures(table), left_out(table)
     cards = [
         markup.card(
             f"{complete} of {len(statuses)} cells are complete",
@@ -47,7 +45,10 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     body = markup.body(
         cards=cards,
         table=markup.table(head, lines[:_MOST_ROWS]),
-        numbers="Cells" if len(lines) <= _MOST_ROWS else f"The first {_MOST_ROWS} of {len(lines)} cells",
+        numbers="Cells"
+        if len(lines) <= _MOST_ROWS
+        else f"The first {_MOST_ROWS} of {len(lines)} rows of the cells",
+        hint=f"The first panels; those of {more:,} more places are in the cells' own pages." if more else "",
         heading=f"Over {layout(table).across}",
         figures=sections(groups(table), board) or "<p>No cell is complete, so there is nothing to draw.</p>",
         reading=markup.paragraphs(_READING),
@@ -57,7 +58,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         title,
         f"a sweep of {text(cell.get('command', 'runs'))}",
         _QUESTION,
-        _setup(config),
+        _setup(config, table),
         body,
         board.figures,
     )
@@ -75,14 +76,15 @@ def _seeds(table: xr.Dataset) -> list[str]:
     return [f"What is drawn is the mean over {table.sizes[SEED]} seeds, with the standard error of that."]
 
 
-def _setup(config: Mapping[str, Any]) -> str:
+def _setup(config: Mapping[str, Any], table: xr.Dataset) -> str:
     cell: Mapping[str, Any] = config.get("cell") or {}
     grid = config.get("grid") or {}
-    left_out = {*grid, *unused({**cell, **grid}, stochastic=False)}
+    stochastic = "stochastic" in table and bool((table["stochastic"].values == 1).any())
+    hidden = {*grid, *unused({**cell, **grid}, stochastic=stochastic)}
     named = ("noise", "step_size", "steps", "horizon", "replicas", "momentum", "weight_decay")
     parts = []
     for name in named:
         value = cell.get(name)
-        if value and name not in left_out:
+        if value and name not in hidden:
             parts.append(f"{name.replace('_', ' ')} {', '.join(value) if isinstance(value, list) else value}")
     return text(" · ".join(parts))

@@ -1,7 +1,8 @@
 """What a page shows of a sweep: every quantity at the end of its runs, over the axes of the grid."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from zeroloss.report.labels import label_of, sentence_start
 from zeroloss.report.lines import MOST_SERIES, Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import MISSING, number
+from zeroloss.report.path_series import WORDS
 from zeroloss.runs.grid import in_words
 from zeroloss.runs.rows import plain, reading_order
 
@@ -21,6 +23,10 @@ _ENDS = {
     "prediction": ("prediction", ""),
     "limit": ("limit", "limit_error"),
 }
+"""How the columns of a comparison end that hold where a quantity ends, and its standard error."""
+
+_MEASURED = ("_exponent", "_order")  # what those of a study end in
+_MOST_CHARTS = 60  # of a quantity
 _AXES = {"step_size": "step size, relative to 1 / λ_max", "horizon": "slow time at the end"}
 _WIDE = 15.0  # last over first of an axis that is drawn by its logarithm
 
@@ -48,21 +54,38 @@ def layout(table: xr.Dataset) -> Layout:
 
 
 def groups(table: xr.Dataset) -> list[Group]:
-    """A group for each quantity that the runs measured, with a chart for every place on the panels' axes."""
+    """A group for each quantity that the runs measured, with a chart for every place on the panels' axes.
+
+    Of many places the first are drawn; `left_out` says how many are not.
+    """
     where, found = layout(table), []
+    if np.issubdtype(table[where.across].dtype, np.number):
+        table = table.sortby(where.across)
     for quantity, parts in _quantities(table).items():
         charts, entries = [], {}
-        for place in itertools.product(*(table[axis].values for axis in where.panels)):
+        for place in itertools.islice(_places(table, where), _MOST_CHARTS):
             at = table.sel(dict(zip(where.panels, place, strict=True)))
-            lines, named = _lines(at, quantity, parts, where)
+            lines, named = _lines(at, parts, where)
             entries |= {entry.shows: entry for entry in named}
             if lines:
                 charts.append(_chart(at, place, quantity, lines, where))
         if charts:
-            found.append(
-                Group(f"{sentence_start(label_of(quantity))}, at the end", list(entries.values()), charts)
-            )
+            heading = f"{sentence_start(label_of(quantity))}{_when(table)}"
+            found.append(Group(heading, list(entries.values()), charts))
     return found
+
+
+def left_out(table: xr.Dataset) -> int:
+    """How many places on the axes of the panels `groups` does not draw."""
+    return max(0, math.prod(table.sizes[axis] for axis in layout(table).panels) - _MOST_CHARTS)
+
+
+def _when(table: xr.Dataset) -> str:
+    return "" if table.attrs.get("command") == "study" else ", at the end"
+
+
+def _places(table: xr.Dataset, where: Layout) -> Iterator[tuple[Any, ...]]:
+    return itertools.product(*(table[axis].values for axis in where.panels))
 
 
 def cell_table(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -71,13 +94,13 @@ def cell_table(table: xr.Dataset) -> tuple[list[str], list[tuple[str, list[str]]
     head = [*(str(name) for name in table.dims), "status"]
     head += [label_of(quantity) for quantity in quantities]
     lines = []
-    for index, place in enumerate(np.ndindex(*table.sizes.values())):
+    for place in np.ndindex(*table.sizes.values()):
         at = table.isel(dict(zip(table.dims, place, strict=True)))
         row = [in_words(at[axis].item()) for axis in table.dims] + [str(at["status"].item())]
         for parts in quantities.values():
-            value = at[next(iter(parts.values()))].item()
+            value = at[next(iter(parts.values())).name].item()
             row.append(f"{value:.4g}" if np.isfinite(value) else MISSING)
-        lines.append((str(index), row))
+        lines.append((str(at["folder"].item()).rpartition("/")[2], row))
     return head, lines
 
 
@@ -103,23 +126,33 @@ def failures(table: xr.Dataset) -> list[tuple[str, str]]:
     return found
 
 
-def _quantities(table: xr.Dataset) -> dict[str, dict[str, str]]:
+class _Part(NamedTuple):
+    """The variable that holds a quantity, and the one with its standard error, or that many times it."""
+
+    name: str
+    error: str
+    errors: float = 1.0
+
+
+def _quantities(table: xr.Dataset) -> dict[str, dict[str, _Part]]:
     """For each quantity the variables that hold it, by how they look: as training, prediction or limit."""
     names = [str(name) for name in table.data_vars]
-    found: dict[str, dict[str, str]] = {}
+    command = str(table.attrs.get("command"))
+    found: dict[str, dict[str, _Part]] = {}
     for name in names:
-        for looks in _ENDS:
-            quantity = name.removesuffix(f"_{looks}")
+        if command == "study":
+            if name.endswith(_MEASURED):
+                found[name] = {"training": _Part(name, f"{name}_half_width", 2.0)}
+            continue
+        for looks, (end, error) in _ENDS.items():
+            quantity = name.removesuffix(f"_{end}")
             if quantity != name and f"{quantity}_start" in names:
-                found.setdefault(quantity, {})[looks] = name
+                found.setdefault(quantity, {})[looks] = _Part(name, f"{quantity}_{error}")
         quantity = name.removesuffix("_end")
         if quantity != name and f"{quantity}_start" in names:
-            found.setdefault(quantity, {})["training"] = name
-    if not found:  # of studies, numbers without a start
-        numeric = [name for name in names if np.issubdtype(table[name].dtype, np.number)]
-        found = {name: {"training": name} for name in numeric if np.isfinite(table[name].values).any()}
-    elif "distance" in names:
-        found["distance"] = {"training": "distance"}
+            found[quantity] = {WORDS.get(command, "training"): _Part(name, f"{quantity}_error")}
+    if "distance" in names:
+        found["distance"] = {"training": _Part("distance", "distance_error")}
     # Every looks in the order of _ENDS, whatever the order on the disk.
     return {
         name: {looks: found[name][looks] for looks in _ENDS if looks in found[name]}
@@ -127,44 +160,45 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, str]]:
     }
 
 
-def _lines(
-    table: xr.Dataset, quantity: str, parts: Mapping[str, str], where: Layout
-) -> tuple[list[Line], list[Entry]]:
+def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tuple[list[Line], list[Entry]]:
     lines, entries = [], []
     values = [None] if where.colours is None else list(table[where.colours].values)
+    ordered = np.issubdtype(table[where.across].dtype, np.number)
+    names = _STUDIED if table.attrs.get("command") == "study" else _NAMES
     for index, value in enumerate(values):
         at = table if where.colours is None else table.sel({where.colours: value})
         word = "" if where.colours is None else f"{where.colours} {in_words(plain(value))}"
-        for looks, name in parts.items():
-            x, mean, error = _mean(at, name, f"{quantity}_{_ENDS[looks][1]}", where.across)
+        for looks, part in parts.items():
+            x, mean, error = _mean(at, part, where.across)
             if not np.isfinite(mean).any():
                 continue
+            # A line says that there is something between two places.
+            points = looks == "training" or not ordered or np.isfinite(mean).sum() < 2
             button = f"series-{index}" if word else looks
-            drawn = (f"series-{index}" if word else looks) + ("-points" if looks == "training" else "")
-            drawn += "-thin" if looks == "limit" and word else ""
-            says = f"{looks} %{{y:.4~g}}"
-            lines.append(Line(x, mean, drawn, button, says, error, points=looks == "training"))
+            drawn = f"{button}-thin" if looks == "limit" and word else button
+            drawn += "-points" if points else ""
+            says = f"{names[looks]} %{{y:.4~g}}"
+            lines.append(Line(x, mean, drawn, button, says, error, points=points))
             if not word:
-                swatch = "dots" if looks == "training" else looks
-                scatter = "" if error is None else " ± 2 standard errors"
-                entries.append(Entry(button, swatch, f"{_NAMES[looks]}{scatter}"))
+                scatter = "" if error is None or names is _STUDIED else " ± 2 standard errors"
+                entries.append(Entry(button, _DOTS[looks] if points else looks, f"{names[looks]}{scatter}"))
         if word:
             entries.append(Entry(f"series-{index}", f"series s{index}", word))
     return lines, entries
 
 
-_NAMES = {"training": "runs", "prediction": "prediction", "limit": "limit"}
+_NAMES = {"training": "training", "prediction": "prediction", "limit": "limit"}
+_STUDIED = {"training": "measured, with its 95 % interval"}
+_DOTS = {"training": "dots", "prediction": "dots prediction-dots", "limit": "ink-dots"}
 
 
-def _mean(
-    table: xr.Dataset, name: str, error: str, across: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _mean(table: xr.Dataset, part: _Part, across: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """A quantity over one axis: over seeds the mean and its standard error, else with that of its runs."""
     if across != SEED and table.sizes.get(SEED) == 1:
         table = table.isel({SEED: 0})
     x = table[across].values
     x = x.astype(float) if np.issubdtype(x.dtype, np.number) else np.arange(len(x), dtype=float)
-    values = table[name]
+    values = table[part.name]
     if SEED in values.dims and across != SEED:
         each = values.transpose(across, SEED).values.astype(float)
         kept = np.isfinite(each)
@@ -174,8 +208,8 @@ def _mean(
             squares = np.where(kept, each - mean[:, None], 0) ** 2
             return x, mean, np.sqrt(squares.sum(axis=1) / (count - 1) / count)
     mean = values.values.astype(float)
-    known = error in table and error.endswith("error")
-    return x, mean, table[error].values.astype(float) if known else None
+    error = table[part.error].values.astype(float) / part.errors if part.error in table else np.array(np.nan)
+    return x, mean, error if np.isfinite(error).any() else None
 
 
 def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[Line], where: Layout) -> Chart:
@@ -189,7 +223,7 @@ def _chart(table: xr.Dataset, place: Sequence[Any], quantity: str, lines: list[L
     finite = [line.y[np.isfinite(line.y)] for line in lines]
     ends = np.concatenate(finite)
     description = (
-        f"{label_of(quantity)} at the end over {where.across}{f', {strong}' if strong else ''}: from "
+        f"{label_of(quantity)}{_when(table)} over {where.across}{f', {strong}' if strong else ''}: from "
         f"{number(float(ends.min()))} to {number(float(ends.max()))}."
     )
     return Chart(

@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeroloss.report.labels import are_many, kind_in_words, noise_in_words, sentence_start, speed
-from zeroloss.report.notation import MISSING, greek, interval, number, percent, steps_in_words
+import xarray as xr
+
+from zeroloss.report.labels import (
+    alone,
+    are_many,
+    kind_in_words,
+    label_of,
+    noise_in_words,
+    sentence_start,
+    speed,
+)
+from zeroloss.report.notation import MISSING, greek, in_table, interval, number, percent, steps_in_words
 from zeroloss.report.series import Axis, measured
+from zeroloss.runs import noises_of
 
 _STILL = 1e-6  # what changed by less, relative to itself, did not change
 
@@ -15,7 +26,7 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     noise = sentence_start(noise_in_words(row["noise"], strengths))
     plural = are_many(row["noise"])
     says = kind_in_words(row["noise"], row["regime"], strengths)
-    sentences = _drifting(row, axis, says) if axis.slow else _standing(row, noise, plural, says)
+    sentences = _drifting(row, axis, says) if axis.slow else [_standing(row, noise, plural, says)]
     if row.get("diverged_at") is not None:
         sentences.append(
             f"The training diverged at step {_count(row['diverged_at'])}: what is shown of it ends with "
@@ -26,36 +37,23 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
 
 def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths: Mapping[str, Any]) -> str:
     """What all noises of a comparison do, and how long it takes, in a sentence each."""
-    said = []
-    at = " at this step size"
+    said, at = [], " at this step size"
     for row, axis in zip(rows, axes, strict=True):
-        noise = sentence_start(noise_in_words(row["noise"], strengths))
-        plural = are_many(row["noise"])
-        if not axis.slow:
-            said.append(f"{noise} {'do' if plural else 'does'} nothing at zero loss.")
-            continue
-        scale = speed(row["regime"])
-        if row.get("stochastic"):
-            unit = steps_in_words(axis.steps_per_unit)
-            said.append(
-                f"{noise} {'spread' if plural else 'spreads'} training over the zero-loss set on the {scale} "
-                f"scale, of {unit} steps."
-            )
-            continue
-        text = f"{noise} {'drift' if plural else 'drifts'} on the {scale} scale"
-        if row.get("half_steps") is None:
-            text += f", of {steps_in_words(axis.steps_per_unit)} steps"
-        elif row.get("half_of") == "regularizer":
-            own = "their" if plural else "its"
-            text += f": half of {own} regularization happens in {steps_in_words(row['half_steps'])} steps{at}"
-            at = ""
-        else:
-            of = {"hessian_trace": "trace of the Hessian"}.get(row["half_of"], row["half_of"])
-            own = "they do" if plural else "it does"
-            text += f": half of what {own} to the {of} takes {steps_in_words(row['half_steps'])} steps{at}"
-            at = ""
+        text = _in_short(row, axis, strengths, at)
         said.append(f"{text}.")
+        at = "" if text.endswith(at) else at  # said once
     return " ".join(said)
+
+
+def unfinished(config: Mapping[str, Any], results: xr.DataTree, folder: str = "") -> str:
+    """How much of a run is done and how to go on; nothing where all noises are done."""
+    done, asked = len(noises_of(results)), len(config.get("noise") or ())
+    if done >= asked:
+        return ""
+    return (
+        f"{done} of {asked} noises {'is' if done == 1 else 'are'} done; the results are those until now. "
+        f"zeroloss resume{folder} goes on with the others."
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -65,13 +63,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """
     lines: list[tuple[str, list[str]]] = []
 
-    def add(label: str, template: str, *names: str) -> None:
-        cells = [[row.get(name) for name in names] for row in rows]
-        lines.append((label, [MISSING if None in cell else template.format(*cell) for cell in cells]))
+    def add(label: str, template: str, name: str) -> None:
+        known = [row.get(name) for row in rows]
+        lines.append((label, [MISSING if each is None else template.format(each) for each in known]))
 
-    def add_mean(label: str, name: str, error: str) -> None:
+    def add_number(label: str, name: str, error: str = "", digits: int = 5) -> None:
         known = [(row.get(name), row.get(error)) for row in rows]
-        lines.append((label, [MISSING if a is None else _mean(a, b) for a, b in known]))
+        lines.append((label, [MISSING if a is None else in_table(a, b, digits) for a, b in known]))
 
     add("verdict", "{}", "regime")
     scales = [row.get("time_scale") for row in rows]
@@ -83,18 +81,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     if any(row.get("diverged_at") is not None for row in rows):
         add("diverged at step", "{:,.0f}", "diverged_at")
     for quantity, label in measured(rows).items():
-        add(f"{label}, start", "{:.5g}", f"{quantity}_start")
-        add_mean(f"{label}, limit", f"{quantity}_limit", f"{quantity}_limit_error")
+        add_number(f"{label}, start", f"{quantity}_start")
+        add_number(f"{label}, limit", f"{quantity}_limit", f"{quantity}_limit_error")
         if any(row.get(f"{quantity}_prediction") is not None for row in rows):
-            add(f"{label}, predicted", "{:.5g}", f"{quantity}_prediction")
-        add_mean(f"{label}, trained", f"{quantity}_training", f"{quantity}_error")
+            add_number(f"{label}, predicted", f"{quantity}_prediction")
+        add_number(f"{label}, trained", f"{quantity}_training", f"{quantity}_error")
         for name, where in (("limit", "limit"), ("trained", "training")):
             if any(row.get(f"{quantity}_{where}_spread") for row in rows):
-                add(f"{label}, spread {name}", "{:.4g}", f"{quantity}_{where}_spread")
-    add("distance limit-training", "{:.2g} ± {:.1g}", "distance", "distance_error")
+                add_number(f"{label}, spread {name}", f"{quantity}_{where}_spread", digits=4)
+    add_number("distance limit-training", "distance", "distance_error", 2)
     if any(row.get("prediction_distance") is not None for row in rows):
-        add("distance prediction-training", "{:.2g}", "prediction_distance")
-        add("... estimated", "{:.2g}", "prediction_estimate")
+        add_number("distance prediction-training", "prediction_distance", digits=2)
+        add_number("... estimated", "prediction_estimate", digits=2)
     lines.append(
         ("... relative to", ["distance travelled" if row.get("time_scale") else "|w|" for row in rows])
     )
@@ -106,8 +104,31 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     return lines
 
 
-def _mean(value: float, error: float | None) -> str:
-    return f"{value:.5g}" if error is None else f"{value:.5g} ± {error:.1g}"
+def _in_short(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any], at: str) -> str:
+    """A sentence of the headline without its full stop."""
+    noise, plural = sentence_start(noise_in_words(row["noise"], strengths)), are_many(row["noise"])
+    diverged, half, of = row.get("diverged_at"), row.get("half_steps"), row.get("half_of")
+    scale = speed(row["regime"])
+    if not axis.slow and _stands_still(row):
+        return f"{noise} {'do' if plural else 'does'} nothing at zero loss"
+    if not axis.slow:
+        text = f"{noise} {'have' if plural else 'has'} no drift on either time scale"
+    elif row.get("stochastic"):
+        text = (
+            f"{noise} {'spread' if plural else 'spreads'} training over the zero-loss set on the {scale} "
+            f"scale, of {steps_in_words(axis.steps_per_unit)} steps"
+        )
+    else:
+        text = f"{noise} {'drift' if plural else 'drifts'} on the {scale} scale"
+        if diverged is not None or half is None:
+            text += f", of {steps_in_words(axis.steps_per_unit)} steps"
+        elif of == "regularizer":
+            own = "their" if plural else "its"
+            text += f": half of {own} regularization happens in {steps_in_words(half)} steps{at}"
+        else:
+            own = "they do" if plural else "it does"
+            text += f": half of what {own} to the {label_of(str(of))} takes {steps_in_words(half)} steps{at}"
+    return text if diverged is None else f"{text}; training diverged at step {_count(diverged)}{at}"
 
 
 def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
@@ -121,10 +142,9 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
         )
     if row.get("diverged_at") is not None:
         return sentences
-    main, name = (
-        ("regularizer", "regularizer") if scale == "fast" else ("hessian_trace", "trace of the Hessian")
-    )
-    for quantity, label in ((main, name), ("test_error", "test error")):
+    main = "regularizer" if scale == "fast" else "hessian_trace"
+    name = main if scale == "fast" else label_of(main)
+    for quantity, label in ((main, name), ("test_error", label_of("test_error"))):
         if stochastic:
             sentences += _ending(row, quantity, label)
         elif change := _change(row, quantity):
@@ -133,10 +153,9 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
     distance, error = row.get("distance"), row.get("distance_error")
     if distance is not None and error is not None:
         limit = "the mean of the limit" if stochastic else "the limit"
-        so_few = f"the scatter of so few runs{' and paths' if stochastic else ''} alone"
         sentences.append(
             f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of the distance "
-            f"travelled away from {limit}; {so_few} accounts for {percent(error)}."
+            f"travelled away from {limit}{_scatter(error, stochastic)}."
         )
     sentences += _predicted(row, main, name)
     if row.get("half_unknown"):
@@ -177,17 +196,30 @@ def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
     ]
 
 
-def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> list[str]:
-    distance, steps = row.get("distance"), _count(row["steps"])
-    if distance is None:
-        return [f"{says}: no drift on either time scale."]
-    moved = f"after {steps} steps the parameters had moved by {number(distance, 1)} of their norm."
-    if distance == 0:
-        moved = f"after {steps} steps the parameters had not moved at all."
-    if distance > _STILL:
-        return [f"{says}: no drift is expected on either time scale; {moved}"]
-    alone = " alone" if row["noise"].partition(":")[0] == "minibatch" and "+" not in row["noise"] else ""
-    return [f"{noise}{alone} {'do' if plural else 'does'} nothing: {moved}"]
+def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> str:
+    distance, error = row.get("distance"), row.get("distance_error")
+    if distance is None or row.get("diverged_at") is not None:
+        return f"{says}: no drift on either time scale."
+    after = f"after {_count(row['steps'])} steps the parameters had"
+    if _stands_still(row):
+        moved = f"moved by {number(distance, 1)} of their norm" if distance > 0 else "not moved at all"
+        return f"{noise}{alone(row['noise'])} {'do' if plural else 'does'} nothing: {after} {moved}."
+    mean = "" if error is None else f" in the mean of {_count(row['replicas'])} runs{_scatter(error)}"
+    return (
+        f"{says}: no drift is expected on either time scale; {after} moved by {percent(distance)} of their "
+        f"norm{mean}."
+    )
+
+
+def _stands_still(row: Mapping[str, Any]) -> bool:
+    distance = row.get("distance")
+    return distance is not None and distance <= _STILL and row.get("diverged_at") is None
+
+
+def _scatter(error: float, stochastic: bool = False) -> str:
+    """How much of a distance between means is none of the noise's doing."""
+    paths = " and paths" if stochastic else ""
+    return f"; the scatter of so few runs{paths} alone accounts for {percent(error)}"
 
 
 def _change(row: Mapping[str, Any], quantity: str) -> str:

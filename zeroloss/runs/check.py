@@ -14,6 +14,7 @@ import zarr
 from zeroloss.dynamics.regime import FAST, SLOW, slow_time
 from zeroloss.errors import RunError
 from zeroloss.runs.config import is_text
+from zeroloss.runs.grid import SWEEP
 
 _BYTES, _CHUNKS = 2**28, 10_000  # may always be declared: what is zero everywhere is not stored
 _BYTES_A_BYTE, _CHUNKS_A_FILE = 1000, 100  # and so many for each that is stored
@@ -22,8 +23,10 @@ _LARGEST = 2**63
 _PARAMETERS, _UNCERTAINTY = "params", "uncertainty_"
 
 _WORDS = ("noise", "regime", "time_scale", "verdict", "no_prediction")
-_NUMBERS = ("diverged_at", "distance", "distance_error", "replicas", "ratio")
-_MEASURED = ("_start", "_limit", "_prediction", "_training", "_error", "_distance", "_estimate")
+_NUMBERS = ("diverged_at", "distance", "distance_error", "replicas", "ratio", "step_size_relative")
+_MEASURED = ("_start", "_limit", "_prediction", "_training", "_error", "_distance", "_estimate", "_spread")
+_HALF = ("half_steps", "half_of", "half_end", "half_unknown")
+_OF_GROUPS = ("stochastic", "limit_replicas", *_HALF)  # which a table does not say
 _DISTANCES = ("distance", "distance_error")
 _UNCERTAIN = ("integration", "sampling", "model", "spread")
 _RUNG = ("step_size", "sigma", "step_size_relative", "replicas", "steps", "steps_error", "theory")
@@ -81,7 +84,8 @@ def check_results(
     """
     command = config.get("command", "compare")
     load(results, parameters=False)
-    if command not in _CHECKS:
+    _require(command in _CHECKS or command == SWEEP, f"the config has the unknown command {command!r}")
+    if command == SWEEP:
         for node in results.descendants:
             load(node, parameters=False)
         return results
@@ -147,10 +151,11 @@ def _array(path: Path) -> zarr.Array | None:
 
 
 def _check_table(table: xr.Dataset) -> None:
-    for name in ("regime", "time_scale", "step_size", "sigma", "steps", "replicas"):
+    for name in ("regime", "time_scale", "step_size", "sigma", "steps", "replicas", "hessian_trace_limit"):
         _require(name in table.variables, f"the table lacks {name!r}")
     for name, column in ((str(name), column) for name, column in table.variables.items()):
         _require(column.dims == ("noise",), f"{name!r} in the table does not go along the noises")
+        _require(name not in _OF_GROUPS, f"{name!r} is in the table, where only groups say it")
         if name in _WORDS:
             words = [each for each in column.values.tolist() if each == each]  # what is missing is NaN
             _require(_are_words(words), f"{name!r} in the table holds no words")
@@ -175,10 +180,9 @@ def _check_table(table: xr.Dataset) -> None:
 def _check_comparison(group: xr.DataTree, table: xr.Dataset) -> None:
     _check_attributes(group)
     where = group.path.strip("/")
-    half = group.attrs.get("half_steps", 0.0), group.attrs.get("half_of", "")
-    _require(_is_number(half[0]) and isinstance(half[1], str), f"{where!r} has half_steps {half[0]!r}")
     columns = [str(name) for name in table.variables]
     measured = {name.removesuffix("_limit") for name in columns if name.endswith("_limit")} - {"seconds"}
+    measured.add("loss")
     drifts = _scale(table["time_scale"].sel(noise=where).item())
     for name, needed in (("limit", ()), ("training_0", _DISTANCES), ("prediction_0", ("distance",))):
         if name not in group.children and name == "prediction_0":
@@ -209,7 +213,7 @@ def _check_path(node: xr.DataTree, needed: Iterable[str] = ()) -> None:
     if any(name in node.data_vars for name in uncertain):
         needed = (*needed, *uncertain)
     for name in needed:
-        _require(name in node.data_vars, f"{where} lacks {name!r}")
+        _require(name in node.data_vars and not name.startswith(_PARAMETERS), f"{where} lacks {name!r}")
     for name, variable in ((str(name), variable) for name, variable in node.data_vars.items()):
         if name.startswith(_PARAMETERS):
             continue
@@ -229,6 +233,9 @@ def _check_views(group: xr.DataTree) -> None:
             if f"{path}_end" in view.variables or (path in dims and kind == "zero_loss_set"):
                 dims[f"{path}_end"] = tuple(each.format(path) for each in ends)
         _require(not along or set(_PATHS) & set(dims), f"{where} has no path")
+        named = [str(name) for name in view.variables]
+        others = [f"{path}{name[4:]}" for name in named if name.startswith("path") for path in _PATHS[:-1]]
+        _require(not set(others) & set(named), f"{where} has a 'path' beside others")
         for name, own in dims.items():
             _require(name in view.variables, f"{where} lacks {name!r}")
             variable = view.variables[name]
@@ -236,7 +243,8 @@ def _check_views(group: xr.DataTree) -> None:
             _require(right, f"{name!r} in {where} does not go along {' and '.join(own)}")
             values = variable.values
             if name == "where":
-                _require(set(values.tolist()) <= {"start", "end"}, f"{where} is of unknown places")
+                places = sorted(map(str, values.tolist()))
+                _require(places in (["start"], ["end"], ["end", "start"]), f"{where} is of places {places}")
                 continue
             _require(values.dtype.kind in "fiu", f"{name!r} in {where} holds no numbers")
             near = (np.abs(values) < _FAR) | (np.isnan(values) if kind == "spectrum" else False)
@@ -289,7 +297,13 @@ def _check_attributes(node: xr.DataTree) -> None:
     for name, value in node.attrs.items():
         parts = value if isinstance(value, list) else [value]
         right = all(_is_number(each) or _are_words([each]) for each in parts)
+        if name in _HALF:
+            words = name in ("half_of", "half_unknown")
+            right = right and (isinstance(value, str) if words else _is_number(value))
         _require(right and _are_words([name]), f"{name!r} of {node.path!r} is {value!r}")
+    if "half_steps" in node.attrs:
+        steps, of = node.attrs["half_steps"], node.attrs.get("half_of")
+        _require(of and 0 <= steps < _FAR, f"'half_steps' of {node.path!r} is {steps!r}, of {of!r}")
 
 
 def _scale(value: object) -> str:

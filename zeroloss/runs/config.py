@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
 from zeroloss.errors import InputError
 
 _LARGEST = 2**63 - 1
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # the character 0, and halves of surrogate pairs
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # what steers terminals; halves of pairs
 _NO_TEXT_SAID = "a name or a value has characters that no text can have"
 _LONGEST_PLACE, _MOST_ERRORS = 6, 12  # that are said
 _Model = TypeVar("_Model", bound=pydantic.BaseModel)

@@ -366,7 +366,7 @@ def _is_nothing(path: Path) -> bool:
 
 def is_timing(name: str) -> bool:
     """Whether what is called so is how long something took."""
-    return name.startswith("seconds_") or name == "ratio"
+    return name.startswith("seconds_") or name in ("seconds", "ratio")
 
 
 def _remove(path: Path) -> None:

@@ -31,7 +31,8 @@ def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
     groups = {name: results.children[name].to_dataset(inherit=False) for name in names}
     if command == "study":
         return [
-            {"noise": name, **{k: plain(v) for k, v in each.attrs.items()}} for name, each in groups.items()
+            {"noise": name} | {key: plain(value) for key, value in each.attrs.items() if key != "noise"}
+            for name, each in groups.items()
         ]
     return [
         {

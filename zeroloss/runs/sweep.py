@@ -51,7 +51,7 @@ from zeroloss.runs.opened import Run, open_run
 from zeroloss.runs.rows import rows
 
 COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
-_STOPPED = "it was told to stop, and what it had done is saved"
+_STOPPED = "stopped"  # as it was told to, after saving
 _LONGEST_REASON = 1000
 
 
@@ -153,12 +153,14 @@ def collect(config: SweepConfig, folder: Path) -> xr.DataTree:
     data: dict[str, Any] = {
         name: (list(config.grid), column(values).reshape(config.shape)) for name, values in stands.items()
     }
+    lists = {name for row in found for name, value in row.items() if isinstance(value, list)}
     for name in dict.fromkeys(name for row in found for name in row):
-        if name != "noise" and not is_timing(name):
+        if name != "noise" and not is_timing(name) and name not in lists:
             values = column([row.get(name) for row in found]).reshape(shape)
             data[f"{name}_of_run" if name in (*axes, *data) else name] = (axes, values)
     coordinates = {name: _coordinate(values) for name, values in config.grid.items()} | own
-    return xr.DataTree(xr.Dataset(data, {name: (name, values) for name, values in coordinates.items()}))
+    coordinates = {name: (name, values) for name, values in coordinates.items()}
+    return xr.DataTree(xr.Dataset(data, coordinates, {"command": str(config.cell["command"])}))
 
 
 def compute_cell(path: str, values: Mapping[str, Any], every: float) -> str:
@@ -294,16 +296,17 @@ def _compute(
     futures: dict[Future[str], Cell] = {}
     with progress_bar(f"{total} cells", total, progress) as tick:
 
-        def ended(future: Future[str], *, stopping: bool = False) -> str:
+        def ended(future: Future[str]) -> str:
             """Say how a cell ended; returns why it is not complete, or nothing."""
             cell, reason = futures.pop(future), _reason(future)
-            if not reason:
-                log(folder, "cell complete", cell=cell.path.name)
-            elif not (stopping and reason == _STOPPED):
+            if reason == _STOPPED:
+                return reason
+            if reason:
                 tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
                 log(folder, "cell failed", cell=cell.path.name, reason=reason)
-            if not stopping:
-                tick(total - len(futures))
+            else:
+                log(folder, "cell complete", cell=cell.path.name)
+            tick(total - len(futures))
             return reason
 
         tick(total - len(left))
@@ -311,9 +314,8 @@ def _compute(
             for cell in left:
                 values = config.cell_at(cell.place).model_dump(mode="json")
                 futures[executor.submit(compute_cell, str(cell.path), values, every)] = cell
-            for future in as_completed(list(futures)):
-                ended(future)
-            return None
+            reasons = [ended(future) for future in as_completed(list(futures))]
+            return Interrupted("stopped", signal.SIGTERM) if _STOPPED in reasons else None
         except KeyboardInterrupt as error:
             stop = _as_interrupted(error)
             try:
@@ -321,7 +323,7 @@ def _compute(
                 with contextlib.suppress(OSError, SystemExit):  # where nobody reads it any more
                     tell("Stopping, once the cells at work have saved. Ctrl-C again stops at once.")
                 wait(futures)
-                reasons = [ended(future, stopping=True) for future in list(futures)]
+                reasons = [ended(future) for future in list(futures)]
                 saved = all(reason in ("", _STOPPED) for reason in reasons)
             except (KeyboardInterrupt, OSError, RunError):
                 saved = False
