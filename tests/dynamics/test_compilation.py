@@ -55,3 +55,28 @@ def test_another_sigma_compiles_nothing(verb, noise):
             before = len(COMPILED)
             assert before > 0
     assert len(COMPILED) == before
+
+
+LOADED = {
+    "digits": {"widths": [3], "examples": 6},
+    "ellipse": {},
+    "hyperbola": {},
+    "matrix_sensing": {"rows": 3, "columns": 3, "measurements": 5, "width": 3},
+    "phase_retrieval": {"dimension": 6, "measurements": 3},
+    "regression_1d": {"width": 9, "examples": 3},
+    "sparse_regression": {"dimension": 6, "examples": 3, "nonzeros": 1},
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_problem_loaded_again_compiles_nothing(name):
+    """As the cells of a sweep do, what they watch included."""
+    before = 0
+    for seed in range(2):
+        loaded = zl.problems.load(name, **LOADED[name])
+        system = loaded.problem.with_noise(zl.WeightNoise(0.01))
+        zl.descend(
+            system, loaded.start, 1e-4, 20, key=jax.random.key(seed), saves=3, observables=loaded.observables
+        )
+        before = before or len(COMPILED)
+    assert len(COMPILED) == before > 0

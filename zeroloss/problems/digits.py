@@ -7,9 +7,10 @@ it the Hessian's spectrum is a hundred times wider and all time scales mix.
 
 from collections.abc import Sequence
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array
 
 from zeroloss.errors import InputError
 from zeroloss.noise import SampledLabels
@@ -20,7 +21,7 @@ from zeroloss.problems.base import (
     parameter_noises,
     standardized,
 )
-from zeroloss.problems.networks import hidden_sites, initial_parameters, network
+from zeroloss.problems.networks import hidden_sites, initial_parameters, network, wrong_classes, wrong_signs
 from zeroloss.system import LeastSquares
 
 _PIXELS = 64
@@ -61,14 +62,11 @@ def digits(
         raise InputError(f"smoothing must lie strictly between 0 and 1, got {smoothing}.")
     inputs, labels = _data(seed)
     targets = jnp.asarray(_targets(labels, outputs, smoothing or 0.0))
-    test_inputs, test_labels = inputs[examples:], jnp.asarray(labels[examples:])
-
-    def test_error(params: PyTree) -> Float[Array, ""]:
-        answers = network(params, test_inputs)
-        if outputs == 1:
-            return jnp.mean(answers * targets[examples:] <= 0)
-        return jnp.mean(jnp.argmax(answers, axis=-1) != test_labels)
-
+    test_error = (
+        eqx.Partial(wrong_signs, inputs[examples:], targets[examples:])
+        if outputs == 1
+        else eqx.Partial(wrong_classes, inputs[examples:], jnp.asarray(labels[examples:]))
+    )
     noises = activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises()
     if smoothing is not None:
         noises["sampled-labels"] = SampledLabels

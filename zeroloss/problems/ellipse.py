@@ -20,13 +20,20 @@ def ellipse() -> Problem:
         name="ellipse",
         problem=Loss(loss),
         start=jnp.array([2 * jnp.cos(1.2), jnp.sin(1.2)]),
-        observables={
-            "first_squared": lambda w: w[0] ** 2,
-            "angle": lambda w: jnp.arctan2(w[1], w[0] / 2),
-        },
+        observables={"first_squared": first_squared, "angle": angle},
         noises=parameter_noises(),
         description="two parameters on an ellipse with half-axes 2 and 1",
     )
+
+
+def first_squared(w: Float[Array, "2"]) -> Float[Array, ""]:
+    """w_1^2."""
+    return w[0] ** 2
+
+
+def angle(w: Float[Array, "2"]) -> Float[Array, ""]:
+    """The angle a of (2 cos a, sin a)."""
+    return jnp.arctan2(w[1], w[0] / 2)
 
 
 def loss(w: Float[Array, "2"]) -> Float[Array, ""]:

@@ -17,10 +17,15 @@ def hyperbola() -> Problem:
         name="hyperbola",
         problem=LeastSquares(product, jnp.ones(1), jnp.ones(1)),
         start=jnp.array([2.0, 0.5]),
-        observables={"log_ratio": lambda w: jnp.log(w[0] / w[1])},
+        observables={"log_ratio": log_ratio},
         noises=data_noises(replace=True) | parameter_noises(),  # there is one example
         description="two parameters with product 1",
     )
+
+
+def log_ratio(w: Float[Array, "2"]) -> Float[Array, ""]:
+    """log(w_1 / w_2), which is 2 s at (e^s, e^-s)."""
+    return jnp.log(w[0] / w[1])
 
 
 def product(w: Float[Array, "2"], inputs: Float[Array, " examples"]) -> Float[Array, " examples"]:

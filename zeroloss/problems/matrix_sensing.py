@@ -1,5 +1,6 @@
 """Matrix sensing with a two-layer linear network (Gunasekar et al. 2017; theory.md, section 6)."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,12 @@ def initial_factors(rows: int, columns: int, width: int, seed: int) -> dict[str,
 
 def matrix_observables(truth: Float[Array, "rows columns"]) -> dict:
     """How far the product is from the truth, relative to it, and its nuclear norm."""
-    return {
-        "distance_to_truth": lambda params: jnp.linalg.norm(product(params) - truth) / jnp.linalg.norm(truth),
-        "nuclear_norm": lambda params: jnp.linalg.norm(product(params), "nuc"),
-    }
+    return {"distance_to_truth": eqx.Partial(_distance_to, truth), "nuclear_norm": _nuclear_norm}
+
+
+def _distance_to(truth: Float[Array, "rows columns"], params: PyTree) -> Float[Array, ""]:
+    return jnp.linalg.norm(product(params) - truth) / jnp.linalg.norm(truth)
+
+
+def _nuclear_norm(params: PyTree) -> Float[Array, ""]:
+    return jnp.linalg.norm(product(params), "nuc")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from zeroloss.noise import site
 
@@ -33,3 +33,18 @@ def initial_parameters(sizes: Sequence[int], seed: int) -> list[dict[str, Array]
 def hidden_sites(widths: Sequence[int]) -> tuple[str, ...]:
     """The names of the hidden layers."""
     return tuple(f"hidden_{index + 1}" for index in range(len(widths)))
+
+
+def wrong_signs(inputs: Array, targets: Array, params: PyTree) -> Float[Array, ""]:
+    """The share of examples for which the single output has not the sign of the target."""
+    return jnp.mean(network(params, inputs) * targets <= 0)
+
+
+def wrong_classes(inputs: Array, labels: Array, params: PyTree) -> Float[Array, ""]:
+    """The share of examples whose largest output is not that of their label."""
+    return jnp.mean(jnp.argmax(network(params, inputs), axis=-1) != labels)
+
+
+def mean_square(inputs: Array, targets: Array, params: PyTree) -> Float[Array, ""]:
+    """The mean square of how far the single output is from the target."""
+    return jnp.mean((network(params, inputs) - targets) ** 2)

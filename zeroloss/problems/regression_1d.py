@@ -48,17 +48,11 @@ def regression_1d(
     scale = positive_number("scale", scale)
     inputs = jnp.linspace(-1.0, 1.0, examples) if examples > 1 else jnp.zeros(1)
     model = Network(activation)
-    grid = jnp.linspace(-1.0, 1.0, 401)
-
-    def roughness(params: PyTree) -> Float[Array, ""]:
-        # the total variation of the slope
-        return jnp.sum(jnp.abs(jnp.diff(model(params, grid), 2))) / (grid[1] - grid[0])
-
     return Problem(
         name="regression_1d",
         problem=LeastSquares(model, inputs, jnp.sin(3 * inputs)),
         start=_initial_parameters(width, scale, seed),
-        observables={"roughness": roughness},
+        observables={"roughness": eqx.Partial(roughness, model)},
         noises=activation_noises("hidden") | data_noises(replace=True) | parameter_noises(),
         description=f"{examples} points on a line, {activation} network of width {width}",
     )
@@ -73,6 +67,12 @@ class Network(eqx.Module):
         before = inputs[:, None] * params["slopes"] + params["biases"]
         hidden = site(_ACTIVATIONS[self.activation](before), "hidden")
         return hidden @ params["outputs"] + params["offset"]
+
+
+def roughness(model: Network, params: PyTree) -> Float[Array, ""]:
+    """The total variation of the slope on [-1, 1]."""
+    grid = jnp.linspace(-1.0, 1.0, 401)
+    return jnp.sum(jnp.abs(jnp.diff(model(params, grid), 2))) / (grid[1] - grid[0])
 
 
 def _initial_parameters(width: int, scale: float, seed: int) -> dict[str, Array]:

@@ -4,6 +4,7 @@ Woodworth et al. (2020) and Vaskevicius, Kanade and Rebeschini (2019) for the ne
 (2022) for label noise in them.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
@@ -48,16 +49,13 @@ def sparse_regression(
         truth *= rng.choice([-1.0, 1.0], dimension)
     target = jnp.asarray(truth)
 
-    def distance_to_truth(params: PyTree) -> Float[Array, ""]:
-        return jnp.linalg.norm(coefficients(params) - target) / jnp.linalg.norm(target)
-
     return Problem(
         name="sparse_regression",
         problem=LeastSquares(model, jnp.asarray(inputs), jnp.asarray(inputs @ truth)),
         start={"positive": ones, "negative": ones} if signed else {"positive": ones},
         observables={
-            "distance_to_truth": distance_to_truth,
-            "l1_norm": lambda params: jnp.sum(jnp.abs(coefficients(params))),
+            "distance_to_truth": eqx.Partial(distance_to_truth, target),
+            "l1_norm": l1_norm,
         },
         noises=data_noises() | parameter_noises(),
         description=f"{nonzeros} nonzeros among {dimension} {'signed' if signed else 'positive'} "
@@ -70,6 +68,16 @@ def coefficients(params: PyTree) -> Float[Array, " dimension"]:
     """The regression coefficients: squared parameters, less those of the negative part if there is one."""
     positive = params["positive"] ** 2
     return positive - params["negative"] ** 2 if "negative" in params else positive
+
+
+def distance_to_truth(truth: Float[Array, " dimension"], params: PyTree) -> Float[Array, ""]:
+    """How far the coefficients are from the truth, relative to it."""
+    return jnp.linalg.norm(coefficients(params) - truth) / jnp.linalg.norm(truth)
+
+
+def l1_norm(params: PyTree) -> Float[Array, ""]:
+    """Of the coefficients."""
+    return jnp.sum(jnp.abs(coefficients(params)))
 
 
 def model(params: PyTree, inputs: Float[Array, "examples dimension"]) -> Float[Array, " examples"]:

@@ -4,9 +4,9 @@ import itertools
 import re
 from pathlib import Path
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.problems.base import (
@@ -17,7 +17,7 @@ from zeroloss.problems.base import (
     positive_integer,
     standardized,
 )
-from zeroloss.problems.networks import hidden_sites, initial_parameters, network
+from zeroloss.problems.networks import hidden_sites, initial_parameters, mean_square, network, wrong_signs
 from zeroloss.system import LeastSquares
 
 _READ = (".csv", ".npz", ".parquet")
@@ -72,12 +72,7 @@ def table(
     signs = len(values) == 2
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
     x, y = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
-    test_x, test_y = x[count:], y[count:]
-
-    def test_error(params: PyTree) -> Float[Array, ""]:
-        answers = network(params, test_x)
-        return jnp.mean(answers * test_y <= 0) if signs else jnp.mean((answers - test_y) ** 2)
-
+    test_error = eqx.Partial(wrong_signs if signs else mean_square, x[count:], y[count:])
     shape = "-".join(map(str, sizes))
     return Problem(
         name="table",

@@ -23,7 +23,7 @@ class Line(NamedTuple):
     - `says`: what is said of it where the mouse is, a template of Plotly's; nothing where empty. No text from
       a run goes in, because Plotly reads some of it as HTML.
     - `error`: a standard error: two of them are a band around a line, and bars at points.
-    - `points`: whether to draw points and no line.
+    - `points`: whether to draw points and no line; `knots`: whether to draw points on the line.
     - `z`: for a third dimension.
     """
 
@@ -34,6 +34,7 @@ class Line(NamedTuple):
     says: str = ""
     error: np.ndarray | None = None
     points: bool = False
+    knots: bool = False
     z: np.ndarray | None = None
 
 
@@ -93,6 +94,8 @@ def figure(chart: Chart, height: int = HEIGHT) -> dict[str, Any]:
             trace["mode"] = "markers"
             if line.error is not None:
                 trace["error_y"] = {"type": "data", "array": plain(2 * line.error)}
+        elif line.knots:
+            trace["mode"] = "lines+markers"
         if line.z is not None:
             trace |= {"type": "scatter3d", "z": plain(line.z)}
         data.append(trace)

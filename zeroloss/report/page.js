@@ -80,7 +80,7 @@
       );
       const traces = data.map((trace, index) => {
         const line = lines[trace.meta] ?? { width: 0 };
-        const marker = markers[trace.meta] ?? { color: line.color, size: 9 };
+        const marker = markers[trace.meta] ?? markers[trace.meta + "-points"] ?? { color: line.color, size: 9 };
         return {
           ...trace,
           x: stretched(trace.x),
@@ -88,7 +88,7 @@
           ...(inSteps && trace.hovertemplate && { hovertemplate: trace.hovertemplate.replace(AT_STEP, "") }),
           line: trace.type === "scatter3d" ? { ...line, width: 2.5 * line.width, dash: "solid" } : line,
           fillcolor: fills[trace.meta],
-          ...(trace.mode === "markers" && { marker: trace.type === "scatter3d" ? { ...marker, size: 0.6 * marker.size } : marker }),
+          ...(trace.mode !== "lines" && { marker: trace.type === "scatter3d" ? { ...marker, size: 0.6 * marker.size } : marker }),
           ...(trace.error_y && { error_y: { ...trace.error_y, color: marker.color, thickness: 1.5, width: 3 } }),
           visible: !hidden.has(trace.legendgroup),
         };

@@ -175,10 +175,10 @@ def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tupl
             # A line says that there is something between two places.
             points = looks == "training" or not ordered or np.isfinite(mean).sum() < 2
             button = f"series-{index}" if word else looks
-            drawn = f"{button}-thin" if looks == "limit" and word else button
+            drawn = f"{button}-thin" if looks == "limit" and word and len(parts) > 1 else button
             drawn += "-points" if points else ""
             says = f"{names[looks]} %{{y:.4~g}}"
-            lines.append(Line(x, mean, drawn, button, says, error, points=points))
+            lines.append(Line(x, mean, drawn, button, says, error, points=points, knots=not points))
             if not word:
                 scatter = "" if error is None or names is _STUDIED else " ± 2 standard errors"
                 entries.append(Entry(button, _DOTS[looks] if points else looks, f"{names[looks]}{scatter}"))

@@ -1,9 +1,10 @@
 """What a page shows that needs the problem itself: computed with a run, so that to look executes nothing."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ _ABSCISSAE = 201
 _MOST_REPLICAS = 64
 _BESIDE = 0.1  # of the width of the inputs, on both sides
 _ROOM = 0.3  # of the size of the paths, around them
+_STILL, _NEARBY = 1e-6, 0.25  # of |w|: paths no longer stand still; what is shown around those
 _RESOLUTION = 150  # points of a set along an axis
 _SEEDS = {2: 60, 3: 22}  # along an axis, by number of parameters
 _DRAWN, _MOST_ENDS = 5, 400  # replicas
@@ -106,12 +108,7 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
     low, high = float(inputs.min()), float(inputs.max())
     beside = _BESIDE * (high - low or 1.0)
     line = jnp.linspace(low - beside, high + beside, _ABSCISSAE)
-    model = clean.model
-
-    @jax.jit
-    def said(params: PyTree) -> Array:  # along a leading axis
-        at = line.reshape(-1, *inputs.shape[1:]).astype(inputs.dtype)
-        return jax.lax.map(lambda one: model(one, at), params)
+    at = line.reshape(-1, *inputs.shape[1:]).astype(inputs.dtype)
 
     def mean_of(path: Path, times: np.ndarray) -> np.ndarray:
         many = path.loss.ndim == 2
@@ -119,7 +116,7 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
             lambda leaf: jnp.asarray(leaf[:_MOST_REPLICAS, times] if many else leaf[None, times]), path.params
         )
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), chosen)
-        return np.asarray(said(flat)).reshape(-1, len(times), _ABSCISSAE).mean(axis=0)
+        return np.asarray(_said(clean.model, at, flat)).reshape(-1, len(times), _ABSCISSAE).mean(axis=0)
 
     data: dict[str, Any] = {
         "inputs": ("example", np.asarray(inputs).reshape(-1)),
@@ -130,8 +127,14 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
     data[first] = (("moment", "x"), mean_of(paths[first], moments))
     for name in others:
         data[f"{name}_end"] = ("x", mean_of(paths[name], np.array([-1]))[0])
-    at = {"units": paths[first].to_xarray(params=False)["time"].attrs["units"]}
-    return xr.Dataset(data, {"x": np.asarray(line), "at": ("moment", paths[first].ts[moments], at)})
+    units = {"units": paths[first].to_xarray(params=False)["time"].attrs["units"]}
+    return xr.Dataset(data, {"x": np.asarray(line), "at": ("moment", paths[first].ts[moments], units)})
+
+
+@eqx.filter_jit
+def _said(model: Callable[[PyTree, Array], Array], inputs: Array, params: PyTree) -> Array:
+    """What a model says of the inputs, for parameters along a leading axis."""
+    return jax.lax.map(lambda one: model(one, inputs), params)
 
 
 def _moments(count: int) -> np.ndarray:
@@ -149,7 +152,8 @@ def _zero_loss_set(system: AbstractSystem, paths: Mapping[str, Path]) -> xr.Data
         [flat_paths(path.params, path.loss.ndim).reshape(-1, w.size) for path in paths.values()]
     )
     low, high = seen.min(axis=0), seen.max(axis=0)
-    room = _ROOM * max(float(np.max(high - low)), 1e-3 * float(np.max(np.abs(seen))))
+    extent, size = float(np.max(high - low)), float(np.max(np.abs(seen)))
+    room = _ROOM * extent if extent > _STILL * size else _NEARBY * (size or 1.0)
     low, high = low - room, high + room
     axes = [np.linspace(*ends, _SEEDS[w.size]) for ends in zip(low, high, strict=True)]
     seeds = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, w.size)
