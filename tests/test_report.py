@@ -23,6 +23,7 @@ from zeroloss.report.figures import write_figures
 from zeroloss.report.labels import noise_in_words
 from zeroloss.report.markup import Board
 from zeroloss.report.notation import in_table, interval, number, percent, steps_in_words
+from zeroloss.report.path_series import sentences
 from zeroloss.report.scenes import scenes
 from zeroloss.report.series import panels, table_rows, time_axis, windows
 from zeroloss.report.words import headline, table, verdict
@@ -534,3 +535,31 @@ def test_numbers_in_tables(value, error, text):
 )
 def test_percentages(share, text):
     assert percent(share) == f"{text}\u00a0%"
+
+
+def going_half_way(values, regime="non-degenerate", units="training steps", **attributes):
+    """What a page says of a path of which this is the regularizer and, reversed, the trace of the Hessian."""
+    values = np.asarray(values, float)
+    dims = ("replica", "time")[-values.ndim :]
+    path = xr.Dataset(
+        {"regularizer": (dims, values), "hessian_trace": (dims, values[..., ::-1])},
+        {"time": ("time", 1000.0 * np.arange(values.shape[-1]), {"units": units})},
+        {"regime": regime} | attributes,
+    )
+    said = sentences({"command": "descend"}, "label", path)
+    return [each for each in said if "half of that way" in each]
+
+
+def test_when_half_of_the_way_is_gone():
+    fast = [8.0, 4.5, 3.5, 1.0, 0.5, 0.0]
+    assert going_half_way(fast) == [
+        "The regularizer Reg had gone half of that way after 1,000 to 2,000 steps."
+    ]
+    assert going_half_way(fast, "degenerate") == [
+        "The trace of the Hessian had gone half of that way after 3,000 to 4,000 steps."
+    ]
+    assert "3,000 to 4,000 of slow time" in going_half_way(fast[::-1], units="slow time")[0]
+    assert going_half_way(fast, "trivial") == going_half_way(fast, stochastic=1) == []
+    assert going_half_way([8.0, 8.0, 8.0 + 1e-9]) == going_half_way([8.0, np.nan, 4.0]) == []
+    scattering = np.array([[8.0, 8.0, 10.0], [8.0, 8.0, 4.0], [8.0, 8.0, 6.0]])
+    assert going_half_way(scattering) == []

@@ -20,6 +20,8 @@ WORDS = {"descend": "training", "predict": "prediction", "limit": "limit"}
 
 _LEVELS = (0.05, 0.95)
 _FEWEST = 8  # replicas, to say quantiles of
+_CHANGED = 1e-6  # relative to itself
+_SURE = 4  # standard errors
 
 
 def paths(results: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -87,16 +89,34 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
         if quantity in ("loss", "noisy_loss"):
             continue
         value = number(end) if error is None else interval(end, error)
-        changed = abs(end - start) > 1e-6 * max(abs(start), abs(end))
+        changed = abs(end - start) > _CHANGED * max(abs(start), abs(end))
         what = f"went from {number(start)} to {value}" if changed else f"stayed at {number(start)}"
         said.append(f"the {label_of(quantity)} {what}")
     noise_words = noise_in_words(noise, strengths)
     kind = {"training": "training", "prediction": "the prediction", "limit": "the limit"}[words]
     found = _verdict(noise, path, strengths)
     found.append(f"{after} of {kind} under {noise_words} {'; '.join(said)}.")
+    found += _half_way(path)
     if "uncertainty_model" in path:
         found.append(sentence_start(certainty(path)))
     return found
+
+
+def _half_way(path: xr.Dataset) -> list[str]:
+    """Between which saves what the noise changes most plainly had gone half of its way."""
+    quantity = "hessian_trace" if path.attrs.get("regime") == "degenerate" else "regularizer"
+    if quantity not in path or path.attrs.get("stochastic") or path.attrs.get("regime") == "trivial":
+        return []
+    _, mean, error = over_replicas(path[quantity])
+    change = mean[-1] - mean[0]
+    surely = max(_CHANGED * np.abs(mean[[0, -1]]).max(), 0.0 if error is None else _SURE * float(error[-1]))
+    if not np.isfinite(mean).all() or abs(change) <= surely:
+        return []
+    after = int(np.argmax((mean - mean[0]) / change >= 0.5))
+    time, slow = path["time"].values.astype(float), is_slow(_units(path))
+    early, late = (number(each) if slow else f"{each:,.0f}" for each in time[[after - 1, after]])
+    unit = "of slow time" if slow else "steps"
+    return [f"The {label_of(quantity)} had gone half of that way after {early} to {late} {unit}."]
 
 
 def certainty(path: xr.Dataset) -> str:
