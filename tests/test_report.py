@@ -560,6 +560,18 @@ def test_when_half_of_the_way_is_gone():
     ]
     assert "3,000 to 4,000 of slow time" in going_half_way(fast[::-1], units="slow time")[0]
     assert going_half_way(fast, "trivial") == going_half_way(fast, stochastic=1) == []
-    assert going_half_way([8.0, 8.0, 8.0 + 1e-9]) == going_half_way([8.0, np.nan, 4.0]) == []
+    assert going_half_way([8.0, 8.0, 8.05]) == going_half_way([8.0, np.nan, 4.0]) == []
     scattering = np.array([[8.0, 8.0, 10.0], [8.0, 8.0, 4.0], [8.0, 8.0, 6.0]])
     assert going_half_way(scattering) == []
+
+
+def test_what_changed_by_less_than_is_written():
+    path = xr.Dataset(
+        {"regularizer": ("time", [803.31, 803.06]), "hessian_trace": ("time", [2.0, 2.0])},
+        {"time": ("time", [0.0, 3.0], {"units": "training steps"})},
+        {"regime": "non-degenerate"},
+    )
+    said = " ".join(sentences({"command": "predict"}, "label", path)).replace("\u00a0", " ")
+    assert (
+        "the regularizer Reg stayed at 803 but for 0.031 %; the trace of the Hessian stayed at 2.00." in said
+    )

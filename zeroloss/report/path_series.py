@@ -21,7 +21,7 @@ WORDS = {"descend": "training", "predict": "prediction", "limit": "limit"}
 _LEVELS = (0.05, 0.95)
 _FEWEST = 8  # replicas, to say quantiles of
 _CHANGED = 1e-6  # relative to itself
-_SURE = 4  # standard errors
+_PLAINLY, _SURE = 0.01, 4  # a way to speak of: at least that share of the size, and so many standard errors
 
 
 def paths(results: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -91,6 +91,8 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
         value = number(end) if error is None else interval(end, error)
         changed = abs(end - start) > _CHANGED * max(abs(start), abs(end))
         what = f"went from {number(start)} to {value}" if changed else f"stayed at {number(start)}"
+        if changed and value == number(start):
+            what = f"stayed at {value} but for {percent(abs(end / start - 1))}"
         said.append(f"the {label_of(quantity)} {what}")
     noise_words = noise_in_words(noise, strengths)
     kind = {"training": "training", "prediction": "the prediction", "limit": "the limit"}[words]
@@ -109,7 +111,7 @@ def _half_way(path: xr.Dataset) -> list[str]:
         return []
     _, mean, error = over_replicas(path[quantity])
     change = mean[-1] - mean[0]
-    surely = max(_CHANGED * np.abs(mean[[0, -1]]).max(), 0.0 if error is None else _SURE * float(error[-1]))
+    surely = max(_PLAINLY * np.abs(mean[[0, -1]]).max(), 0.0 if error is None else _SURE * float(error[-1]))
     if not np.isfinite(mean).all() or abs(change) <= surely:
         return []
     after = int(np.argmax((mean - mean[0]) / change >= 0.5))
