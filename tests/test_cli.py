@@ -57,6 +57,8 @@ def test_predict_and_how_long():
     assert "noisy_loss" in printed and "of the way" in printed
     printed = run("how-long", *arguments, "--fraction", "0.5")
     assert "steps until regularizer has gone from" in " ".join(printed.split())
+    printed = run("how-long", *arguments, "--of", "log_ratio")
+    assert "steps until log_ratio has gone from" in " ".join(printed.split())
 
 
 def test_classify_prints_every_noise():

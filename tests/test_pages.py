@@ -13,6 +13,7 @@ from zeroloss import open_run, report, runs
 from zeroloss.errors import InputError, RunError
 from zeroloss.report import several_page, sweep_series
 from zeroloss.report.portraits import portrait
+from zeroloss.report.stills import _style
 from zeroloss.report.sweep_series import Layout, failures, groups, layout
 from zeroloss.runs.folder import column
 
@@ -82,6 +83,17 @@ def test_a_chart_for_every_place_on_the_other_axes():
     assert {line.looks for chart in group.charts for line in chart.lines} == {
         "series-0-points", "series-1-points",
     }  # fmt: skip
+
+
+def test_training_prediction_and_limit_look_different_between_noises():
+    made = table(noise=NOISES, **{"set.activation": ["gelu", "tanh"]}).rename(loss_end="loss_training")
+    made = made.assign(loss_prediction=2 * made["loss_training"], loss_limit=3 * made["loss_training"])
+    made.attrs["command"] = "compare"
+    (group,) = groups(made)
+    looks = {line.looks for chart in group.charts for line in chart.lines}
+    assert looks == {f"series-{k}{how}-points" for k in (0, 1) for how in ("", "-cross", "-thin")}
+    styles = [_style(line) for line in group.charts[0].lines]
+    assert len({tuple(sorted(style.items())) for style in styles}) == len(styles)
 
 
 def test_an_axis_with_one_value_is_said_and_not_drawn_over():

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import re
+import warnings
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path as FilePath
 
+import equinox as eqx
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -151,7 +153,7 @@ def test_a_prediction_is_the_third_curve(tmp_path):
     assert cells["trace of the Hessian, predicted"] == ["49.98", "\u2013"]
     assert cells["distance prediction-training"] == ["0.001", "\u2013"]
     text = " ".join(reader.text)
-    assert f"says 0.357 for the regularizer and is {percent(0.001)} of the distance away" in text
+    assert f"says 0.357 for the regularizer and is {percent(0.001)} of the distance travelled away" in text
 
 
 def test_why_there_is_no_prediction(tmp_path):
@@ -575,3 +577,39 @@ def test_what_changed_by_less_than_is_written():
     assert (
         "the regularizer Reg stayed at 803 but for 0.031 %; the trace of the Hessian stayed at 2.00." in said
     )
+
+
+def test_what_became_infinite_did_not_stay():
+    path = xr.Dataset(
+        {"late": ("time", [1.5, np.inf])}, {"time": ("time", [0.0, 3.0], {"units": "training steps"})}
+    )
+    said = " ".join(sentences({"command": "predict"}, "label", path))
+    assert "the late went from 1.50 to not a finite number" in said
+
+
+def test_distances_relative_to_the_parameters(tmp_path):
+    """Of noise that drifts, but not from where it began."""
+    made = comparison(SLOW)
+    still = dataclasses.replace(made, limit=eqx.tree_at(lambda p: p.params["w"], made.limit, np.ones((6, 1))))
+    text = " ".join(Reader(written(tmp_path / "run", {"label": still}).read_text()).text)
+    assert "of |w| away from the limit" in text and "Distance of training / |w|" in text
+    assert "distance travelled" not in text.split("How to read this")[0]
+
+
+def test_why_a_run_failed_is_said(tmp_path):
+    asked = dict(command="compare", noise=["dropout", "label"])
+    folder = tmp_path / "run"
+    runs.create(folder, {"problem": "bowl"} | asked)
+    runs.write_results(folder, runs.gather({"dropout": comparison(FAST)}), complete=False)
+    runs.folder.log(folder, "failed", error="InputError: the training diverged <b>")
+    text = " ".join(Reader(report.write(folder).read_text()).text)
+    assert "The next one failed: InputError: the training diverged <b>" in text and "goes on" not in text
+
+
+def test_runs_of_which_one_diverged_at_once_are_compared(tmp_path):
+    whole = written(tmp_path / "whole", {"label": comparison(SLOW)}, command="compare").parent
+    diverged = {"label": comparison(SLOW, reached=1, diverged_at=9)}
+    broken = written(tmp_path / "broken", diverged, command="compare").parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert report.write_several([broken, whole], tmp_path / "several.html").is_file()

@@ -112,3 +112,11 @@ def test_beyond_the_stability_limit():
     system = PROBLEM.problem.with_noise(zl.LabelNoise(0.2))
     with pytest.raises(StabilityError, match=r"eigenvalue of the Hessian is 4\.25"):
         zl.compare(system, jnp.array([2.0, 0.5]), [0.1, 0.5], key=KEY)
+
+
+def test_distances_of_a_limit_that_stands_still():
+    """At (1, 1) label noise has nowhere to go: its drift ends there."""
+    system = PROBLEM.problem.with_noise(zl.LabelNoise(0.1))
+    made = zl.compare(system, jnp.ones(2), [0.1], key=KEY, steps=100, replicas=4)
+    assert made.regime.time_scale is not None and made.distance_of == "|w|"
+    assert made.rows()[0]["distance_of"] == "|w|" and 0 < made.rows()[0]["distance"] < 1

@@ -16,6 +16,13 @@ COMMANDS = {
 """A short run of every long verb."""
 
 
+_HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def zeroloss(*arguments, limit_bytes=None, alone=False):
     """Start the command, in a process that may write no file of more than `limit_bytes`.
 
@@ -30,6 +37,7 @@ def zeroloss(*arguments, limit_bytes=None, alone=False):
             limited + 'exec "$@"',
             "bash",
             sys.executable,
+            *(["-c", _HEARING, sys.executable] if alone else []),
             "-m",
             "zeroloss.cli",
             *map(str, arguments),
@@ -38,7 +46,6 @@ def zeroloss(*arguments, limit_bytes=None, alone=False):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=alone,
-        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if alone else None,
     )
 
 

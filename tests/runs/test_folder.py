@@ -132,7 +132,9 @@ def test_what_would_steer_a_terminal_is_no_name(character):
         runs.config_from({"command": "descend", "problem": f"digits{character}", "noise": ["label"]})
 
 
-@pytest.mark.parametrize("name", ["seconds", "params_norm", "uncertainty_x"])
+@pytest.mark.parametrize(
+    "name", ["seconds", "params_norm", "uncertainty_x", "seconds_to_go", "spectrum", "function", "replica"]
+)
 def test_names_that_are_ours_are_refused(name):
     problem = zl.problems.load("hyperbola")
     system = problem.problem.with_noise(zl.LabelNoise(0.3))

@@ -3,8 +3,9 @@ import pickle
 import signal
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path as FilePath
 
 import distributed
 import numpy as np
@@ -86,6 +87,8 @@ def test_what_cannot_be_made_is_refused_before_anything_is_done(tmp_path):
         runs.sweep(
             grid({"rate": [0.1, 0.2], "noise": ["label", "weight"]}), tmp_path / "sweep", executor=executor
         )
+    with pytest.raises(InputError, match=r"along the axis 'batch' would be the same.*among minibatch:2"):
+        runs.sweep(grid({"batch": [1, 2], "noise": ["minibatch:2"]}), tmp_path / "sweep", executor=executor)
     with pytest.raises(InputError, match="unknown noise 'lable'"):
         runs.sweep(grid({"noise": ["label", "lable"]}), tmp_path / "sweep", executor=executor)
     assert not executor.calls and not (tmp_path / "sweep").exists()
@@ -124,6 +127,37 @@ def test_what_studies_found_is_collected(tmp_path):
     assert "seconds" not in table and "choices" not in table
     shown = report.write(tmp_path / "sweep").read_text()
     assert "Step size exponent" in shown and "at the end" not in shown
+
+
+def test_strengths_that_come_to_the_same_somewhere_are_an_axis(tmp_path):
+    """A minibatch of more than all examples is half of them."""
+    cell = dict(command="limit", problem="sparse_regression", options={"dimension": 9, "examples": 4})
+    axes = {"batch": [30, 40, 2], "noise": ["minibatch+label:0.1"]}
+    config = runs.sweep_config({"cell": cell | dict(noise=["label"], horizon=0.1, saves=3), "grid": axes})
+    results = runs.sweep(config, tmp_path / "sweep", executor=Here())
+    assert set(results["status"].values.ravel()) == {"complete"}
+
+
+def test_what_was_saved_is_kept_where_who_computes_is_lost(tmp_path):
+    """And so is what was to be overwritten, until a cell is complete."""
+
+    class Lost(Here):
+        def submit(self, fn, path, *args):
+            (FilePath(path) / "saved").mkdir(parents=True)
+            future = Future()
+            future.set_exception(RuntimeError("killed"))
+            return future
+
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    runs.sweep(config, folder, executor=Here())
+    with pytest.raises(RunError, match=r"who computed them is lost.*zeroloss resume.*RuntimeError: killed"):
+        runs.sweep(config, folder, executor=Lost(), overwrite=True)
+    saved = list(folder.glob("cells/*/saved"))
+    assert len(saved) == 2 and (folder / ".previous" / "results.zarr").is_dir()
+    for each in saved:
+        each.parent.rename(tmp_path / each.parent.name)
+    runs.resume_sweep(config, folder, executor=Here())
+    assert zl.open_run(folder).complete and not (folder / ".previous").exists()
 
 
 def test_cells_with_several_noises_have_an_axis_for_them(tmp_path):

@@ -77,6 +77,19 @@ def test_the_function_along_the_flow(regression):
     np.testing.assert_array_equal(found["targets"].values, problem.problem.targets)
 
 
+def test_where_a_model_has_no_value_nothing_is_drawn(tmp_path):
+    """A square root beside the inputs, where they are negative."""
+    inputs = jnp.linspace(0.0, 1.0, 5)
+    problem = zl.problems.load("hyperbola")._replace(
+        problem=zl.LeastSquares(lambda w, x: w[0] * w[1] * jnp.sqrt(x), inputs, jnp.sqrt(inputs)),
+        start=jnp.array([2.0, 0.5]),
+    )
+    system = problem.problem.with_noise(zl.WeightNoise(0.1))
+    found = views(problem, system, {"path": zl.limit(system, problem.start, 0.2, saves=3)})[FUNCTION]
+    x = found["x"].values
+    assert x[0] >= 0 and x[-1] > 1 and np.isfinite(found["path"].values).all()
+
+
 def test_what_there_is_nothing_to_see_of_is_left_out():
     problem, system, path = followed("sparse_regression", "label", 0.01)
     assert set(views(problem, system, {"limit": path})) == {SPECTRUM}

@@ -1,5 +1,6 @@
 """The commands that compute: each makes a request into a call, or says what to run."""
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -126,6 +127,8 @@ def how_long_command(
                 system, point, of=quantity, fraction=fraction, value=value,
                 **rule._replace(step_size=step_size)._asdict(),
             )  # fmt: skip
+            if of is not None:
+                found = dataclasses.replace(found, quantity=of)
             all_found[name] = vars(found)
         except ZerolossError as error:
             if len(systems) == 1:

@@ -41,6 +41,7 @@ def show_command(run: RunFolder, as_json: Json = False) -> None:
                 {
                     "config": config,
                     "status": opened.status,
+                    "failure": opened.failure,
                     "verdicts": opened.verdicts,
                     "results": as_rows(config, opened.results),
                 }
@@ -51,6 +52,8 @@ def show_command(run: RunFolder, as_json: Json = False) -> None:
         )
         what = f"{verb} {of}: {opened.status}"
         out.print(escape(what), highlight=False, soft_wrap=True)
+        if opened.failure:
+            out.print(escape(opened.failure), highlight=False, soft_wrap=True)
         if opened.status != "complete":
             out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
         print_results(config, opened.results)

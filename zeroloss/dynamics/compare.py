@@ -82,6 +82,11 @@ class Comparison(eqx.Module):
     limit_seconds: float
     trainings: tuple[Training, ...]
 
+    @property
+    def distance_of(self) -> str:
+        """What distances are relative to: the "way" of the limit, or "|w|" where it has none."""
+        return "|w|" if self.regime.time_scale is None else _way(self.limit)[0]
+
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per training: what was run, what came out, how far limit and prediction are from it.
 
@@ -145,6 +150,7 @@ class Comparison(eqx.Module):
             "replicas": training.path.loss.shape[0],
             "distance": float(training.distance[-1]),
             "distance_error": float(training.distance_error[-1]),
+            "distance_of": self.distance_of,
             "seconds_limit": self.limit_seconds,
             "seconds_training": training.seconds,
             "ratio": training.seconds / self.limit_seconds,
@@ -350,14 +356,14 @@ def _with_prediction(
 ) -> Training:
     prediction = None
     if path is not None:
-        distance = _distance_between(training.path, path, _travelled(followed))
+        distance = _distance_between(training.path, path, _way(followed)[1])
         prediction = Prediction(path, distance, seconds)
     return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
 
 
 def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
     """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
-    ensemble, paths, unit = _runs(training), _runs(followed), _travelled(followed)
+    ensemble, paths, unit = _runs(training), _runs(followed), _way(followed)[1]
     variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[: ensemble.shape[1]]
     return _distance_between(training, followed, unit), np.sqrt(variance) / unit
 
@@ -368,11 +374,11 @@ def _distance_between(training: Path, other: Path, unit: float) -> np.ndarray:
     return np.linalg.norm(mean - _runs(other).mean(axis=0)[: len(mean)], axis=-1) / unit
 
 
-def _travelled(followed: Path) -> float:
+def _way(followed: Path) -> tuple[str, float]:
     """The root mean square of what the paths of the limit travel; |w| where that is no more than rounding."""
     paths, size = _runs(followed), float(np.linalg.norm(_runs(followed)[0, 0]))
     travelled = float(np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1))))
-    return travelled if travelled > _STILL * size else size
+    return ("way", travelled) if travelled > _STILL * size else ("|w|", size)
 
 
 def _runs(path: Path) -> np.ndarray:

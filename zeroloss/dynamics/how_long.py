@@ -144,7 +144,8 @@ def _quantity(
         "loss": expansion.manifold.loss,
     }
     if callable(of):
-        return getattr(of, "__name__", "the quantity"), eqx.filter_jit(
+        named = getattr(of, "func", of)  # what eqx.Partial has
+        return getattr(named, "__name__", "the quantity"), eqx.filter_jit(
             lambda w: jnp.asarray(of(expansion.manifold.unravel(w)))
         )
     if of not in known:

@@ -35,8 +35,12 @@ _TAKEN = (
     "distance_error",
     "seconds",
     "ratio",
+    "replica",
+    "spectrum",
+    "function",
+    "zero_loss_set",
 )
-_PREFIXES = ("params", "uncertainty_")
+_PREFIXES = ("params", "uncertainty_", "seconds_")
 
 
 class Path(eqx.Module):

@@ -98,10 +98,10 @@ def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: 
             )
             for panel, limits in zip(quantity, windows(quantity), strict=True)
         ]
-        label = next((panel.label for panel in quantity if panel.axis.slow), quantity[0].label)
+        label = next((panel.label for panel in quantity if not _unit(panel)), quantity[0].label)
         sections.append(markup.section(label[:1].upper() + label[1:], legend_entries(quantity), drawn))
     return "\n".join(sections)
 
 
 def _unit(panel: Panel) -> str:
-    return ", relative to |w|" if panel.quantity == DISTANCE and not panel.axis.slow else ""
+    return ", relative to |w|" if panel.quantity == DISTANCE and panel.label.endswith("|w|") else ""

@@ -61,6 +61,7 @@
       fills["series-" + k + "-band"] = own + "30";
       fills["series-" + k + "-thin-band"] = own + "18";
       markers["series-" + k + "-points"] = { symbol: SYMBOLS[k], size: 8, color: own };
+      markers["series-" + k + "-cross-points"] = { symbol: "x-thin", size: 9, color: own, line: { color: own, width: 2 } };
       markers["series-" + k + "-thin-points"] = { symbol: SYMBOLS[k] + "-open", size: 10, color: own };
     }
     const axis = (given) => ({

@@ -96,7 +96,10 @@ def _stills(config: Mapping[str, Any], results: xr.DataTree, to: Path, format: s
 
 
 def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
-    config, results = runs.read(Path(folder))
+    """The config of a run and its results, which know, as the attribute `failure`, why it has failed."""
+    run = runs.open_run(folder)
+    config, results = run.config, run.results
+    results.attrs["failure"] = run.failure
     if config.get("command") == SWEEP:
         sweep = runs.configuration(Path(folder))
         assert isinstance(sweep, runs.SweepConfig)

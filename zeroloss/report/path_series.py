@@ -89,9 +89,9 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
         if quantity in ("loss", "noisy_loss"):
             continue
         value = number(end) if error is None else interval(end, error)
-        changed = abs(end - start) > _CHANGED * max(abs(start), abs(end))
+        changed = not abs(end - start) <= _CHANGED * max(abs(start), abs(end)) < np.inf
         what = f"went from {number(start)} to {value}" if changed else f"stayed at {number(start)}"
-        if changed and value == number(start):
+        if changed and value == number(start) and np.isfinite(end):
             what = f"stayed at {value} but for {percent(abs(end / start - 1))}"
         said.append(f"the {label_of(quantity)} {what}")
     noise_words = noise_in_words(noise, strengths)

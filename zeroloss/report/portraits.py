@@ -37,7 +37,7 @@ _BINS = 36
 _FAR = 1e100  # beyond anything that can be drawn
 _EXAMPLES = ("examples", "measurements")
 _SIZES = ("rows", "columns", "dimension")  # of one example, in all problems
-_LARGEST, _FEWEST = 3 * 10**7, 100  # numbers in the data of a problem; examples that are counted at least
+_LARGEST = 3 * 10**7  # numbers in the data of a problem
 _MOST_LAYERS = 100
 _SCALE = 3.5  # of densities, drawn outwards from a curve
 
@@ -109,7 +109,7 @@ def _is_small(name: str, options: Mapping[str, Any], results: xr.DataTree) -> bo
     sizes = {option: min(value, beyond) for option, value in asked.items() if isinstance(value, int | float)}
     limits = (group.children["limit"] for group in results.children.values() if "limit" in group.children)
     times = max((node.sizes.get("time", 1) for node in limits), default=1)
-    examples = max(_FEWEST, times, *(sizes.get(option, 1) for option in _EXAMPLES))
+    examples = max(times, *(sizes.get(option, 1) for option in _EXAMPLES))
     numbers = math.prod((examples, *(sizes.get(option, 1) for option in _SIZES)))
     layers = asked.get("widths", ())
     return numbers <= _LARGEST and not (isinstance(layers, Sized) and len(layers) > _MOST_LAYERS)

@@ -217,9 +217,14 @@ def _measured(row: Mapping[str, Any], results: xr.DataTree, quantity: str, label
     return Panel(row["noise"], quantity, label, axis, curve, reference, end, diverged, predicted)
 
 
+def of_the_way(row: Mapping[str, Any]) -> bool:
+    """Whether distances are relative to the way of the limit, and not to |w|."""
+    return (row.get("distance_of") or ("way" if row.get("time_scale") else "|w|")) == "way"
+
+
 def _distance(row: Mapping[str, Any], results: xr.DataTree) -> Panel:
     axis, end, diverged, _, training = _parts(row, results)
-    label = "distance of training / " + ("travelled" if axis.slow else "|w|")
+    label = "distance of training / " + ("travelled" if of_the_way(row) else "|w|")
     x = _times(training, axis)
     distance = Curve("distance to the limit", x, training["distance"].values.astype(float))
     error = Curve("ensemble error", x, training["distance_error"].values.astype(float))

@@ -1,7 +1,5 @@
 """A page that compares runs: each with a letter and a colour, over the same axes."""
 
-# Greek letters and typographic signs are meant
-
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -98,7 +96,7 @@ def _paths(run: Told, noise: str) -> list[tuple[xr.Dataset, str]]:
         return [(group.to_dataset(inherit=False), "")]
     training = group.children["training_0"].to_dataset(inherit=False)
     limit = group.children["limit"].to_dataset(inherit=False)
-    if "slow_time" not in training.coords:
+    if "slow_time" not in training.coords or training["slow_time"].values[-1] == 0:  # it diverged at once
         return [(training, "")]
     rate = training["time"].values[-1] / training["slow_time"].values[-1]
     in_steps = limit.assign_coords(
@@ -143,8 +141,7 @@ def _table(runs: Sequence[Told]) -> list[tuple[str, list[str]]]:
     measured: dict[tuple[str, str], list[str]] = {}
     for index, run in enumerate(runs):
         for noise in noises_of(run.results):
-            for path, looks in _paths(run, noise)[:1]:
-                assert not looks
+            for path, _ in _paths(run, noise)[:1]:
                 for quantity, (_, end, error) in ends(path).items():
                     cells = measured.setdefault((noise, quantity), [MISSING] * len(runs))
                     cells[index] = in_table(end, error)

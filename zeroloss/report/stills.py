@@ -81,7 +81,12 @@ def _style(line: Line) -> dict[str, Any]:
     else:
         color, marker = _COLORS.get(base, MUTED), "o"
     if line.points:
-        return {"color": color, "marker": marker, "markersize": 4.5}
+        hollow = {"markerfacecolor": "none"} if rest.startswith("thin") else {}
+        return {
+            "color": color,
+            "marker": "x" if rest.startswith("cross") else marker,
+            "markersize": 4.5,
+        } | hollow
     dashes = "--" if base == "series" and rest == "thin" else _DASHES.get(line.looks, "-")
     return {"color": color, "linewidth": 0.9 if rest == "thin" else 1.8, "linestyle": dashes}
 

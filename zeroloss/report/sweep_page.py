@@ -9,17 +9,26 @@ from zeroloss.report import markup
 from zeroloss.report.labels import unused
 from zeroloss.report.lines import sections
 from zeroloss.report.markup import Page, text
+from zeroloss.report.path_series import WORDS
 from zeroloss.report.sweep_series import SEED, cell_table, failures, groups, layout, left_out
 
 _QUESTION = "What does the noise do over a grid of recipes?"
 _MOST_ROWS = 1000
 _MOST_FAILURES = 50
-_READING = (
-    "Every dot is where the training runs of a cell end, in the mean, with two standard errors; the solid "
-    "line of the same colour is the prediction for that very step size and noise, the dashed line the limit "
-    "as both go to zero. Between noises there is no line: all are dots there.",
+_READING = {
+    "compare": "Every dot with an error bar is where the training runs of a cell end: their mean, with two "
+    "standard errors. The solid line is the prediction for that very step size and noise, the dashed line "
+    "the limit as both go to zero. Where a line would mean nothing, as between noises, crosses or diamonds "
+    "are the prediction, and hollow or black dots the limit.",
+    "study": "Every dot is what the study of a cell measured, with its 95 % interval; or the mean over "
+    "seeds, with two standard errors.",
+}
+_READING_PATHS = (
+    "Every dot is where the {} of a cell ends; of several runs, or seeds, the mean with two standard errors."
+)
+_READING_CELLS = (
     "Each cell of the grid is a run in a folder of its own, in the folder cells beside this page: zeroloss "
-    "report makes a page of it, and zeroloss report of several, but studies, compares them.",
+    "report makes a page of it, and zeroloss report of several, but studies, compares them."
 )
 
 
@@ -27,6 +36,8 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     """The page of a sweep."""
     table, board = results.to_dataset().load(), markup.Board()
     cell: Mapping[str, Any] = config.get("cell") or {}
+    command = str(cell.get("command", "runs"))
+    reading = _READING.get(command, _READING_PATHS.format(WORDS.get(command)))
     statuses = table["status"].values.ravel().astype(str)
     complete = int((statuses == "complete").sum())
     head, lines = cell_table(table)
@@ -51,12 +62,12 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         hint=f"The first panels; those of {more:,} more places are in the cells' own pages." if more else "",
         heading=f"Over {layout(table).across}",
         figures=sections(groups(table), board) or "<p>No cell is complete, so there is nothing to draw.</p>",
-        reading=markup.paragraphs(_READING),
+        reading=markup.paragraphs([reading, _READING_CELLS]),
     )
     title = text(cell.get("problem", "a sweep"))
     return Page(
         title,
-        f"a sweep of {text(cell.get('command', 'runs'))}",
+        f"a sweep of {text(command)}",
         _QUESTION,
         _setup(config, table),
         body,

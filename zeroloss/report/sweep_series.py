@@ -164,7 +164,9 @@ def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tupl
     lines, entries = [], []
     values = [None] if where.colours is None else list(table[where.colours].values)
     ordered = np.issubdtype(table[where.across].dtype, np.number)
-    names = _STUDIED if table.attrs.get("command") == "study" else _NAMES
+    names = _NAMES
+    if table.attrs.get("command") == "study":
+        names = _STUDIED_BY_SEED if SEED in table.dims and where.across != SEED else _STUDIED
     for index, value in enumerate(values):
         at = table if where.colours is None else table.sel({where.colours: value})
         word = "" if where.colours is None else f"{where.colours} {in_words(plain(value))}"
@@ -175,12 +177,14 @@ def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tupl
             # A line says that there is something between two places.
             points = looks == "training" or not ordered or np.isfinite(mean).sum() < 2
             button = f"series-{index}" if word else looks
-            drawn = f"{button}-thin" if looks == "limit" and word and len(parts) > 1 else button
+            drawn = button
+            if word and len(parts) > 1:
+                drawn += {"limit": "-thin", "prediction": "-cross" if points else ""}.get(looks, "")
             drawn += "-points" if points else ""
             says = f"{names[looks]} %{{y:.4~g}}"
-            lines.append(Line(x, mean, drawn, button, says, error, points=points, knots=not points))
+            lines.append(Line(x, mean, drawn, button, says, error, points=points, knots=len(parts) == 1))
             if not word:
-                scatter = "" if error is None or names is _STUDIED else " ± 2 standard errors"
+                scatter = "" if error is None or names is not _NAMES else " ± 2 standard errors"
                 entries.append(Entry(button, _DOTS[looks] if points else looks, f"{names[looks]}{scatter}"))
         if word:
             entries.append(Entry(f"series-{index}", f"series s{index}", word))
@@ -189,6 +193,7 @@ def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tupl
 
 _NAMES = {"training": "training", "prediction": "prediction", "limit": "limit"}
 _STUDIED = {"training": "measured, with its 95 % interval"}
+_STUDIED_BY_SEED = {"training": "measured, mean over seeds ± 2 standard errors"}
 _DOTS = {"training": "dots", "prediction": "dots prediction-dots", "limit": "ink-dots"}
 
 

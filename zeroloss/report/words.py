@@ -15,7 +15,7 @@ from zeroloss.report.labels import (
     speed,
 )
 from zeroloss.report.notation import MISSING, greek, in_table, interval, number, percent, steps_in_words
-from zeroloss.report.series import Axis, measured
+from zeroloss.report.series import Axis, measured, of_the_way
 from zeroloss.runs import noises_of
 
 _STILL = 1e-6  # what changed by less, relative to itself, did not change
@@ -46,14 +46,14 @@ def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths:
 
 
 def unfinished(config: Mapping[str, Any], results: xr.DataTree, folder: str = "") -> str:
-    """How much of a run is done and how to go on; nothing where all noises are done."""
+    """How much of a run is done, and how to go on or why it failed; nothing where all noises are done."""
     done, asked = len(noises_of(results)), len(config.get("noise") or ())
     if done >= asked:
         return ""
-    return (
-        f"{done} of {asked} noises {'is' if done == 1 else 'are'} done; the results are those until now. "
-        f"zeroloss resume{folder} goes on with the others."
-    )
+    said = f"{done} of {asked} noises {'is' if done == 1 else 'are'} done; the results are those until now."
+    if failure := results.attrs.get("failure"):
+        return f"{said} The next one failed: {failure}"
+    return f"{said} zeroloss resume{folder} goes on with the others."
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -93,9 +93,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     if any(row.get("prediction_distance") is not None for row in rows):
         add_number("distance prediction-training", "prediction_distance", digits=2)
         add_number("... estimated", "prediction_estimate", digits=2)
-    lines.append(
-        ("... relative to", ["distance travelled" if row.get("time_scale") else "|w|" for row in rows])
-    )
+    lines.append(("... relative to", [_way(row).removeprefix("the ") for row in rows]))
     add("seconds for the limit", "{:.1f}", "seconds_limit")
     if any(row.get("seconds_prediction") is not None for row in rows):
         add("seconds for the prediction", "{:.1f}", "seconds_prediction")
@@ -154,8 +152,8 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
     if distance is not None and error is not None:
         limit = "the mean of the limit" if stochastic else "the limit"
         sentences.append(
-            f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of the distance "
-            f"travelled away from {limit}{_scatter(error, stochastic)}."
+            f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of {_way(row)} away from "
+            f"{limit}{_scatter(error, stochastic)}."
         )
     sentences += _predicted(row, main, name)
     if row.get("half_unknown"):
@@ -175,8 +173,13 @@ def _predicted(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
     own = "" if estimate is None else f", and it expects to be off by {percent(estimate)}"
     return [
         f"The prediction at this step size and noise, made without training, says {number(value)} for the "
-        f"{label} and is {percent(distance)} of the distance away{runs}{own}."
+        f"{label} and is {percent(distance)} of {_way(row)} away{runs}{own}."
     ]
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    """What distances are shares of."""
+    return "the distance travelled" if of_the_way(row) else "|w|"
 
 
 def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:

@@ -22,7 +22,7 @@ _FAR = 1e100  # beyond any time
 _LARGEST = 2**63
 _PARAMETERS, _UNCERTAINTY = "params", "uncertainty_"
 
-_WORDS = ("noise", "regime", "time_scale", "verdict", "no_prediction")
+_WORDS = ("noise", "regime", "time_scale", "verdict", "no_prediction", "distance_of")
 _NUMBERS = ("diverged_at", "distance", "distance_error", "replicas", "ratio", "step_size_relative")
 _MEASURED = ("_start", "_limit", "_prediction", "_training", "_error", "_distance", "_estimate", "_spread")
 _HALF = ("half_steps", "half_of", "half_end", "half_unknown")

@@ -39,6 +39,11 @@ class Run(NamedTuple):
         return "failed" if last == "failed" else "unfinished"
 
     @property
+    def failure(self) -> str:
+        """Why it failed, if it has; of a sweep, whose cells fail, nothing."""
+        return str(self.log[-1].get("error", "")) if self.status == "failed" else ""
+
+    @property
     def log(self) -> list[dict[str, Any]]:
         """What happened when; lines that were not written to their end are left out."""
         return events(self.path)

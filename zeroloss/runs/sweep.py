@@ -24,9 +24,9 @@ from pydantic import JsonValue
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss.checkpoint import alone_in, digest
+from zeroloss.checkpoint import alone_in
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
-from zeroloss.problems import parse_noise
+from zeroloss.problems import parse_noise, strengths_from
 from zeroloss.progress import progress_bar
 from zeroloss.runs.cluster import dask_executor
 from zeroloss.runs.config import config_from
@@ -52,6 +52,7 @@ from zeroloss.runs.rows import rows
 
 COMPLETE, FAILED, UNFINISHED, WAITING = "complete", "failed", "unfinished", "waiting"
 _STOPPED = "stopped"  # as it was told to, after saving
+_FAILED, _LOST = "cell failed", "cell lost"  # in the log: of itself, or with who computed it
 _LONGEST_REASON = 1000
 
 
@@ -204,31 +205,27 @@ def _leave_interrupts() -> None:
 def _check(config: SweepConfig) -> None:
     """Make every problem and noise once that is on one of the axes, with the first value of all others."""
     first = next(config.places())
+    first_cell = config.cell_at(first)
     for axis, values in config.grid.items():
         for value in values:
             cell = config.cell_at({**first, axis: value})
             problem = problems.load(cell.problem, **cell.options)
             for noise in cell.noise:
                 parse_noise(problem, noise, cell.strengths)
+    noises = list(map(str, config.grid.get("noise") or first_cell.noise))
     for axis in STRENGTHS:
-        if len(config.grid.get(axis, ())) > 1 and not _has_effect(config, axis, first):
+        if len(config.grid.get(axis, ())) > 1 and not any(_takes_strength(each, axis) for each in noises):
             raise InputError(
                 f"all cells along the axis {axis!r} would be the same: no noise takes its strength from "
-                "there. Name noises without a strength, such as dropout and not dropout:0.1."
+                f"there, among {', '.join(noises)}. It is for noises that have such a strength and are named "
+                "without one, such as dropout and not dropout:0.1 for a rate."
             )
 
 
-def _has_effect(config: SweepConfig, axis: str, first: Mapping[str, Any]) -> bool:
-    """Whether some noise depends on the values of a strength."""
-    for noise in config.grid.get("noise", (None,)):
-        place = first if noise is None else {**first, "noise": noise}
-        cells = [config.cell_at({**place, axis: value}) for value in config.grid[axis][:2]]
-        for name in cells[0].noise:
-            problem = problems.load(cells[0].problem, **cells[0].options)
-            made = [parse_noise(problem, name, cell.strengths) for cell in cells]
-            if len({(repr(each), digest(each)) for each in made}) > 1:
-                return True
-    return False
+def _takes_strength(noise: str, axis: str) -> bool:
+    """Whether some part of a noise has the strength that is an axis, and is named without one."""
+    named = strengths_from(**{axis: 1.0})
+    return any(part.strip() in named for part in noise.split("+"))
 
 
 def _go_on(
@@ -266,6 +263,13 @@ def _go_on(
         )
     if has_previous(folder):
         reason = next(filter(None, results.to_dataset()["reason"].values.ravel()), "it is not known why")
+        if any(event["event"] == _LOST for event in _latest_events(folder)):
+            log(folder, "failed", cells=done)
+            raise RunError(
+                f"none of the {len(cells)} cells could be completed, because who computed them is lost. What "
+                "they had saved is there, and what was to be overwritten is kept until a cell is complete. "
+                f"To go on: zeroloss resume {folder}. The first reason: {reason}"
+            )
         restore_previous(folder)
         raise RunError(
             f"none of the {len(cells)} cells could be completed, and what was to be overwritten is back. The "
@@ -298,12 +302,12 @@ def _compute(
 
         def ended(future: Future[str]) -> str:
             """Say how a cell ended; returns why it is not complete, or nothing."""
-            cell, reason = futures.pop(future), _reason(future)
+            cell, (reason, lost) = futures.pop(future), _reason(future)
             if reason == _STOPPED:
                 return reason
             if reason:
                 tell(f"[red]{escape(cell.name)}[/red] failed: {escape(reason)}")
-                log(folder, "cell failed", cell=cell.path.name, reason=reason)
+                log(folder, _LOST if lost else _FAILED, cell=cell.path.name, reason=reason)
             else:
                 log(folder, "cell complete", cell=cell.path.name)
             tick(total - len(futures))
@@ -340,16 +344,16 @@ def _as_interrupted(stop: KeyboardInterrupt) -> Interrupted:
     return stop if isinstance(stop, Interrupted) else Interrupted("stopped", signal.SIGINT)
 
 
-def _reason(future: Future[str]) -> str:
-    """Why a cell is not complete, or nothing."""
+def _reason(future: Future[str]) -> tuple[str, bool]:
+    """Why a cell is not complete, or nothing; and whether that is because who computed it is lost."""
     try:
-        return future.result()[:_LONGEST_REASON]
+        return future.result()[:_LONGEST_REASON], False
     except Interrupted as stop:
-        return f"it was stopped: {stop}" if stop.at_once else _STOPPED
+        return (f"it was stopped: {stop}", True) if stop.at_once else (_STOPPED, False)
     except CancelledError:
-        return "who computes cancelled it, or is lost"
+        return "who computes cancelled it, or is lost", True
     except Exception as error:  # the process that computed it is gone
-        return f"{type(error).__name__}: {error}"[:_LONGEST_REASON]
+        return f"{type(error).__name__}: {error}"[:_LONGEST_REASON], True
 
 
 def _looked(config: SweepConfig, folder: Path) -> Iterator[tuple[Cell, Run | None]]:
@@ -363,7 +367,7 @@ def _looked(config: SweepConfig, folder: Path) -> Iterator[tuple[Cell, Run | Non
                 run = open_run(path)
                 status = COMPLETE if run.complete else UNFINISHED
             except RunError as error:
-                status, reason = UNFINISHED, str(error)
+                status, reason = FAILED, str(error)
         if status != COMPLETE and path.name in reasons:
             status = FAILED
         yield Cell(place, path, status, "" if status == COMPLETE else reason), run
@@ -371,13 +375,21 @@ def _looked(config: SweepConfig, folder: Path) -> Iterator[tuple[Cell, Run | Non
 
 def _reasons(folder: Path) -> dict[str, str]:
     """Why cells failed since the sweep was last begun or resumed."""
-    reasons: dict[str, str] = {}
+    return {
+        str(event.get("cell")): str(event.get("reason"))
+        for event in _latest_events(folder)
+        if event["event"] in (_FAILED, _LOST)
+    }
+
+
+def _latest_events(folder: Path) -> list[dict[str, Any]]:
+    """What happened since the sweep was last begun or resumed."""
+    latest: list[dict[str, Any]] = []
     for event in events(folder):
         if event["event"] in ("started", "resumed"):
-            reasons.clear()
-        elif event["event"] == "cell failed":
-            reasons[str(event.get("cell"))] = str(event.get("reason"))
-    return reasons
+            latest.clear()
+        latest.append(event)
+    return latest
 
 
 @contextlib.contextmanager

@@ -118,17 +118,21 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), chosen)
         return np.asarray(_said(clean.model, at, flat)).reshape(-1, len(times), _ABSCISSAE).mean(axis=0)
 
+    first, *others = paths
+    moments = _moments(len(paths[first].ts))
+    along = mean_of(paths[first], moments)
+    ends = {f"{name}_end": mean_of(paths[name], np.array([-1]))[0] for name in others}
+    ends = {name: values for name, values in ends.items() if np.isfinite(values).any()}
+    known = np.isfinite([*along, *ends.values()]).all(axis=0)  # beside the inputs there may be no value
+    if not known.any():
+        return None
     data: dict[str, Any] = {
         "inputs": ("example", np.asarray(inputs).reshape(-1)),
         "targets": ("example", np.asarray(clean.targets)),
-    }
-    first, *others = paths
-    moments = _moments(len(paths[first].ts))
-    data[first] = (("moment", "x"), mean_of(paths[first], moments))
-    for name in others:
-        data[f"{name}_end"] = ("x", mean_of(paths[name], np.array([-1]))[0])
+        first: (("moment", "x"), along[:, known]),
+    } | {name: ("x", values[known]) for name, values in ends.items()}
     units = {"units": paths[first].to_xarray(params=False)["time"].attrs["units"]}
-    return xr.Dataset(data, {"x": np.asarray(line), "at": ("moment", paths[first].ts[moments], units)})
+    return xr.Dataset(data, {"x": np.asarray(line)[known], "at": ("moment", paths[first].ts[moments], units)})
 
 
 @eqx.filter_jit
