@@ -49,7 +49,8 @@ def test_label_noise(digits, spectrum):
     assert near < far + error
 
 
-@pytest.mark.parametrize("rate", [pytest.param(0.01, marks=pytest.mark.ensemble), 0.05])
+@pytest.mark.ensemble
+@pytest.mark.parametrize("rate", [0.01, 0.05])
 def test_dropout(digits, rate):
     """The gap is that of the averaged loss, but for the second scale, which is smaller by alpha."""
     named, point, _ = digits

@@ -175,10 +175,16 @@ def test_noise_along_the_set_gives_an_ensemble(system, momentum):
 @pytest.mark.parametrize(
     "noise,relative,steps,replicas",
     [
-        (zl.MiniBatch(8) + zl.LabelNoise(0.1), 0.25, 6_000, 100),
-        (zl.Dropout(0.2, at="hidden_1"), 0.5, 1_000, 200),
+        pytest.param(
+            zl.MiniBatch(8) + zl.LabelNoise(0.1),
+            0.25,
+            6_000,
+            100,
+            id="label and batches",
+            marks=pytest.mark.ensemble,
+        ),
+        pytest.param(zl.Dropout(0.2, at="hidden_1"), 0.5, 1_000, 200, id="dropout"),
     ],
-    ids=["label and batches", "dropout"],
 )
 def test_digits(noise, relative, steps, replicas):
     """The error that is left once the ensemble's is taken out: within three times its estimate, and 2 %."""

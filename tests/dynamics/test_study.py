@@ -74,8 +74,10 @@ def even_clock(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "noise,power",
-    [(zl.WeightNoise(0.1), 1), (zl.Langevin(0.2), 2)],
-    ids=["weight", "Langevin"],
+    [
+        pytest.param(zl.WeightNoise(0.1), 1, id="weight"),
+        pytest.param(zl.Langevin(0.2), 2, id="Langevin", marks=pytest.mark.ensemble),
+    ],
 )
 def test_exponents_on_the_hyperbola(noise, power, even_clock):
     """A 95 % interval misses one time in twenty, so theory may lie half a width outside: 1 in 300."""

@@ -34,7 +34,6 @@ _TAKEN = (
     "distance",
     "distance_error",
     "seconds",
-    "ratio",
     "replica",
     "spectrum",
     "function",
