@@ -66,6 +66,7 @@ def test_dropout(digits, rate):
     assert left[1][0] < left[0][0] + left[1][1]
 
 
+@pytest.mark.ensemble
 def test_dropout_gets_closer_as_its_rate_falls(digits):
     named = digits[0]
     gaps = [

@@ -53,7 +53,7 @@ def test_smoothed_targets_are_probabilities():
     [
         {"widths": (20,), "outputs": 10, "smoothing": 0.1, "examples": 8},
         pytest.param({"widths": (50,), "outputs": 10, "examples": 60}, marks=pytest.mark.ensemble),
-        pytest.param({"widths": (40, 30), "examples": 100}, marks=pytest.mark.slow),
+        pytest.param({"widths": (40, 30), "examples": 100}, marks=pytest.mark.ensemble),
     ],
 )
 def test_zero_loss_is_reached_and_noises_are_classified(options):
