@@ -12,6 +12,7 @@ from zeroloss.report.lines import Chart, Group, Line
 from zeroloss.report.markup import Entry
 from zeroloss.report.notation import MISSING, greek, in_table, interval, number, percent
 from zeroloss.report.series import ROUNDING
+from zeroloss.report.words import STILL
 from zeroloss.runs import ends, noises_of
 from zeroloss.runs.rows import over_replicas
 
@@ -20,7 +21,6 @@ WORDS = {"descend": "training", "predict": "prediction", "limit": "limit"}
 
 _LEVELS = (0.05, 0.95)
 _FEWEST = 8  # replicas, to say quantiles of
-_CHANGED = 1e-6  # relative to itself
 _PLAINLY, _SURE = 0.01, 4  # a way to speak of: at least that share of the size, and so many standard errors
 
 
@@ -89,7 +89,7 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
         if quantity in ("loss", "noisy_loss"):
             continue
         value = number(end) if error is None else interval(end, error)
-        changed = not abs(end - start) <= _CHANGED * max(abs(start), abs(end)) < np.inf
+        changed = not abs(end - start) <= STILL * max(abs(start), abs(end)) < np.inf
         what = f"went from {number(start)} to {value}" if changed else f"stayed at {number(start)}"
         if changed and value == number(start) and np.isfinite(end):
             what = f"stayed at {value} but for {percent(abs(end / start - 1))}"

@@ -18,7 +18,8 @@ from zeroloss.report.notation import MISSING, greek, in_table, interval, number,
 from zeroloss.report.series import Axis, measured, of_the_way
 from zeroloss.runs import noises_of
 
-_STILL = 1e-6  # what changed by less, relative to itself, did not change
+STILL = 1e-6
+"""What changed by less, relative to itself, did not change."""
 
 
 def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) -> list[str]:
@@ -190,7 +191,7 @@ def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
         return []
     start, limit, trained = (row[name] for name in ends)
     limit_error, error, limit_spread, spread = (row[name] for name in extra)
-    if max(limit_spread, spread, abs(limit - start), abs(trained - start)) <= _STILL * abs(start):
+    if max(limit_spread, spread, abs(limit - start), abs(trained - start)) <= STILL * abs(start):
         return [f"In {_count(row['steps'])} steps the {label} stayed at {number(start)}."]
     return [
         f"After {_count(row['steps'])} steps the {label}, {number(start)} at the start, has the mean "
@@ -216,7 +217,7 @@ def _standing(row: Mapping[str, Any], noise: str, plural: bool, says: str) -> st
 
 def _stands_still(row: Mapping[str, Any]) -> bool:
     distance = row.get("distance")
-    return distance is not None and distance <= _STILL and row.get("diverged_at") is None
+    return distance is not None and distance <= STILL and row.get("diverged_at") is None
 
 
 def _scatter(error: float, stochastic: bool = False) -> str:
@@ -229,7 +230,7 @@ def _change(row: Mapping[str, Any], quantity: str) -> str:
     start, limit, trained = (row.get(f"{quantity}_{where}") for where in ("start", "limit", "training"))
     if start is None or limit is None or trained is None:
         return ""
-    if abs(trained - start) <= _STILL * abs(start):
+    if abs(trained - start) <= STILL * abs(start):
         return f"stayed at {number(start)}; the limit says {number(limit)}"
     verb = "fell" if trained < start else "rose"
     return f"{verb} from {number(start)} to {number(trained)}; the limit says {number(limit)}"

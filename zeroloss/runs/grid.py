@@ -43,6 +43,13 @@ class SweepConfig(pydantic.BaseModel):
         """How many values each axis has."""
         return tuple(len(values) for values in self.grid.values())
 
+    @property
+    def noises(self) -> tuple[str, ...]:
+        """All noises of its cells."""
+        found = self.grid.get("noise") or self.cell["noise"]
+        assert isinstance(found, list | tuple)
+        return tuple(map(str, found))
+
     def places(self) -> Iterator[dict[str, JsonValue]]:
         """For each cell its value on every axis."""
         for values in itertools.product(*self.grid.values()):

@@ -134,8 +134,7 @@ def cells_of(config: SweepConfig, folder: Path) -> list[Cell]:
 
 def collect(config: SweepConfig, folder: Path) -> xr.DataTree:
     """What the cells of a sweep have found up to now, as `sweep` returns it."""
-    noises = config.grid.get("noise") or config.cell["noise"]
-    assert isinstance(noises, list | tuple)
+    noises = config.noises
     own = {} if "noise" in config.grid else {"noise": column(list(noises))}
     axes, shape = [*config.grid, *own], (*config.shape, *map(len, own.values()))
     cells: list[Cell] = []
@@ -205,20 +204,20 @@ def _leave_interrupts() -> None:
 def _check(config: SweepConfig) -> None:
     """Make every problem and noise once that is on one of the axes, with the first value of all others."""
     first = next(config.places())
-    first_cell = config.cell_at(first)
     for axis, values in config.grid.items():
         for value in values:
             cell = config.cell_at({**first, axis: value})
             problem = problems.load(cell.problem, **cell.options)
             for noise in cell.noise:
                 parse_noise(problem, noise, cell.strengths)
-    noises = list(map(str, config.grid.get("noise") or first_cell.noise))
     for axis in STRENGTHS:
-        if len(config.grid.get(axis, ())) > 1 and not any(_takes_strength(each, axis) for each in noises):
+        if len(config.grid.get(axis, ())) > 1 and not any(
+            _takes_strength(each, axis) for each in config.noises
+        ):
             raise InputError(
                 f"all cells along the axis {axis!r} would be the same: no noise takes its strength from "
-                f"there, among {', '.join(noises)}. It is for noises that have such a strength and are named "
-                "without one, such as dropout and not dropout:0.1 for a rate."
+                f"there, among {', '.join(config.noises)}. It is for noises that have such a strength and "
+                "are named without one, such as dropout and not dropout:0.1 for a rate."
             )
 
 
