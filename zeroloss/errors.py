@@ -56,6 +56,14 @@ class IntegrationError(ZerolossError):
         self.path = path
 
 
+class BudgetError(IntegrationError):
+    """What a computation may cost is used up; `path` holds what was found until then, or None."""
+
+
+class SpreadError(IntegrationError):
+    """Single runs scatter too widely for their mean to be predicted; `path` holds the attempt."""
+
+
 class UnsupportedError(ZerolossError, NotImplementedError):
     """The request is meaningful but this version cannot serve it."""
 

@@ -1,6 +1,6 @@
 """Deterministic limits: an ordinary differential equation on the zero-loss set (theory.md, section 2)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -15,13 +15,15 @@ from zeroloss.dynamics.expansion import AbstractExpansion
 from zeroloss.dynamics.path import Path, Recorder
 from zeroloss.dynamics.regime import FAST, TimeScale
 from zeroloss.errors import IntegrationError
-from zeroloss.manifold import ON_SET
+from zeroloss.manifold import ON_SET, looks_smooth
 from zeroloss.progress import progress_bar
 from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar
 
 _MAX_STEPS = 10_000  # of the integrator, between two times saved
 _SHORTEST = 1e-14  # step, of the whole time
+_SHORTEST_AT_KINKS = 1 / 2000  # step, of the whole time, where the loss has kinks
+_RTOL_AT_KINKS = 1e-5
 
 
 def flow(
@@ -31,6 +33,7 @@ def flow(
     scale: TimeScale,
     recorder: Recorder,
     rtol: float,
+    smooth: bool,
     progress: bool,
     checkpoint: Checkpoint,
 ) -> Path:
@@ -38,27 +41,65 @@ def flow(
 
     Dormand-Prince 8(7) with step size control, and a retraction after each step, which keeps the order
     (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
+
+    Where the loss is not `smooth`, as with ReLU units, the drift jumps at kinks. A path may slide along one,
+    where the drift points to it from both sides: it crosses the kink again and again, and on average follows
+    a mixture of both drifts (Filippov). An error estimate that expects derivatives would shorten steps there
+    without end. Steps are therefore no shorter than a 2000th of the whole time, and of second order (Heun; 2
+    drifts). The error across a kink is of the order of a step.
     """
-    fast, tolerance, end = scale == FAST, jnp.asarray(rtol), jnp.asarray(times[-1])
+    fast, end = scale == FAST, jnp.asarray(times[-1])
+    tolerance = jnp.asarray(rtol if smooth else max(rtol, _RTOL_AT_KINKS))
+    method = _Method(fast, smooth)
 
     def facts() -> dict[str, Any]:
-        return facts_of(expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol)
+        return facts_of(
+            expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth
+        )
 
     with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
-        state = checkpoint.begin(_begin(expansion, fast, start, tolerance), recorder, facts)
+        state = checkpoint.begin(_begin(expansion, method, start, end, tolerance), recorder, facts)
         for time in times[len(recorder.items) :]:
             if time > 0:
-                state = _advance(expansion, fast, state, jnp.asarray(time), end, tolerance)
-            w, residual = _at_time(expansion, state, jnp.asarray(time))
+                state = _advance(expansion, method, state, jnp.asarray(time), end, tolerance)
+            w, residual = _at_time(expansion, method, state, jnp.asarray(time))
             problem = _problem(expansion, state, float(time), float(residual))
             if problem is not None:
                 so_far = recorder.path() if recorder.started else None
-                raise IntegrationError(problem, so_far)
+                stuck = smooth and float(state.t) < float(time)
+                kind = (
+                    KinkError if stuck and not looks_smooth(expansion.manifold, state.w) else IntegrationError
+                )
+                raise kind(problem, so_far)
             recorder.save(w)
             show(float(time))
             checkpoint.keep(lambda: state, recorder)  # noqa: B023
         checkpoint.keep(lambda: state, recorder, last=True)
     return recorder.path()
+
+
+class KinkError(IntegrationError):
+    """The flow got stuck at a kink of a loss that looked smooth at the start."""
+
+
+class _Method(NamedTuple):
+    """Which field is followed, and how."""
+
+    fast: bool
+    smooth: bool
+
+    @property
+    def solver(self) -> diffrax.AbstractAdaptiveSolver:
+        return diffrax.Dopri8() if self.smooth else diffrax.Heun()
+
+    @property
+    def error_order(self) -> float:
+        return 8.0 if self.smooth else 2.0
+
+    def controller(self, w: Vector, end: Scalar, rtol: Scalar) -> diffrax.PIDController:
+        typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
+        shortest = None if self.smooth else _SHORTEST_AT_KINKS * end
+        return diffrax.PIDController(rtol=rtol, atol=rtol * typical, dtmin=shortest)  # pyright: ignore
 
 
 class _State(eqx.Module):
@@ -86,26 +127,20 @@ def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
 
 
 _TERM = diffrax.ODETerm(_field)
-_SOLVER = diffrax.Dopri8()
-_ERROR_ORDER = 8.0
-
-
-def _controller(w: Vector, rtol: Scalar) -> diffrax.PIDController:
-    typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
-    return diffrax.PIDController(rtol=rtol, atol=rtol * typical)  # pyright: ignore
 
 
 @eqx.filter_jit
-def _begin(expansion: AbstractExpansion, fast: bool, w: Vector, rtol: Scalar) -> _State:
-    args = (expansion, fast)
+def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar, rtol: Scalar) -> _State:
+    args, solver = (expansion, method.fast), method.solver
     zero = jnp.zeros(())
-    dt, controller_state = _controller(w, rtol).init(
-        _TERM, zero, zero, w, None, args, _SOLVER.func, _ERROR_ORDER
+    # The final time is for controllers that look ahead; 0 leaves the first step to the tolerance.
+    dt, controller_state = method.controller(w, end, rtol).init(
+        _TERM, zero, zero, w, None, args, solver.func, method.error_order
     )
     dt = jnp.asarray(dt)
-    solver_state = _SOLVER.init(_TERM, zero, dt, w, args)
+    solver_state = solver.init(_TERM, zero, dt, w, args)
     _, _, shapes, _, _ = eqx.filter_eval_shape(
-        _SOLVER.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
+        solver.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
     )
     no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     largest = expansion.manifold.largest(w)
@@ -120,14 +155,14 @@ def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
 @eqx.filter_jit
 def _advance(
     expansion: AbstractExpansion,
-    fast: bool,
+    method: _Method,
     state: _State,
     time: Scalar,
     end: Scalar,
     rtol: Scalar,
 ) -> _State:
     """Step until `time` is reached or passed, but never beyond `end`."""
-    args = (expansion, fast)
+    args, solver = (expansion, method.fast), method.solver
 
     def unfinished(state: _State) -> Array:
         regular = (state.rank == expansion.manifold.rank) | (expansion.manifold.rank is None)
@@ -135,18 +170,19 @@ def _advance(
 
     def step(state: _State) -> _State:
         t_next = jnp.minimum(state.t + state.dt, end)
-        candidate, error, dense_info, solver_state, _ = _SOLVER.step(
+        candidate, error, dense_info, solver_state, _ = solver.step(
             _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
         )
+        error = jnp.asarray(error)
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a step gone astray is rejected
-        keep, new_t0, new_t1, _, controller_state, _ = _controller(state.w, rtol).adapt_step_size(
+        keep, new_t0, new_t1, _, controller_state, _ = method.controller(state.w, end, rtol).adapt_step_size(
             state.t,
             t_next,
             state.w,
             candidate,
             args,
             error,
-            _ERROR_ORDER,
+            method.error_order,
             state.controller_state,
         )
 
@@ -175,10 +211,12 @@ def _advance(
 
 
 @eqx.filter_jit
-def _at_time(expansion: AbstractExpansion, state: _State, time: Scalar) -> tuple[Vector, Scalar]:
+def _at_time(
+    expansion: AbstractExpansion, method: _Method, state: _State, time: Scalar
+) -> tuple[Vector, Scalar]:
     """The point of the set at `time`, within the last step; and its relative residual."""
     manifold = expansion.manifold
-    interpolation = _SOLVER.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
+    interpolation = method.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
     inside = (time < state.t) & (state.t > state.t_before)
     w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
     return w, manifold.relative_residual(w)

@@ -9,21 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss.dynamics.averages import ExactAverage
 from zeroloss.dynamics.mean_path import MeanPath, Outcome, State
 from zeroloss.dynamics.spread import pushes_of
-from zeroloss.errors import InputError, IntegrationError, StabilityError
-from zeroloss.manifold import length
+from zeroloss.errors import BudgetError, InputError, IntegrationError, StabilityError
+from zeroloss.manifold import length, looks_smooth
 from zeroloss.pytrees import Vector
 
-_MOST_STEPS = 20_000  # of the integrator
+MOST_GRADIENTS = 1e6
+"""What following a path may cost by default, in gradients of the loss: those of so many training steps."""
+
 _LARGEST_RTOL = 1e-2
+_MANY = 500  # steps of the integrator, after which it is asked whether kinks hold it up
+_AT_KINKS = 1 / 200  # of the training steps made so far: the shortest step of the integrator then
 _LARGEST_GROWTH, _LARGEST_SHRINK, _SAFETY = 5.0, 0.2, 0.9
 _VARIATION = 0.25  # of a schedule's step size within one step of the integrator
 _SAMPLING = 4e-3  # error of sampled averages that is aimed at, relative to the distance travelled
 _STEPS_EXPECTED = 100
-_FEWEST_DRAWS, _MOST_DRAWS = 64, 4096
+_FEWEST_DRAWS = 64
+_LARGEST_SHARE = 0.01  # of what may still be spent, for the draws of one step
+_GRADIENTS_A_DRAW = 4.0  # three, and an eighth of the draws twice more
+_GRADIENTS_A_STEP = 60.0  # 2 geometries, 2 averages and 2 T[C]: docs/speed.md
 _UNSETTLED = 0.1
-_LOSS = 10.0  # times as large an error is allowed in the expected loss
 _NEAR = 0.1  # |w|: on a shorter way errors need not be smaller still
 
 
@@ -53,6 +60,17 @@ class Look(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[1:], self.states)
 
 
+def expected_gradients(mean_path: MeanPath) -> float:
+    """What following a path costs as a rule, in gradients of the loss: 100 steps, with few draws."""
+    return _STEPS_EXPECTED * _cost(mean_path, _FEWEST_DRAWS)
+
+
+def _cost(mean_path: MeanPath, draws: int) -> float:
+    """What a step of the integrator costs for each path followed, in gradients of the loss, about."""
+    sampled = 0.0 if isinstance(mean_path.average, ExactAverage) else _GRADIENTS_A_DRAW * draws
+    return _GRADIENTS_A_STEP + sampled
+
+
 def check_rtol(rtol: float) -> None:
     """Raise `InputError` unless a path can be followed to this relative tolerance."""
     if not 0 < rtol <= _LARGEST_RTOL:
@@ -67,22 +85,38 @@ class Follower:
     makes of it.
     """
 
-    def __init__(self, mean_path: MeanPath, start: Vector, rtol: float, key: Key[Array, ""], pairs: int = 0):
+    def __init__(
+        self,
+        mean_path: MeanPath,
+        start: Vector,
+        rtol: float,
+        key: Key[Array, ""],
+        pairs: int = 0,
+        most_gradients: float = MOST_GRADIENTS,
+    ):
         self.mean_path, self.rtol, self.pairs = mean_path, rtol, pairs
         self._key, self._start = key, start
         self._steps, self._draws = 1, _FEWEST_DRAWS
-        self._attempts = self._taken = 0
+        self._taken, self._spent, self._most = 0, 0.0, most_gradients
+        self._attempts, self._has_kinks = 0, False
         states = _start(mean_path, start, 1 + 2 * pairs)
         self.now = Look(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
 
     @property
     def snapshot(self) -> PyTree:
         """All that the rest of the way depends on."""
-        return self.now, self._steps, self._draws, self._attempts, self._taken
+        return self.now, self._steps, self._draws, self._taken, self._spent, self._attempts, self._has_kinks
 
     def restore(self, snapshot: PyTree) -> None:
-        """Stand where the follower stood of which this was the `snapshot`."""
-        self.now, self._steps, self._draws, self._attempts, self._taken = snapshot
+        """Restore the state saved by `snapshot`."""
+        (
+            self.now, self._steps, self._draws, self._taken, self._spent, self._attempts, self._has_kinks
+        ) = snapshot  # fmt: skip
+
+    @property
+    def spent(self) -> float:
+        """What each path followed has cost so far, in gradients of the loss, about."""
+        return self._spent
 
     def to(self, target: int, report: Callable[[float], Any] = lambda _: None) -> Look:
         """Advance to training step `target`. Raises `StabilityError` or `IntegrationError`."""
@@ -93,18 +127,23 @@ class Follower:
 
     def advance(self, target: int) -> Look:
         """Take one step of the integrator, not beyond training step `target`; it may not get anywhere."""
-        self._attempts += 1
-        if self._attempts > _MOST_STEPS:
-            raise IntegrationError(
-                f"the mean of training could not be followed past step {self.now.step:,} of {target:,}: "
-                f"{_MOST_STEPS} steps of the integrator were used up, the last of {self._steps:,} training "
-                "steps. Perhaps the noise is so large that the averaged loss has no minimum near the path.",
+        if self._spent >= self._most:
+            raise BudgetError(
+                f"the mean of training was followed to step {self.now.step:,} of {target:,}; then "
+                f"max_gradients = {self._most:.3g} was used up. The last step of the integrator stood for "
+                f"{self._steps:,} training steps and cost {_cost(self.mean_path, self._draws):,.0f} "
+                "gradients. Raise max_gradients or rtol, or run the training: zeroloss.descend costs one "
+                "gradient a step and replica.",
                 None,
             )
+        self._spent += _cost(self.mean_path, self._draws)
+        self._attempts += 1
+        if self._attempts == _MANY:
+            self._has_kinks = not looks_smooth(self.mean_path.expansion.manifold, self.now.mean.w)
         steps, size = self._within_schedule(min(self._steps, target - self.now.step))
         key = jax.random.fold_in(self._key, self._taken)
         states, report = _step(self.mean_path, self.now.states, self._start, size, steps, key, self._draws)
-        error = max(report.error / max(report.way, _NEAR), report.loss_error / _LOSS)
+        error = max(report.error / max(report.way, _NEAR), report.loss_error)
         finite = bool(report.finite) and np.isfinite(error)
         if finite:
             self._check(report, size)
@@ -114,7 +153,9 @@ class Follower:
                 "diverges, or the noise is too large for its mean to be followed.",
                 None,
             )
-        accepted = finite and (error <= self.rtol or steps == 1)
+        # The force jumps at a kink, where an error estimate that expects derivatives shortens steps for ever.
+        shortest = max(1, int(_AT_KINKS * self.now.step)) if self._has_kinks else 1
+        accepted = finite and (error <= self.rtol or steps <= shortest)
         factor = _SAFETY * np.sqrt(self.rtol / max(error, 1e-30)) if finite else _LARGEST_SHRINK
         if accepted:
             self._taken += 1
@@ -126,13 +167,23 @@ class Follower:
                 self.now.first + report.first,
                 self.now.second + report.second,
             )
-            needed = report.noise_to_signal / (_STEPS_EXPECTED * _SAMPLING**2)
-            self._draws = int(np.clip(needed, _FEWEST_DRAWS, _MOST_DRAWS))
+            self._draws = int(max(_FEWEST_DRAWS, min(self._draws_needed(report), self._draws_affordable())))
         if not accepted or steps == self._steps or factor < 1:
-            self._steps = max(1, int(np.ceil(steps * np.clip(factor, _LARGEST_SHRINK, _LARGEST_GROWTH))))
+            wanted = int(np.ceil(steps * np.clip(factor, _LARGEST_SHRINK, _LARGEST_GROWTH)))
+            self._steps = max(shortest if finite else 1, wanted)
             if not accepted:
                 self._steps = min(self._steps, max(1, steps - 1))
         return self.now
+
+    def _draws_needed(self, report: "_Report") -> float:
+        """So many that the sampling errors of all steps add up to a given share of the way made by them."""
+        count = max(_STEPS_EXPECTED, self._taken)  # of steps like this one, at least
+        moved = max(report.moved, report.way / count)
+        return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, 1e-300)
+
+    def _draws_affordable(self) -> float:
+        """So few that what is left to spend lasts; fewer draws are less exact, and say so in the variance."""
+        return _LARGEST_SHARE * (self._most - self._spent) / _GRADIENTS_A_DRAW
 
     def _within_schedule(self, steps: int) -> tuple[int, float]:
         """At most `steps` steps of nearly equal step size, and their mean step size."""
@@ -174,6 +225,7 @@ class _Report(NamedTuple):
 
     - `finite`: whether all runs are.
     - `way`: the distance of the mean path from the start, relative to |w|.
+    - `moved`: the length of this step along the set, relative to |w|.
     """
 
     finite: float
@@ -185,7 +237,8 @@ class _Report(NamedTuple):
     second: float
     sharpness: float
     unsettled: float
-    noise_to_signal: float
+    draw_variance: float
+    moved: float
 
 
 def _step(
@@ -239,5 +292,6 @@ def _step_compiled(
         second=jnp.linalg.norm(mean.second),
         sharpness=jnp.max(outcomes.sharpness),
         unsettled=jnp.max(outcomes.unsettled),
-        noise_to_signal=mean.noise_to_signal,
+        draw_variance=mean.draw_variance / length(states.w[0]) ** 2,
+        moved=jnp.linalg.norm(mean.first + mean.second) / length(states.w[0]),
     )

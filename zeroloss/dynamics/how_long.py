@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from zeroloss.dynamics.drift import drift
-from zeroloss.dynamics.follow import Follower, check_rtol
+from zeroloss.dynamics.follow import MOST_GRADIENTS, Follower, check_rtol
 from zeroloss.dynamics.mean_path import MeanPath
 from zeroloss.dynamics.optimizer import StepSize, optimizer
 from zeroloss.dynamics.predict import mean_path_of
 from zeroloss.dynamics.regime import FAST, Regime, classify, power_of_step_size
-from zeroloss.errors import InputError, IntegrationError, UnsupportedError
+from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.manifold import largest_eigenvalue, length, project
+from zeroloss.progress import progress_bar
 from zeroloss.pytrees import flatten, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
 
@@ -31,6 +32,9 @@ class HowLong(eqx.Module):
     - `steps`: training steps, interpolated.
     - `quantity`, `start`, `value`, `end`: what was followed; where it starts, the value asked for, and where
       it settles (NaN where a value was asked for, and it was followed no further).
+    - `followed`: how many training steps were followed.
+    - `settled`: whether the quantity had settled by then, or a value asked for was reached. If not, `end` is
+      only where it was by then, and the steps to a fraction of the whole change may be more.
     - `first`, `second`: the shares of the two scales in the way along the set until then: of -grad L_bar,
       which takes 1 / (alpha sigma^2) steps, and of the fluctuations, which take 1 / (alpha^2 sigma^2).
     """
@@ -42,13 +46,21 @@ class HowLong(eqx.Module):
     end: float
     first: float
     second: float
+    followed: float
+    settled: bool
 
     def __str__(self) -> str:
         ending = "" if np.isnan(self.end) else f", on the way to {self.end:.4g}"
-        return (
+        text = (
             f"{self.steps:,.0f} steps until {self.quantity} has gone from {self.start:.4g} to "
             f"{self.value:.4g}{ending}; {100 * self.first:.0f} % of the way by the first scale, "
             f"{100 * self.second:.0f} % by the second"
+        )
+        if self.settled:
+            return text
+        return (
+            f"{text}. It was followed for {self.followed:,.0f} steps and had not settled: the whole change "
+            "may be larger, and this fraction of it take longer"
         )
 
 
@@ -65,6 +77,8 @@ def how_long(
     weight_decay: float = 0.0,
     most_steps: int = 10**12,
     rtol: float = 1e-3,
+    max_gradients: float = MOST_GRADIENTS,
+    progress: bool = False,
 ) -> HowLong:
     """The number of training steps until the noise has done a fraction of what it will do.
 
@@ -77,15 +91,18 @@ def how_long(
       function of the parameters. By default the regularizer where the noise is non-degenerate, else tr H.
     - `fraction`: of the change from `params` to where the quantity settles, in (0, 1).
     - `value`: a value to reach, in the place of a fraction.
-    - `most_steps`: when to give up.
+    - `most_steps`, `max_gradients`: when to give up; what it may cost, as in `zeroloss.predict`.
     - `rtol`: as in `zeroloss.predict`; with 1e-2 it is up to several times as fast, and good to 1 % or so.
+    - `progress`: whether to show what has been spent of `max_gradients`, in a terminal.
 
     **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
     while the number of steps doubles, after no fewer steps than the limit takes, at its initial speed, for a
-    tenth of |w|.
+    tenth of |w|. Where it has not settled within `most_steps` and `max_gradients`, the answer is about the
+    change until then, and `settled` is False.
 
-    **Raises:** `InputError` where the noise is trivial, or the quantity does not get there within
-    `most_steps`; `UnsupportedError` for a stochastic limit; what `project`, `classify` and `predict` raise.
+    **Raises:** `InputError` where the noise is trivial, or a `value` is not reached within `most_steps`,
+    `BudgetError` within `max_gradients`; `UnsupportedError` for a stochastic limit; what `project`,
+    `classify` and `predict` raise.
 
     Costs what `predict` does, without the ensemble, and a classification.
     """
@@ -107,31 +124,44 @@ def how_long(
     name, measure = _quantity(mean_path, of)
     beginning = float(measure(start))
     fewest = _steps_of_the_limit(system, point, regime, float(rule.sizes(np.zeros(1, int))[0]))
-    follower = Follower(mean_path, start, rtol, jax.random.key(0))
+    follower = Follower(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
-    while steps[-1] < most_steps:
-        try:
-            look = follower.advance(most_steps)
-        except IntegrationError as error:
-            raise InputError(
-                f"{name} has not settled after {steps[-1]:,} steps, where it is {values[-1]:.6g}, and the "
-                f"path cannot be followed further: {error}"
-            ) from error
-        if look.step == steps[-1]:
-            continue
-        steps.append(look.step)
-        values.append(float(measure(look.mean.w)))
-        ways.append((look.first, look.second))
-        if value is not None and (values[-1] - value) * (beginning - value) <= 0:
-            return _crossing(name, beginning, value, float("nan"), steps, values, ways)
-        if value is None and steps[-1] >= fewest and _has_settled(steps, values, beginning):
-            target = beginning + fraction * (values[-1] - beginning)
-            return _crossing(name, beginning, target, values[-1], steps, values, ways)
-    goal = "settled" if value is None else f"reached {value:.6g}"
-    raise InputError(
-        f"{name} has not {goal} within {most_steps:,} steps: it went from {beginning:.6g} to "
-        f"{values[-1]:.6g}."
-    )
+    with progress_bar(f"{name}, until it settles", max_gradients, progress) as show:
+        while steps[-1] < most_steps:
+            try:
+                look = follower.advance(most_steps)
+            except BudgetError as error:
+                if value is not None:
+                    raise BudgetError(
+                        f"{name} has not reached {value:.6g} yet: it went from {beginning:.6g} to "
+                        f"{values[-1]:.6g}. {error}",
+                        None,
+                    ) from error
+                break
+            except IntegrationError as error:
+                raise IntegrationError(
+                    f"{name} has not settled after {steps[-1]:,} steps, where it is {values[-1]:.6g}, and "
+                    f"the path cannot be followed further: {error}",
+                    None,
+                ) from error
+            show(min(follower.spent, max_gradients))
+            if look.step == steps[-1]:
+                continue
+            steps.append(look.step)
+            values.append(float(measure(look.mean.w)))
+            ways.append((look.first, look.second))
+            if value is not None and (values[-1] - value) * (beginning - value) <= 0:
+                return _crossing(name, beginning, value, float("nan"), steps, values, ways, True)
+            if value is None and steps[-1] >= fewest and _has_settled(steps, values, beginning):
+                target = beginning + fraction * (values[-1] - beginning)
+                return _crossing(name, beginning, target, values[-1], steps, values, ways, True)
+    if value is not None:
+        raise InputError(
+            f"{name} has not reached {value:.6g} within {most_steps:,} steps: it went from {beginning:.6g} "
+            f"to {values[-1]:.6g}."
+        )
+    target = beginning + fraction * (values[-1] - beginning)
+    return _crossing(name, beginning, target, values[-1], steps, values, ways, False)
 
 
 def _quantity(
@@ -180,6 +210,7 @@ def _crossing(
     steps: list[int],
     values: list[float],
     ways: list[tuple[float, float]],
+    settled: bool,
 ) -> HowLong:
     """The last time that the value is crossed on the way, by linear interpolation."""
     beyond = (np.array(values) - value) * (beginning - value) <= 0
@@ -193,4 +224,4 @@ def _crossing(
         first, second = np.array(ways[before]) + share * (np.array(ways[after]) - np.array(ways[before]))
     whole = first + second
     shares = (float(first / whole), float(second / whole)) if whole > 0 else (0.0, 0.0)
-    return HowLong(float(at), name, beginning, float(value), end, *shares)
+    return HowLong(float(at), name, beginning, float(value), end, *shares, float(steps[-1]), settled)

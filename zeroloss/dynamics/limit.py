@@ -9,7 +9,7 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss.checkpoint import NOWHERE, Checkpoint
 from zeroloss.dynamics.diffusion import diffuse
 from zeroloss.dynamics.expansion import expand
-from zeroloss.dynamics.flow import flow
+from zeroloss.dynamics.flow import KinkError, flow
 from zeroloss.dynamics.path import Observables, Path, Recorder
 from zeroloss.dynamics.regime import Regime, classify_at
 from zeroloss.errors import InputError
@@ -51,7 +51,9 @@ def limit(
     - `regime`: the verdict of `zeroloss.classify` if it is already known.
     - `observables`: functions of the parameters to measure at the times saved, by name.
     - `rtol`: relative accuracy of a deterministic limit: Dormand-Prince 8(7) with retraction onto the
-      set after every step, so that the loss stays zero to rounding.
+      set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
+      followed with its almost-everywhere derivatives and steps no shorter than a 2000th of `t1`, to about the
+      accuracy of such a step.
     - `key`: the seed of a stochastic limit, which needs one. A path depends on key, times and `dt` alone.
     - `replicas`: of a stochastic limit: None for one path without a replica axis, R for R paths.
     - `dt`: the largest time step of a stochastic limit, by default such that a step is about 3 % of |w| at
@@ -99,7 +101,12 @@ def limit(
         for _ in times:
             recorder.save(start)
         return recorder.path()
-    return flow(expansion, start, times, regime.time_scale, recorder, rtol, progress, checkpoint)
+    arguments = (expansion, start, times, regime.time_scale)
+    try:
+        return flow(*arguments, recorder, rtol, regime.smooth, progress, checkpoint)
+    except KinkError:
+        recorder = Recorder(expansion, observables, times, time_scale=regime.time_scale)
+        return flow(*arguments, recorder, rtol, False, progress, checkpoint / "kinks")
 
 
 def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The mean of training, and its fluctuations, many training steps at a time (docs/prediction.md)."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ from zeroloss.system import Scalar
 
 _FEWER = 8  # times fewer draws for a change of the force than for the force
 _TINY = 1e-300
-_SETTLING = 8  # iterations for the random Hessian of minibatches
+_SETTLED = 1e-4  # relative error of the fluctuations under the random Hessian of minibatches
+_MOST_SETTLING = 300  # iterations for them
+_POWER_TOLERANCE = 1e-5
 
 
 class State(eqx.Module):
@@ -34,13 +38,16 @@ class State(eqx.Module):
 class Outcome(eqx.Module):
     """What a step tells about itself.
 
-    - `error`: predicted against corrected end point, relative to |w|.
-    - `loss_error`: what the change of the noise within the step adds to the expected loss, relative to it.
+    - `error`: predicted against corrected end point, or what the difference of their velocities would add to
+      that later, relative to |w|.
+    - `loss_error`: of the expected loss, relative to it, from what the change of the noise within the step adds
+      to it. That is accounted for to first order, so that the error is of the order of its square; and of a
+      tenth of it under minibatches, whose noise changes with the fluctuations themselves.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
     - `unsettled`: how far the fluctuations under minibatches are from consistent, relative to themselves.
-    - `noise_to_signal`: sampling variance of a single draw over the squared tangential gradient.
+    - `draw_variance`: the `variance` that a single draw would have added.
     """
 
     error: Scalar
@@ -50,7 +57,22 @@ class Outcome(eqx.Module):
     second: Vector
     sharpness: Scalar
     unsettled: Scalar
-    noise_to_signal: Scalar
+    draw_variance: Scalar
+
+
+class _Guess(NamedTuple):
+    """The covariance averaged over the steps of an integrator step, while its iteration settles.
+
+    - `within`, `noise`: the covariance of the fluctuations, and of the gradient noise that goes with it.
+    - `change`: of `within` in the last iteration, relative to it.
+    - `error`: what further iterations would change, from how fast changes fall.
+    """
+
+    within: Float[Array, "q q"]
+    noise: Float[Array, "q q"]
+    change: Scalar
+    error: Scalar
+    iterations: Int[Array, ""]
 
 
 class MeanPath(eqx.Module):
@@ -122,25 +144,29 @@ class MeanPath(eqx.Module):
         position_then, velocity_then = responses(self.optimizer, step_size, curvatures, steps)
         correction = _apply(ahead, position_then.ramp, change)
         w = predicted + correction
+        speed_correction = _apply(ahead, velocity_then.ramp, change)
         speed = (
             _apply(geometry, velocity.velocity, state.velocity)
             + _apply(geometry, velocity.force, force)
-            + _apply(ahead, velocity_then.ramp, change)
+            + speed_correction
         )
+        # What the velocity is wrong by goes on to move the iterate by this much after the step.
+        afterwards = step_size * self.optimizer.momentum / (1 - self.optimizer.momentum) * speed_correction
         gradient_then = averaged.gradient + then.gradient - here.gradient
         half = position.force[-1] / 2
-        tangential = jnp.sum(geometry.tangent(averaged.gradient + turned) ** 2)
+        sampling_variance = position.force[-1] ** 2 * averaged.variance
         excess = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
         loss = manifold.loss(w) + jnp.abs(excess)
+        grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY)
         outcome = Outcome(
-            error=jnp.linalg.norm(correction) / length(w),
-            loss_error=0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY),
-            variance=position.force[-1] ** 2 * averaged.variance,
+            error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / length(w),
+            loss_error=grown / 10 if self._has_minibatch else grown**2,
+            variance=sampling_variance,
             first=half * (geometry.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
             second=half * (geometry.tangent(turned) + ahead.tangent(turned_then)),
             sharpness=step_size * jnp.max(curvatures) / self.optimizer.stability_limit,
             unsettled=unsettled,
-            noise_to_signal=averaged.variance * draws / jnp.maximum(tangential, _TINY),
+            draw_variance=sampling_variance * draws,
         )
         return State(w, speed, after, ahead), outcome
 
@@ -194,20 +220,56 @@ class MeanPath(eqx.Module):
         law = decay(self.optimizer, step_size, geometry.eigenvalues + self.optimizer.weight_decay)
         sums = geometric(law.rate, steps)
 
-        def improve(_: Array, guess: tuple[Array, Array, Scalar]) -> tuple[Array, Array, Scalar]:
-            within, _, _ = guess
-            noise = own + expansion.excess_covariance(w, geometry, within)
+        def improve(guess: _Guess) -> _Guess:
+            noise = own + expansion.excess_covariance(w, geometry, guess.within)
             new = sums.constant / steps * covariance + sums.ramp * law.gain * noise
-            change = jnp.linalg.norm(new - within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
-            return new, noise, change
+            change = jnp.linalg.norm(new - guess.within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
+            ratio = jnp.minimum(change / jnp.maximum(guess.change, _TINY), 1 - 1e-6)
+            return _Guess(new, noise, change, change * ratio / (1 - ratio), guess.iterations + 1)
 
-        # Without minibatches the first iteration is exact.
-        count = _SETTLING if self._has_minibatch else 1
-        within, noise, unsettled = jax.lax.fori_loop(0, count, improve, (covariance, own, jnp.zeros(())))
+        def unfinished(guess: _Guess) -> Array:
+            return (guess.error > _SETTLED) & (guess.iterations < most)
+
+        # Each iteration takes the noise to be that of the fluctuations before, and errs by a fraction of what
+        # the one before did. Without minibatches the first is exact.
+        most = _MOST_SETTLING if self._has_minibatch else 1
+        # No change before the first: its ratio tells nothing, and counts as slow.
+        start = _Guess(covariance, own, jnp.zeros(()), jnp.asarray(jnp.inf), jnp.asarray(0))
+        within, noise, _, unsettled, _ = jax.lax.while_loop(unfinished, improve, start)
         before = noise if noise_before is None else noise_before
         grown = law.gain * sums.ramp * (noise - before)
         after = sums.power * covariance + law.gain * sums.constant * before + grown
-        return within, after, noise, grown, unsettled if count > 1 else jnp.zeros(())
+        return within, after, noise, grown, unsettled if self._has_minibatch else jnp.zeros(())
+
+    def amplification(self, w: Vector, step_size: Scalar) -> Scalar:
+        """How much the random Hessian of minibatches makes of the fluctuations, in mean square.
+
+        The largest eigenvalue of C -> (gain / rate) o E[(H_B - H) C (H_B - H)], by power iteration. Below 1
+        training on batches is stable in mean square; beyond, the variance of its iterates grows from step to
+        step. 0 without minibatches. Costs an iteration of 4 products of m x m matrices, at most 300 times.
+        """
+        if not self._has_minibatch:
+            return jnp.zeros(())
+        geometry = self.expansion.manifold.at(w)
+        law = decay(self.optimizer, step_size, geometry.eigenvalues + self.optimizer.weight_decay)
+        response = jnp.where(law.rate > 0, law.gain / jnp.where(law.rate > 0, law.rate, 1.0), 0.0)
+        still = self.expansion.excess_covariance(w, geometry, jnp.zeros_like(response))
+
+        def improve(state: tuple[Array, Scalar, Scalar, Array]) -> tuple[Array, Scalar, Scalar, Array]:
+            covariance, _, before, count = state
+            image = response * (self.expansion.excess_covariance(w, geometry, covariance) - still)
+            norm = jnp.linalg.norm(image)
+            return image / jnp.maximum(norm, _TINY), before, norm, count + 1
+
+        def unfinished(state: tuple[Array, Scalar, Scalar, Array]) -> Array:
+            _, before, now, count = state
+            settled = (count > 1) & (jnp.abs(now - before) <= _POWER_TOLERANCE * now)
+            return ~settled & (count < _MOST_SETTLING)
+
+        size = geometry.eigenvalues.shape[0]
+        # The map keeps covariances positive, so that the identity has a share in its leading eigenvector.
+        start = (jnp.eye(size) / size**0.5, jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
+        return jax.lax.while_loop(unfinished, improve, start)[2]
 
     @property
     def _has_minibatch(self) -> bool:

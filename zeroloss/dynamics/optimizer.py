@@ -65,15 +65,19 @@ class Optimizer(eqx.Module):
 
     def check_stability(self, largest_eigenvalue: float, steps: int = 1) -> None:
         """Raise `StabilityError` when a step size among the first `steps` is beyond the stability limit."""
-        sizes = self.sizes(np.unique(np.linspace(0, steps - 1, _LOOKED_AT).astype(int)))
+        size = self.largest(steps)
         curvature = largest_eigenvalue + float(self.weight_decay)
         limit = float(self.stability_limit)
-        if not sizes.max() * curvature < limit:
+        if not size * curvature < limit:
             raise StabilityError(
-                f"step_size {sizes.max():.6g} is beyond the stability limit {limit:.4g} / "
+                f"step_size {size:.6g} is beyond the stability limit {limit:.4g} / "
                 f"lambda_max = {limit / curvature:.6g}: the largest eigenvalue of the Hessian "
                 f"is {curvature:.6g}. Take a smaller step size."
             )
+
+    def largest(self, steps: int) -> float:
+        """The largest step size among the first `steps`, of which a thousand are looked at."""
+        return float(self.sizes(np.unique(np.linspace(0, steps - 1, _LOOKED_AT).astype(int))).max())
 
     def sizes(self, steps: Int[np.ndarray, " times"]) -> np.ndarray:
         """The step sizes at some steps, checked to be finite and not negative."""

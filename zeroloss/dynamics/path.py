@@ -113,7 +113,10 @@ class Path(eqx.Module):
         if self.hessian_trace_error is not None:
             data["hessian_trace_error"] = (lead, self.hessian_trace_error)
         if self.uncertainty is not None:
-            for name, values in dataclasses.asdict(self.uncertainty).items():
+            parts = dataclasses.asdict(self.uncertainty)
+            for name, values in parts.pop("measured").items():
+                data[f"uncertainty_of_{name}"] = ("time", values)
+            for name, values in parts.items():
                 data[f"uncertainty_{name}"] = ("time", values)
         if params:
             for where, leaf in jax.tree_util.tree_leaves_with_path(self.params):
@@ -131,19 +134,29 @@ class Path(eqx.Module):
 
 
 class Uncertainty(eqx.Module):
-    """How far a prediction's mean parameters may be from training's, relative to the way from the start.
+    """How far a prediction may be from the mean of training.
+
+    Of the mean parameters, relative to the way from the start:
 
     - `integration`: from a second integration with a coarser tolerance.
     - `sampling`: standard error of averages over the noise; 0 where they are exact.
     - `model`: what is left out: of the correction for the spread of the runs its error and half of itself,
-      and of the recursion for mean and covariance the terms of next order, as sampled along the path.
-    - `spread`: root mean square distance of a single run from the mean. It is no error.
+      and of the recursion for mean and covariance the terms of next order, as sampled along the path. NaN
+      means unknown: the sample was not finite.
+    - `spread`: root mean square distance of a single run from the mean. It is not an error.
+
+    Of everything that `Path.measured` has, in its own unit:
+
+    - `measured`: by name, a standard error that combines the same three and, for observables, the error of
+      the mean over the fluctuations of single runs. Empty for predictions with replicas, where
+      `Path.mean` has the standard error.
     """
 
     integration: Float[np.ndarray, " time"]
     sampling: Float[np.ndarray, " time"]
     model: Float[np.ndarray, " time"]
     spread: Float[np.ndarray, " time"]
+    measured: dict[str, Float[np.ndarray, " time"]] = eqx.field(default_factory=dict)
 
     @property
     def total(self) -> Float[np.ndarray, " time"]:
@@ -214,10 +227,13 @@ class Recorder:
         measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
         return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
 
-    def save(self, w: Array, known: Mapping[str, Any] | None = None) -> None:
-        """Measure and keep `w`, with what is `known` of it in the place of what can be measured."""
-        better = {name: np.asarray(value) for name, value in (known or {}).items()}
-        self.items.append({_PARAMS: np.asarray(w)} | self.measure(w) | better)
+    def save(self, w: Array) -> None:
+        """Measure and keep `w`."""
+        self.save_measured(w, self.measure(w))
+
+    def save_measured(self, w: Array, measured: Mapping[str, Any]) -> None:
+        """Keep `w`, with what was `measured` of it already."""
+        self.items.append({_PARAMS: np.asarray(w)} | {k: np.asarray(v) for k, v in measured.items()})
 
     def save_with_bias(self, w: Array, coarse: Array) -> None:
         """Save `w`, and how far steps of twice the length, at `coarse`, move the mean of what is measured."""

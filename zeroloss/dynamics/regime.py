@@ -12,7 +12,15 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss.dynamics.drift import first_drift, second_drift, second_drift_of
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
-from zeroloss.manifold import ON_SET, AbstractManifold, AbstractSpaces, length, locate, neighbours
+from zeroloss.manifold import (
+    ON_SET,
+    AbstractManifold,
+    AbstractSpaces,
+    length,
+    locate,
+    looks_smooth,
+    neighbours,
+)
 from zeroloss.noise import Joint, TwoPoint, is_zero
 from zeroloss.pytrees import Vector, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
@@ -26,9 +34,6 @@ ZERO = 1e-6
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
-_AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
-_PLACES = 65
-_SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _KICKS = 8  # single units dropped to see whether masks act linearly
 
 
@@ -148,7 +153,7 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
         rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
-        smooth=bool(_looks_smooth(manifold, w, key)),
+        smooth=looks_smooth(manifold, w, key),
         dimension=None if codimension is None else w.shape[0] - codimension,
         codimension=codimension,
         points=points,
@@ -313,29 +318,6 @@ def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, A
         found = jax.lax.map(gaps, units)
         worst = tuple(jnp.maximum(old, jnp.max(new)) for old, new in zip(worst, found, strict=True))
     return worst  # pyright: ignore[reportReturnType]
-
-
-@eqx.filter_jit
-def _looks_smooth(manifold: AbstractManifold, w: Vector, key: Array) -> Array:
-    """Whether second differences of Hessian-vector products along a segment fall as they do where smooth.
-
-    Halving the spacing quarters them; the jumps at kinks stay as they are.
-    """
-    direction = jax.random.normal(key, w.shape, w.dtype)
-    direction = direction / jnp.linalg.norm(direction)
-
-    def product(at: Scalar) -> Vector:
-        return jax.jvp(jax.grad(manifold.loss), (w + at * direction,), (direction,))[1]
-
-    places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * length(w)
-    products = jax.lax.map(product, places)
-
-    def roughness(values: Float[Array, "places parameters"]) -> Scalar:
-        return jnp.max(jnp.linalg.norm(values[2:] - 2 * values[1:-1] + values[:-2], axis=-1))
-
-    coarse, fine = roughness(products[::2]), roughness(products)
-    scale = jnp.max(jnp.linalg.norm(products, axis=-1))
-    return ~(fine > coarse / _SMOOTH_RATIO) | ~(coarse > 1e-9 * scale)
 
 
 def power_of_step_size(time_scale: TimeScale) -> int:

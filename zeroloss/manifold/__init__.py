@@ -6,7 +6,7 @@ from zeroloss.manifold.geometry import AbstractGeometry, AbstractManifold, Abstr
 from zeroloss.manifold.gram import GramGeometry, GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
 from zeroloss.manifold.locate import Located, largest_eigenvalue, locate, project
-from zeroloss.manifold.regular import ON_SET, neighbours
+from zeroloss.manifold.regular import ON_SET, looks_smooth, neighbours
 
 __all__ = [
     "ON_SET",
@@ -21,6 +21,7 @@ __all__ = [
     "largest_eigenvalue",
     "length",
     "locate",
+    "looks_smooth",
     "manifold_of",
     "neighbours",
     "project",

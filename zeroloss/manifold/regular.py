@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from zeroloss.errors import LossError, PrecisionError, RankError
 from zeroloss.manifold.choose import geometry_at, with_basis
@@ -188,6 +188,37 @@ def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
         )
 
 
+def looks_smooth(manifold: AbstractManifold, w: Vector, key: Key[Array, ""] | None = None) -> bool:
+    """Whether the loss has no kinks, as of ReLU units, around w. 65 Hessian-vector products."""
+    return bool(_looks_smooth(manifold, w, jax.random.key(0) if key is None else key))
+
+
+@eqx.filter_jit
+def _looks_smooth(manifold: AbstractManifold, w: Vector, key: Array) -> Array:
+    """Whether second differences of Hessian-vector products along a segment fall as they do where smooth.
+
+    Halving the spacing quarters them; the jumps at kinks stay as they are.
+    """
+    direction = jax.random.normal(key, w.shape, w.dtype)
+    direction = direction / jnp.linalg.norm(direction)
+
+    def product(at: Scalar) -> Vector:
+        return jax.jvp(jax.grad(manifold.loss), (w + at * direction,), (direction,))[1]
+
+    places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * length(w)
+    products = jax.lax.map(product, places)
+
+    def roughness(values: Float[Array, "places parameters"]) -> Scalar:
+        return jnp.max(jnp.linalg.norm(values[2:] - 2 * values[1:-1] + values[:-2], axis=-1))
+
+    coarse, fine = roughness(products[::2]), roughness(products)
+    scale = jnp.max(jnp.linalg.norm(products, axis=-1))
+    return ~(fine > coarse / _SMOOTH_RATIO) | ~(coarse > 1e-9 * scale)
+
+
+_AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
+_PLACES = 65
+_SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _CLOSE = 1e-7  # relative to |w|
 _MISMATCH = 1e-6
 
