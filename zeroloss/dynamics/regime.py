@@ -40,6 +40,10 @@ _KICKS = 8  # single units dropped to see whether masks act linearly
 class Regime(eqx.Module):
     """What the noise does once the loss is zero.
 
+    It speaks of the drift on the zero-loss set as alpha goes to 0. What noise does before training has reached
+    the set, where also minibatches alone change where it arrives, is what `zeroloss.predict` and
+    `zeroloss.descend` show.
+
     - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
     - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
       which training drifts.
@@ -79,7 +83,7 @@ class Regime(eqx.Module):
 
     def __str__(self) -> str:
         kind = "" if self.name == "trivial" else f", {'stochastic' if self.stochastic else 'deterministic'}"
-        scale = "no drift" if self.time_scale is None else f"drift on {self.time_scale} steps"
+        scale = "no drift on the set" if self.time_scale is None else f"drift on {self.time_scale} steps"
         text = f"{self.name}{kind}: {scale} {self.towards} (margin {self.margin:.1e})"
         return text + (f"; {self.caveat}" if self.caveat else "")
 
@@ -92,9 +96,15 @@ class Regime(eqx.Module):
             return "masks act through a nonlinearity, where rare full drops are not small noise"
         if self.name == "degenerate" and not self.affine:
             return "the noise is not affine, so this holds only for sigma^2 << alpha"
-        if self.name == "trivial" and not self.affine:
-            return "the noise is not affine, so drift of higher order in sigma is possible"
-        return ""
+        if self.name != "trivial":
+            return ""
+        text = (
+            "this holds on the set, as alpha goes to 0; from a start off the set the noise may still change where "
+            "training arrives, which predict and descend show"
+        )
+        if self.affine:
+            return text
+        return f"the noise is not affine, so drift of higher order in sigma is possible; {text}"
 
 
 def classify(
