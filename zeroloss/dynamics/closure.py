@@ -9,6 +9,7 @@ from zeroloss.dynamics.averages import ExactAverage
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.recursion import decay
 from zeroloss.dynamics.spread import fluctuations
+from zeroloss.manifold import GramGeometry
 from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import Scalar
 
@@ -46,11 +47,15 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
 
     drawn = jnp.mean(jax.lax.map(added, (z, jax.random.split(to_eta, _DRAWS))), axis=0)
     used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, geometry)
+    excess = mean_path.excess_at(state, unused)
+    if excess is not None:
+        assert isinstance(geometry, GramGeometry)
+        used = used + excess.covariance(geometry)
     batches = expansion.excess_covariance(state.w, geometry, state.covariance)
     batches = batches - expansion.excess_covariance(state.w, geometry, 0 * state.covariance)
     law = decay(mean_path.optimizer, step_size, geometry.eigenvalues + mean_path.optimizer.weight_decay)
     share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * geometry.eigenvalues
-    excess = jnp.sum(share * (drawn - jnp.diag(batches))) / jnp.maximum(
+    missed = jnp.sum(share * (drawn - jnp.diag(batches))) / jnp.maximum(
         jnp.sum(share * jnp.diag(used)), 1e-300
     )
     turned = 0.5 * geometry.tangent(manifold.third_of_normal(state.w, geometry, state.covariance))
@@ -65,5 +70,5 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
 
         sampled = 0.5 * manifold.third_of_normal(state.w, geometry, z.T @ z / _DRAWS)
         missing = geometry.tangent(jnp.mean(jax.lax.map(curved, z), axis=0) - sampled)
-    force = missing + excess * turned
+    force = missing + missed * turned
     return step_size / (1 - mean_path.optimizer.momentum) * jnp.linalg.norm(force)

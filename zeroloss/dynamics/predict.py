@@ -15,6 +15,7 @@ from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import expand
 from zeroloss.dynamics.follow import Follower, Look, check_rtol
+from zeroloss.dynamics.higher_orders import higher_orders
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
 from zeroloss.dynamics.path import (
@@ -168,8 +169,9 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tup
         manifold = locate(system, project(system, params)).manifold
     expansion = expand(system, manifold)
     averaged = average(expansion, w, system.noise_law(params).sigma)
-    along = float(_share_along_the_set(MeanPath(expansion, averaged, rule, False), w))
-    return MeanPath(expansion, averaged, rule, along > _STOCHASTIC), w
+    higher = higher_orders(expansion, w)
+    along = float(_share_along_the_set(MeanPath(expansion, averaged, rule, higher, False), w))
+    return MeanPath(expansion, averaged, rule, higher, along > _STOCHASTIC), w
 
 
 class _Crowd(NamedTuple):
