@@ -134,9 +134,9 @@ def exact_moments(inputs, targets, start, rate, step_size, steps):
 
 @pytest.mark.parametrize("rate,relative,steps", [(0.05, 0.3, 2000), (0.2, 0.1, 500)])
 def test_loss_of_linear_regression_under_dropout(rate, relative, steps):
-    """Its fluctuations lie within a tenth of the exact ones; Sigma to first order gives four times as many.
+    """Its fluctuations lie within a tenth of the exact ones; with Sigma to first order four times as high.
 
-    Left is what is of relative order step size: the random Hessian's part in C.
+    What is left out is of relative order step size: the random Hessian's part in C.
     """
     inputs = jnp.asarray(np.random.default_rng(3).normal(size=(2, 4)))
     targets = jnp.array([1.0, -2.0])
@@ -145,9 +145,8 @@ def test_loss_of_linear_regression_under_dropout(rate, relative, steps):
     problem = zl.LeastSquares(lambda w, x: zl.site(x, "inputs") @ w, inputs, targets)
     system = problem.with_noise(zl.Dropout(rate, at="inputs"))
     predicted = zl.predict(system, start, step_size, steps, saves=2)
-    mean, square = exact_moments(
-        *(np.asarray(each) for each in (inputs, targets, start)), rate, step_size, steps
-    )
+    known = np.asarray(inputs), np.asarray(targets), np.asarray(start)
+    mean, square = exact_moments(*known, rate, step_size, steps)
     way = np.linalg.norm(mean - start)
     assert np.linalg.norm(mean - predicted.params[-1]) <= 3 * predicted.uncertainty.total[-1] * way
     fluctuations = np.trace(inputs @ (square - np.outer(mean, mean)) @ inputs.T) / 4
