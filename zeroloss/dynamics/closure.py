@@ -11,6 +11,7 @@ from zeroloss.dynamics.averages import ExactAverage
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.recursion import decay
 from zeroloss.dynamics.spread import fluctuations
+from zeroloss.manifold import GramGeometry
 from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import Scalar
 
@@ -64,6 +65,10 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
     still = expansion.excess_covariance(state.w, geometry, 0 * state.covariance)
     batches = expansion.excess_covariance(state.w, geometry, state.covariance) - still
     used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, geometry) + still
+    higher = mean_path.excess_at(state, unused)
+    if higher is not None:
+        assert isinstance(geometry, GramGeometry)
+        used = used + higher.covariance(geometry)
     law = decay(mean_path.optimizer, step_size, geometry.eigenvalues + mean_path.optimizer.weight_decay)
     share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * geometry.eigenvalues
     unexplained, made = (

@@ -280,6 +280,13 @@ class LeastSquaresExpansion(AbstractExpansion):
             )
         return covariance
 
+    def own_covariance(self, w: Vector) -> Float[Array, "examples outputs outputs"]:
+        """B_i B_i^T of the noise that each example has of its own, without minibatches."""
+        number = self.system.problem.number
+        outputs = self.system.problem.targets.size // number
+        blocks = (jnp.einsum("ika,ila->ikl", block, block) for block in self._sensitivities(w)[0])
+        return sum(blocks, jnp.zeros((number, outputs, outputs)))
+
     def _second_moments(self) -> Float[Array, "residuals residuals"]:
         """E[c c^T], the moments of the minibatch counts; ones without minibatches."""
         number, outputs = self.system.problem.number, self.system.problem.targets.size

@@ -266,15 +266,19 @@ def _step_compiled(
     draws: Array,
 ) -> tuple[State, dict[str, Array]]:
     pairs = (states.w.shape[0] - 1) // 2
+    center = jax.tree.map(lambda leaf: leaf[0], states)
+    excess = mean_path.excess_at(center, key)
     if pairs == 0:
-        only = jax.tree.map(lambda leaf: leaf[0], states)
-        stepped = jax.tree.map(lambda leaf: leaf[None], mean_path.step(only, size, steps, key, draws))
+        stepped = mean_path.step(center, size, steps, key, draws, excess=excess)
+        stepped = jax.tree.map(lambda leaf: leaf[None], stepped)
     else:
-        pushes = pushes_of(mean_path, states, size, steps, jax.random.fold_in(key, 1))
+        pushes = pushes_of(mean_path, states, size, steps, jax.random.fold_in(key, 1), excess)
         pushes = jnp.concatenate([jnp.zeros_like(states.w[:1]), pushes])
 
         def step(each: tuple[State, Vector]) -> tuple[State, Outcome]:
-            return mean_path.step(each[0], size, steps, key, draws, each[1])
+            # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
+            near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
+            return mean_path.step(each[0], size, steps, key, draws, each[1], near)
 
         # One after the other is no slower on a CPU, and much faster to compile.
         stepped = jax.lax.platform_dependent(

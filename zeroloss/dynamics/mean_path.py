@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from zeroloss.dynamics.averages import AbstractAverage
 from zeroloss.dynamics.expansion import AbstractExpansion
+from zeroloss.dynamics.higher_orders import Excess, HigherOrders
 from zeroloss.dynamics.optimizer import Optimizer
 from zeroloss.dynamics.recursion import decay, geometric, responses
-from zeroloss.manifold import AbstractGeometry, length
+from zeroloss.manifold import AbstractGeometry, GramGeometry, length
 from zeroloss.pytrees import Vector
 from zeroloss.system import Scalar
 
@@ -20,6 +21,7 @@ _TINY = 1e-300
 _SETTLED = 1e-4  # relative error of the fluctuations under the random Hessian of minibatches
 _MOST_SETTLING = 300  # iterations for them
 _POWER_TOLERANCE = 1e-5
+_HIGHER = 2  # folded into a key, for draws of their own
 
 
 class State(eqx.Module):
@@ -88,11 +90,14 @@ class MeanPath(eqx.Module):
     the eigenvectors where the predictor ends: on a curved set, what has left it there would otherwise
     act along it, the more the smaller sigma is. At n = 1 it is the recursion itself. Costs 2 geometries, 2
     averages and 2 T[C].
+
+    With `higher_orders`, the Sigma and H of the covariance hold what the noise adds beyond first order.
     """
 
     expansion: AbstractExpansion
     average: AbstractAverage
     optimizer: Optimizer
+    higher_orders: HigherOrders | None
     stochastic: bool = eqx.field(static=True)
 
     def start(self, w: Vector) -> State:
@@ -109,10 +114,12 @@ class MeanPath(eqx.Module):
         key: Key[Array, ""],
         draws: Array,
         kick: Vector | float = 0.0,
+        excess: Excess | None = None,
     ) -> tuple[State, Outcome]:
         """`steps` training steps at `step_size`, after a `kick`.
 
         The kick comes first, so that the steps bring back to the set what has left it along a tangent.
+        `excess` is that of a point close by.
         """
         decayed, manifold = self.optimizer.weight_decay, self.expansion.manifold
         state = self._kicked(state, kick)
@@ -120,7 +127,7 @@ class MeanPath(eqx.Module):
         curvatures = jnp.append(geometry.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
         within, _, noise, _, unsettled = self._fluctuate(
-            state.w, geometry, state.covariance, step_size, steps, None
+            state.w, geometry, state.covariance, step_size, steps, None, excess
         )
         averaged = self.average.at(state.w, geometry, key, draws)
         turned = self._turned(state.w, geometry, within, step_size)
@@ -131,7 +138,9 @@ class MeanPath(eqx.Module):
         ahead = manifold.at(predicted)
         rotation = ahead.rotation_from(geometry)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, noise)
-        within, after, _, added, _ = self._fluctuate(predicted, ahead, covariance, step_size, steps, noise)
+        within, after, _, added, _ = self._fluctuate(
+            predicted, ahead, covariance, step_size, steps, noise, excess
+        )
         # The same draws on both sides: their difference is smooth, and a few of them show it.
         few = (draws + _FEWER - 1) // _FEWER
         here = self.average.at(state.w, geometry, key, few)
@@ -155,20 +164,28 @@ class MeanPath(eqx.Module):
         gradient_then = averaged.gradient + then.gradient - here.gradient
         half = position.force[-1] / 2
         sampling_variance = position.force[-1] ** 2 * averaged.variance
-        excess = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
-        loss = manifold.loss(w) + jnp.abs(excess)
+        fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
+        loss = manifold.loss(w) + jnp.abs(fluctuating)
         grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY)
+        stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
         outcome = Outcome(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / length(w),
             loss_error=grown / 10 if self._has_minibatch else grown**2,
             variance=sampling_variance,
             first=half * (geometry.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
             second=half * (geometry.tangent(turned) + ahead.tangent(turned_then)),
-            sharpness=step_size * jnp.max(curvatures) / self.optimizer.stability_limit,
+            sharpness=step_size * jnp.max(stiffest) / self.optimizer.stability_limit,
             unsettled=unsettled,
             draw_variance=sampling_variance * draws,
         )
         return State(w, speed, after, ahead), outcome
+
+    def excess_at(self, state: State, key: Key[Array, ""]) -> Excess | None:
+        """What the noise adds beyond first order; None where nothing is known to be added."""
+        if self.higher_orders is None:
+            return None
+        assert isinstance(state.geometry, GramGeometry)
+        return self.higher_orders.at(state.w, state.geometry, jax.random.fold_in(key, _HIGHER))
 
     def _kicked(self, state: State, kick: Vector | float) -> State:
         w = state.w + kick
@@ -210,6 +227,7 @@ class MeanPath(eqx.Module):
         step_size: Scalar,
         steps: Int[Array, ""],
         noise_before: Float[Array, "q q"] | None,
+        excess: Excess | None,
     ) -> tuple[Array, Array, Array, Array, Scalar]:
         """The covariance on average over the steps, and after them; the covariance of the gradient noise.
 
@@ -217,7 +235,10 @@ class MeanPath(eqx.Module):
         """
         expansion, sigma = self.expansion, self.average.sigma
         own = sigma**2 * expansion.normal_covariance(w, geometry)
-        law = decay(self.optimizer, step_size, geometry.eigenvalues + self.optimizer.weight_decay)
+        if excess is not None:
+            assert isinstance(geometry, GramGeometry)
+            own = own + excess.covariance(geometry)
+        law = decay(self.optimizer, step_size, relaxation(geometry, excess) + self.optimizer.weight_decay)
         sums = geometric(law.rate, steps)
 
         def improve(guess: _Guess) -> _Guess:
@@ -274,6 +295,14 @@ class MeanPath(eqx.Module):
     @property
     def _has_minibatch(self) -> bool:
         return getattr(self.expansion.system, "minibatch", None) is not None
+
+
+def relaxation(geometry: AbstractGeometry, excess: Excess | None) -> Float[Array, " q"]:
+    """The curvatures that fluctuations relax with: those of H, and what the noise adds to them."""
+    if excess is None:
+        return geometry.eigenvalues
+    assert isinstance(geometry, GramGeometry)
+    return jnp.maximum(geometry.eigenvalues + excess.curvatures(geometry), 0.0)
 
 
 def _apply(geometry: AbstractGeometry, factors: Array, vector: Vector) -> Vector:

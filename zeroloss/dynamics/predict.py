@@ -16,6 +16,7 @@ from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
 from zeroloss.dynamics.follow import MOST_GRADIENTS, Follower, Look, check_rtol, expected_gradients
+from zeroloss.dynamics.higher_orders import higher_orders
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
 from zeroloss.dynamics.path import (
@@ -197,8 +198,9 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tup
             on_set = flatten(project(system, params))[0]
     expansion = expand(system, manifold)
     averaged = average(expansion, w, system.noise_law(params).sigma)
+    higher = higher_orders(expansion, w)
     along = _share_along_the_set(expansion, on_set)
-    return MeanPath(expansion, averaged, rule, bool(along > _STOCHASTIC)), w
+    return MeanPath(expansion, averaged, rule, higher, bool(along > _STOCHASTIC)), w
 
 
 class _Crowd(NamedTuple):

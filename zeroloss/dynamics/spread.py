@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from zeroloss.dynamics.mean_path import MeanPath, State
+from zeroloss.dynamics.higher_orders import Excess
+from zeroloss.dynamics.mean_path import MeanPath, State, relaxation
 from zeroloss.manifold.spectra import eigh
 from zeroloss.pytrees import Vector, flatten
 from zeroloss.system import Scalar
@@ -13,7 +14,12 @@ _SHARED, _OWN = 16, 4  # kicks drawn for all runs together, and for each
 
 
 def pushes_of(
-    mean_path: MeanPath, states: State, step_size: Scalar, steps: Int[Array, ""], key: Key[Array, ""]
+    mean_path: MeanPath,
+    states: State,
+    step_size: Scalar,
+    steps: Int[Array, ""],
+    key: Key[Array, ""],
+    excess: Excess | None = None,
 ) -> Float[Array, "runs parameters"]:
     """Displacements of the runs of an ensemble along the set, like those of `steps` training steps.
 
@@ -28,18 +34,23 @@ def pushes_of(
     weights = jnp.concatenate([weights, -weights])
     if not mean_path.stochastic:
         center = jax.tree.map(lambda leaf: leaf[0], states)
-        return weights @ kicks(mean_path, center, step_size, to_kicks, draws)
+        return weights @ kicks(mean_path, center, step_size, to_kicks, draws, excess)
     keys = jax.random.split(to_kicks, pairs)
 
     def one(state: State, key: Key[Array, ""], weights: Array) -> Vector:
-        return weights @ kicks(mean_path, state, step_size, key, draws)
+        return weights @ kicks(mean_path, state, step_size, key, draws, excess)
 
     runs = jax.tree.map(lambda leaf: leaf[1:], states)
     return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), weights)
 
 
 def kicks(
-    mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Array, ""], draws: int
+    mean_path: MeanPath,
+    state: State,
+    step_size: Scalar,
+    key: Key[Array, ""],
+    draws: int,
+    excess: Excess | None = None,
 ) -> Float[Array, "draws parameters"]:
     """Draws of what one training step adds to the displacement along the set, less their mean.
 
@@ -52,7 +63,7 @@ def kicks(
     expansion, geometry = mean_path.expansion, state.geometry
     system, manifold = expansion.system, expansion.manifold
     effective = step_size / (1 - mean_path.optimizer.momentum)
-    decayed = 1 - step_size * geometry.eigenvalues
+    decayed = 1 - step_size * relaxation(geometry, excess)
     rate = 1 - decayed[:, None] * decayed[None, :]
     inverse = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)
 

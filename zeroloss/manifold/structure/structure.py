@@ -73,6 +73,11 @@ class Structure(eqx.Module):
         """How each leaf of the parameters, by its path, is used."""
         return dict(zip(self.names, self.maker.plan.kinds, strict=True))
 
+    @property
+    def fits(self) -> bool:
+        """Whether `factors` keeps every block. Then `gram` may join factors of different inputs."""
+        return len(self._which_to_keep(self.maker.outputs, self.number)) == len(self.maker.plan.blocks)
+
     def factors(self, params: PyTree) -> Factors:
         """The layers' inputs A and output sensitivities D at `params`, or per-example gradients.
 
