@@ -127,9 +127,10 @@ def minibatch_covariance(
     """Compute the Sigma of minibatches with another noise, theory.md, section 4, at sigma = 1.
 
     The loss of one step is 1/N sum_i c_i example_loss(w, eta_i, i), with N = `number` examples and
-    c_i = 1 + `strength` (b_i - 1), b_i being N / `batch` times how often the batch contains example i. Every example has its own noise
-    eta_i of dimension n, or all have the same one if `shared`; an example drawn twice in a batch
-    has one noise. Sigma is the average of G_c G_c^T over all batches, which are equally likely.
+    c_i = 1 + `strength` (b_i - 1), b_i being N / `batch` times how often the batch contains example i.
+    Every example has its own noise eta_i of dimension n, or all have the same one if `shared`; an example
+    drawn twice in a batch has one noise. Sigma is the average of G_c G_c^T over all batches, which are
+    equally likely.
     """
     noises = [first_order_noise(lambda v, eta, i=i: example_loss(v, eta, i), w, n) for i in range(number)]
     batches: Iterable[tuple[int, ...]] = (
