@@ -6,6 +6,7 @@ import reference
 from problems_for_tests import HYPERBOLA_POINT, flat, flat_noisy_loss, hyperbola_loss, network_problem
 
 import zeroloss as zl
+from zeroloss.checkpoint import facts_of
 from zeroloss.errors import InputError, LossError
 from zeroloss.manifold import largest_eigenvalue
 
@@ -174,6 +175,31 @@ def test_training_with_batch_normalization_makes_the_drift():
 
 def test_systems_describe_themselves():
     problem, _ = network_problem()
-    noise = zl.MiniBatch(2) + zl.LabelNoise(0.1)
-    assert problem.with_noise(noise).describe() == "LabelNoise + MiniBatch"
+    assert (
+        problem.with_noise(zl.MiniBatch(2) + zl.LabelNoise(0.1)).describe()
+        == "LabelNoise + MiniBatch(size=2)"
+    )
     assert "Gaussian" in zl.System(lambda w, eta: w @ w, zl.Gaussian((2,))).describe()
+    assert zl.Loss(hyperbola_loss).with_noise(zl.WeightNoise(0.1)).describe() == "WeightNoise"
+
+
+def test_a_checkpoint_knows_the_options_of_the_noise():
+    """They are not arrays, but another size, strength, site or number of examples is another run."""
+    problem, params = network_problem()
+    noises = [
+        zl.MiniBatch(2),
+        zl.MiniBatch(3),
+        zl.MiniBatch(2, replace=True),
+        zl.MiniBatch(2, strength=2.0),
+        zl.LabelNoise(0.1),
+        zl.LabelNoise(0.1, examples=2),
+        zl.LabelNoise(0.2),
+        zl.Dropout(0.1, at="first"),
+        zl.Dropout(0.1, at="second"),
+        zl.Dropout(0.1, at="first", per="step"),
+        zl.GaussianDropout(0.1, at=["first", "second"]),
+        zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1)),
+        zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1), per="step"),
+    ]
+    facts = [facts_of(problem.with_noise(noise), params, np.arange(2)) for noise in noises]
+    assert all(one != other for index, one in enumerate(facts) for other in facts[:index])

@@ -23,6 +23,7 @@ from zeroloss.noise import (
     Forward,
     Joint,
     MiniBatch,
+    describe,
     parts,
     with_scales_as_arrays,
 )
@@ -547,4 +548,4 @@ def _perturbation(
 
 
 def _describe(noises: tuple[AbstractNoise, ...]) -> str:
-    return " + ".join(type(noise).__name__ for noise in noises)
+    return " + ".join(describe(noise) for noise in noises)

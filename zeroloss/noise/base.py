@@ -1,6 +1,7 @@
 """What a noise is: something that rewrites a forward pass, and sums of such things."""
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -101,3 +102,17 @@ def parts(noise: AbstractNoise) -> tuple[AbstractNoise, ...]:
     if isinstance(noise, AbstractNoise):
         return (noise,)
     raise InputError(f"not a noise: {noise!r}. Use for instance zeroloss.LabelNoise(sigma=0.1).")
+
+
+def describe(noise: AbstractNoise) -> str:
+    """The kind of one noise with the options that differ from their defaults, such as `MiniBatch(size=2)`.
+
+    Its sigma or rate is left out, and so are arrays and functions.
+    """
+    options = []
+    for name, parameter in inspect.signature(type(noise)).parameters.items():
+        value = getattr(noise, name, None)
+        if isinstance(value, int | float | str | tuple) and name not in ("sigma", "rate"):
+            value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+            options += [] if value == parameter.default else [f"{name}={value!r}"]
+    return type(noise).__name__ + (f"({', '.join(options)})" if options else "")
