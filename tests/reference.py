@@ -122,13 +122,15 @@ def minibatch_covariance(
     batch: int,
     replace: bool = False,
     shared: bool = False,
+    strength: float = 1.0,
 ) -> np.ndarray:
     """Compute the Sigma of minibatches with another noise, theory.md, section 4, at sigma = 1.
 
     The loss of one step is 1/N sum_i c_i example_loss(w, eta_i, i), with N = `number` examples and
-    c_i = N / `batch` times how often the batch contains example i. Every example has its own noise
-    eta_i of dimension n, or all have the same one if `shared`; an example drawn twice in a batch
-    has one noise. Sigma is the average of G_c G_c^T over all batches, which are equally likely.
+    c_i = 1 + `strength` (b_i - 1), b_i being N / `batch` times how often the batch contains example i.
+    Every example has its own noise eta_i of dimension n, or all have the same one if `shared`; an example
+    drawn twice in a batch has one noise. Sigma is the average of G_c G_c^T over all batches, which are
+    equally likely.
     """
     noises = [first_order_noise(lambda v, eta, i=i: example_loss(v, eta, i), w, n) for i in range(number)]
     batches: Iterable[tuple[int, ...]] = (
@@ -138,7 +140,8 @@ def minibatch_covariance(
     )
     products = []
     for chosen in batches:
-        weighted = [number / batch * chosen.count(i) * noises[i] / number for i in range(number)]
+        counts = [1 + strength * (number / batch * chosen.count(i) - 1) for i in range(number)]
+        weighted = [counts[i] * noises[i] / number for i in range(number)]
         G = np.sum(weighted, axis=0) if shared else np.hstack(weighted)
         products.append(G @ G.T)
     return np.mean(products, axis=0)

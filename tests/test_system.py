@@ -2,10 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems_for_tests import HYPERBOLA_POINT, hyperbola_loss, network_problem
+import reference
+from problems_for_tests import HYPERBOLA_POINT, flat, flat_noisy_loss, hyperbola_loss, network_problem
 
 import zeroloss as zl
+from zeroloss.checkpoint import facts_of
 from zeroloss.errors import InputError, LossError
+from zeroloss.manifold import largest_eigenvalue
 
 KEY = jax.random.key(0)
 
@@ -81,13 +84,122 @@ def test_examples_that_influence_each_other():
     def batch_normalized(w, x):
         return w[0] * (x - x.mean(axis=0)) + w[1]
 
-    problem = zl.LeastSquares(batch_normalized, jnp.arange(3.0), jnp.ones(3))
-    with pytest.raises(InputError, match="couples its examples"):
-        zl.project(problem.with_noise(zl.LabelNoise(0.1)), jnp.ones(2))
+    def divided(w, x):  # alone, an example is 0 / 0
+        return batch_normalized(w, x) / x.std(axis=0)
+
+    def of_three(w, x):
+        return w[0] * x * jnp.arange(3.0) + w[1]
+
+    def reshaped(w, x):
+        return w[0] * x.reshape(3) + w[1]
+
+    for model, message in (
+        (batch_normalized, "couples its examples: an example's output changes by up to"),
+        (divided, "couples its examples: an example's output is not finite"),
+        (of_three, "couples its examples"),
+        (reshaped, "fails on one example alone"),
+    ):
+        problem = zl.LeastSquares(model, jnp.arange(3.0), jnp.ones(3))
+        with pytest.raises(InputError, match=message + r".*zeroloss.Loss\(loss\).*zeroloss.System\(loss, "):
+            zl.project(problem.with_noise(zl.LabelNoise(0.1)), jnp.ones(2))
+
+
+NORMALIZED_INPUTS = jax.random.normal(jax.random.key(0), (3, 2))
+NORMALIZED_TARGETS = jnp.array([0.6, -0.4, 0.5])
+
+
+def normalized(params, inputs):
+    """A network with batch normalization in training mode."""
+    hidden = inputs @ params["in"]
+    hidden = (hidden - hidden.mean(axis=0)) / jnp.sqrt(hidden.var(axis=0) + 1e-5)
+    return jnp.tanh(hidden) @ params["out"] + params["bias"]
+
+
+def normalized_loss(params, eta=0.0):
+    """The way out that the message for such models names."""
+    residuals = normalized(params, NORMALIZED_INPUTS) - NORMALIZED_TARGETS - eta
+    return (residuals**2).sum() / (2 * len(NORMALIZED_TARGETS))
+
+
+NORMALIZED = {
+    "weight noise": (zl.Loss(normalized_loss).with_noise(zl.WeightNoise(0.02)), "non-degenerate"),
+    "label noise": (zl.System(normalized_loss, zl.Gaussian((3,), 0.2)), "degenerate"),
+}
+
+
+def normalized_point(system):
+    params = {
+        "in": jnp.array([[0.6, -1.2], [0.3, 0.9]]),
+        "out": jnp.array([0.5, -0.3]),
+        "bias": jnp.zeros(()),
+    }
+    return zl.project(system, params)
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_batch_normalization_as_a_loss_without_examples(name):
+    system, verdict = NORMALIZED[name]
+    point = normalized_point(system)
+    assert zl.classify(system, point).name == verdict
+    noisy_loss, w, n = flat_noisy_loss(system, point)
+    drift = zl.drift(system, point)
+    second = reference.second_drift(noisy_loss, w, n)
+    assert np.linalg.norm(flat(drift.second) - second) <= 1e-8 * np.linalg.norm(second)
+    if verdict == "non-degenerate":
+        first = reference.first_drift(noisy_loss, w, n)
+        assert np.linalg.norm(flat(drift.first) - first) <= 1e-8 * np.linalg.norm(first)
+
+
+@pytest.mark.slow
+def test_training_with_batch_normalization_makes_the_drift():
+    """Label noise, at two step sizes and extrapolated to 0, against the limit."""
+    system, _ = NORMALIZED["label noise"]
+    point = normalized_point(system)
+    w, drift = flat(point), flat(zl.drift(system, point).second)
+    t1 = 0.05 * np.linalg.norm(w) / np.linalg.norm(drift)
+    end = flat(zl.limit(system, point, ts=[t1]).final) - w
+    means, errors = [], []
+    for relative in (0.2, 0.1):
+        steps = round(t1 / (relative / float(largest_eigenvalue(system, point)) * 0.2) ** 2)
+        trained = zl.descend(
+            system, point, (t1 / steps) ** 0.5 / 0.2, steps, key=KEY, replicas=256, save_steps=[steps]
+        )
+        leaves = [leaf[:, -1].reshape(256, -1) for leaf in jax.tree.leaves(trained.params)]
+        progress = (np.concatenate(leaves, axis=1) - w) @ end / (end @ end)
+        means.append(progress.mean())
+        errors.append(progress.std(ddof=1) / 16)
+    error = np.hypot(2 * errors[1], errors[0])
+    assert abs(2 * means[1] - means[0] - 1) <= 3 * error
+    assert error < 0.02
 
 
 def test_systems_describe_themselves():
     problem, _ = network_problem()
-    noise = zl.MiniBatch(2) + zl.LabelNoise(0.1)
-    assert problem.with_noise(noise).describe() == "LabelNoise + MiniBatch"
+    assert (
+        problem.with_noise(zl.MiniBatch(2) + zl.LabelNoise(0.1)).describe()
+        == "LabelNoise + MiniBatch(size=2)"
+    )
     assert "Gaussian" in zl.System(lambda w, eta: w @ w, zl.Gaussian((2,))).describe()
+    assert zl.Loss(hyperbola_loss).with_noise(zl.WeightNoise(0.1)).describe() == "WeightNoise"
+
+
+def test_a_checkpoint_knows_the_options_of_the_noise():
+    """They are not arrays, but another size, strength, site or number of examples is another run."""
+    problem, params = network_problem()
+    noises = [
+        zl.MiniBatch(2),
+        zl.MiniBatch(3),
+        zl.MiniBatch(2, replace=True),
+        zl.MiniBatch(2, strength=2.0),
+        zl.LabelNoise(0.1),
+        zl.LabelNoise(0.1, examples=2),
+        zl.LabelNoise(0.2),
+        zl.Dropout(0.1, at="first"),
+        zl.Dropout(0.1, at="second"),
+        zl.Dropout(0.1, at="first", per="step"),
+        zl.GaussianDropout(0.1, at=["first", "second"]),
+        zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1)),
+        zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1), per="step"),
+    ]
+    facts = [facts_of(problem.with_noise(noise), params, np.arange(2)) for noise in noises]
+    assert all(one != other for index, one in enumerate(facts) for other in facts[:index])

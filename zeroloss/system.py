@@ -23,6 +23,7 @@ from zeroloss.noise import (
     Forward,
     Joint,
     MiniBatch,
+    describe,
     parts,
     with_scales_as_arrays,
 )
@@ -213,10 +214,14 @@ class Loss(eqx.Module):
     def with_noise(self, noise: AbstractNoise) -> LossSystem:
         """The system that trains this loss under `noise`, a noise that enters at the parameters."""
         injections, minibatch = _split(noise)
-        if minibatch is not None:
-            raise InputError(
-                "minibatches need examples, and zeroloss.Loss has none: use zeroloss.LeastSquares."
-            )
+        for part in (*injections, *([] if minibatch is None else [minibatch])):
+            if part.needs is not None:
+                raise InputError(
+                    f"{type(part).__name__} needs {part.needs}, and zeroloss.Loss has none: use "
+                    "zeroloss.LeastSquares(model, inputs, targets). zeroloss.Loss takes noise on parameters "
+                    "and their gradient: WeightNoise, AntiCorrelated, DropConnect, GaussianDropConnect, "
+                    'Langevin, and CustomNoise with per="step".'
+                )
         return LossSystem(self, injections)
 
 
@@ -235,7 +240,8 @@ class LeastSquares(eqx.Module):
     **Arguments:**
 
     - `model`: `model(params, inputs) -> outputs`, outputs of shape `[N]` or `[N, k]`. Examples must
-      not influence each other, and the model must accept any number of examples.
+      not influence each other, and the model must accept any number of examples. Batch normalization must be
+      in evaluation mode; in training mode its loss is one for `zeroloss.Loss` or `zeroloss.System`.
     - `inputs`: an array, or pytree of arrays, with leading axis N.
     - `targets`: shape `[N]` or `[N, k]`, like the outputs.
     - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" goes through the
@@ -302,6 +308,8 @@ class LeastSquares(eqx.Module):
         injections, minibatch = _split(noise)
         if minibatch is not None:
             minibatch.check(self.number)
+        for injection in injections:
+            injection.check_problem(self.number, batched=minibatch is not None)
         return LeastSquaresSystem(self, injections, minibatch)
 
 
@@ -342,7 +350,7 @@ class LeastSquaresSystem(AbstractSystem):
         found: list[int] = []
 
         def trace(eta: PyTree) -> None:
-            forward = Forward(self.problem.model, params, self.problem.inputs, self.problem.targets)
+            forward = self._clean_forward(params, self.problem.inputs, self.problem.targets)
             for index, (injection, part) in enumerate(zip(self.injections, eta, strict=True)):
                 before, forward = forward, injection.apply(forward, part)
                 if forward.force is not before.force:
@@ -358,7 +366,12 @@ class LeastSquaresSystem(AbstractSystem):
         def draw(inputs: PyTree, targets: Array) -> PyTree:
             return _draw(self.injections, self.law_of(params, inputs, targets), params, self._noise_key(key))
 
+        counts = None
         if self.minibatch is None:
+            eta = draw(inputs, targets)
+        elif self.minibatch.strength != 1:  # every example has a part in the gradient
+            dtype = jnp.result_type(*jax.tree.leaves(params))
+            counts = self.minibatch.counts(jax.random.split(key)[0], self.problem.number, dtype)
             eta = draw(inputs, targets)
         else:
             batch = self.minibatch.indices(jax.random.split(key)[0], self.problem.number)
@@ -368,10 +381,10 @@ class LeastSquaresSystem(AbstractSystem):
             else:
                 inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
                 eta = draw(inputs, targets)
-        return jax.grad(lambda p: self._loss_of(p, inputs, targets, eta))(params)
+        return jax.grad(lambda p: self._loss_of(p, inputs, targets, eta, counts))(params)
 
     def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        forward = Forward(self.problem.model, params, self.problem.inputs, self.problem.targets)
+        forward = self._clean_forward(params, self.problem.inputs, self.problem.targets)
         return _perturbation(self.injections, forward, self._noise_key(key))
 
     def describe(self) -> str:
@@ -386,7 +399,7 @@ class LeastSquaresSystem(AbstractSystem):
 
     def law_of(self, params: PyTree, inputs: PyTree, targets: Array) -> Joint:
         """The law of eta for some examples."""
-        return _joint_law(self.injections, Forward(self.problem.model, params, inputs, targets))
+        return _joint_law(self.injections, self._clean_forward(params, inputs, targets))
 
     def per_example(self, function: Callable[[Array], Array], eta: PyTree) -> PyTree:
         """`eta` with `function` applied where it has an axis over examples, the rest untouched."""
@@ -399,12 +412,18 @@ class LeastSquaresSystem(AbstractSystem):
         """The key for the noise of one step; splitting costs as much as drawing two numbers."""
         return key if self.minibatch is None else jax.random.split(key)[1]
 
-    def _forward(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Forward:
-        return _apply_all(self.injections, Forward(self.problem.model, params, inputs, targets), eta)
+    def _clean_forward(self, params: PyTree, inputs: PyTree, targets: Array) -> Forward:
+        return Forward(self.problem.model, params, inputs, targets, number=self.problem.number)
 
-    def _loss_of(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Scalar:
+    def _forward(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Forward:
+        return _apply_all(self.injections, self._clean_forward(params, inputs, targets), eta)
+
+    def _loss_of(
+        self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree, counts: Array | None = None
+    ) -> Scalar:
+        """The noisy loss of some examples, each weighted by its count; by default all alike."""
         forward = self._forward(params, inputs, targets, eta)
-        return _half_mean_square(_residuals(forward)) + _work(forward.force, params)
+        return _half_mean_square(_residuals(forward), counts) + _work(forward.force, params)
 
     def _check_model(self, params: PyTree) -> None:
         problem = self.problem
@@ -415,16 +434,33 @@ class LeastSquaresSystem(AbstractSystem):
                 f"the model's outputs have shape {shape} but the targets {problem.targets.shape}; "
                 "they must be equal."
             )
-        together, alone = _together_and_alone(problem, params)
+        try:
+            together, alone = _together_and_alone(problem, params)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the model fails on one example alone, inputs with a leading axis of length 1: {error} "
+                f"It must accept any number of examples. {_WITHOUT_EXAMPLES}"
+            ) from error
         scale = float(jnp.max(jnp.abs(together)))
         difference = float(jnp.max(jnp.abs(together - alone)))
         rounding = 1e4 * float(jnp.finfo(together.dtype).eps)
-        if difference > rounding * max(scale, 1e-30):
+        if np.isfinite(scale) and not difference <= rounding * max(scale, 1e-30):
+            changes = f"changes by up to {difference:.3g}" if np.isfinite(difference) else "is not finite"
             raise InputError(
-                f"the model couples its examples: an example's output changes by up to "
-                f"{difference:.3g} when it is evaluated alone (outputs are of size {scale:.3g}). "
-                "Layers such as batch normalization in training mode are not supported."
+                f"the model couples its examples: an example's output {changes} when it is evaluated alone "
+                f"(outputs are of size {scale:.3g}). Batch normalization in training mode does that; in "
+                f"evaluation mode, with fixed statistics, it does not. {_WITHOUT_EXAMPLES}"
             )
+
+
+_WITHOUT_EXAMPLES = (
+    "Such a model can be trained as a loss without examples. With loss = lambda params, eta=0.0: "
+    "((model(params, inputs) - targets - eta) ** 2).sum() / (2 * len(targets)), zeroloss.Loss(loss) takes "
+    "noise on parameters and their gradient, and zeroloss.System(loss, "
+    "zeroloss.Gaussian(targets.shape, sigma)) is label noise; zeroloss.System takes any other noise that you "
+    "write into its loss."
+)
+"""Said of models that are not functions of one example at a time."""
 
 
 @eqx.filter_jit
@@ -435,8 +471,11 @@ def _together_and_alone(problem: LeastSquares, params: PyTree) -> tuple[Array, A
     return problem.model(params, problem.inputs), jax.vmap(alone)(problem.inputs)
 
 
-def _half_mean_square(residuals: Array) -> Scalar:
-    return jnp.sum(residuals**2) / (2 * residuals.shape[0])
+def _half_mean_square(residuals: Array, counts: Array | None = None) -> Scalar:
+    squares = residuals**2
+    if counts is not None:
+        squares = counts.reshape(-1, *(1,) * (squares.ndim - 1)) * squares
+    return jnp.sum(squares) / (2 * residuals.shape[0])
 
 
 def _split(noise: AbstractNoise) -> tuple[tuple[AbstractInjection, ...], MiniBatch | None]:
@@ -509,4 +548,4 @@ def _perturbation(
 
 
 def _describe(noises: tuple[AbstractNoise, ...]) -> str:
-    return " + ".join(type(noise).__name__ for noise in noises)
+    return " + ".join(describe(noise) for noise in noises)

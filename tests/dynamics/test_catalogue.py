@@ -21,6 +21,9 @@ VERDICTS = {  # others are in test_regime.py
     "custom: own law": ("non-degenerate", False),
     "Gaussian DropConnect + input + minibatch": ("non-degenerate", False),
     "label noise with a covariance": ("degenerate", False),
+    "label noise on one example": ("degenerate", False),
+    "label noise with a covariance on two examples": ("degenerate", False),
+    "amplified minibatch + label": ("degenerate", False),
     "minibatch + sampled labels": ("degenerate", False),
     "Langevin with a covariance": ("degenerate", True),
     "label + Langevin": ("degenerate", True),
@@ -77,9 +80,9 @@ def _covariance_over_batches(system, point):
 
         first = zl.LeastSquares(problem.model, problem.inputs[:1], problem.targets[:1]).with_noise(noise)
         size, shared = first.noise_law(point).size, noise.per == "step"
-        batch = system.minibatch.size
+        batch, strength = system.minibatch.size, system.minibatch.strength
         total += ratio * reference.minibatch_covariance(
-            example_loss, w, problem.number, size, batch, shared=shared
+            example_loss, w, problem.number, size, batch, shared=shared, strength=strength
         )
     return total
 
@@ -95,7 +98,13 @@ def test_verdicts(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["DropConnect", "label + Langevin", "minibatch + sampled labels"],
+    [
+        "DropConnect",
+        "label + Langevin",
+        "minibatch + sampled labels",
+        "label noise on one example",
+        "amplified minibatch + label",
+    ],
 )
 def test_training_makes_the_drift(name):
     """Extrapolated to step size zero; the other entries are run by benchmarks/catalogue.py."""

@@ -153,6 +153,30 @@ def test_minibatches_are_averaged_exactly(network, name, replace):
     assert_equals_reference(system, point, 0.0, covariance)
 
 
+@pytest.mark.parametrize("examples", [1, 3])
+def test_label_noise_on_some_examples(network, examples):
+    """Sigma by enumerating which have it; that of one is label noise of sigma N^(1/2), at any step size."""
+    problem, point = network
+    w, unravel = ravel_pytree(point)
+
+    def example_loss(w, eta, i):
+        outputs = problem.model(unravel(w), problem.inputs[i : i + 1])
+        return jnp.sum((outputs - problem.targets[i : i + 1] - eta) ** 2) / 2
+
+    # Noise of covariance I / n^2 times the Jacobian of each example drawn: that of a batch of n.
+    covariance = reference.minibatch_covariance(example_loss, w, problem.number, 2, examples)
+    system = problem.with_noise(zl.LabelNoise(0.1, examples=examples))
+    noisy_loss, w, _ = flat_noisy_loss(problem.with_noise(zl.LabelNoise(0.1)), point)
+    for step_size in (0.0, 0.1):
+        second = flat(zl.drift(system, point, step_size).second)
+        expected = reference.second_drift(noisy_loss, w, 8, step_size, covariance)
+        assert np.linalg.norm(second - expected) <= 1e-8 * np.linalg.norm(expected)
+        factor = (problem.number / examples) ** 0.5
+        all_labels = flat(zl.drift(problem.with_noise(zl.LabelNoise(0.1 * factor)), point, step_size).second)
+        difference = np.linalg.norm(second * 0.1**2 - all_labels * (0.1 * factor) ** 2)
+        assert difference <= 1e-12 * 0.1**2 * np.linalg.norm(second)
+
+
 def test_minibatch_and_label_noise_is_one_over_four_batch_sizes(network):
     problem, point = network
     system = problem.with_noise(zl.MiniBatch(2) + zl.LabelNoise(0.1))

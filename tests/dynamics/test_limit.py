@@ -28,6 +28,9 @@ LABEL_NOISE = {
         lambda w, eta: 0.5 * (w[0] * w[1] - 1 - eta) ** 2, zl.Rademacher((), 0.05), clean=hyperbola_loss
     ),
     "LeastSquares": LEAST_SQUARES.with_noise(zl.LabelNoise(0.05)),
+    "LeastSquares, one of four copies": zl.LeastSquares(product, jnp.ones(4), jnp.ones(4)).with_noise(
+        zl.LabelNoise(0.05, examples=1)
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from zeroloss.manifold import largest_eigenvalue
 
 KEY = jax.random.key(0)
 HYPERBOLA = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(1), jnp.ones(1))
+COPIES = zl.LeastSquares(HYPERBOLA.model, jnp.ones(4), jnp.ones(4))  # of the one example
 HYPERBOLA_LOSS = zl.Loss(lambda w: (w[0] * w[1] - 1) ** 2 / 2)
 QUIET = zl.LabelNoise(1e-9)
 
@@ -55,12 +56,24 @@ def test_a_schedule_is_followed():
     np.testing.assert_allclose(predicted.params, trained.params, atol=1e-3)
 
 
-@pytest.mark.parametrize("minibatch", [None, zl.MiniBatch(2), zl.MiniBatch(4, replace=True)], ids=str)
-def test_moments_of_a_linear_model_are_exact(minibatch):
+@pytest.mark.parametrize(
+    "minibatch,examples",
+    [
+        (None, None),
+        (None, 2),
+        (zl.MiniBatch(2), None),
+        (zl.MiniBatch(2, strength=0.5), None),
+        (zl.MiniBatch(4, strength=1.3), None),
+        (zl.MiniBatch(4, replace=True), None),
+        (zl.MiniBatch(2, replace=True, strength=0.5), None),
+    ],
+    ids=str,
+)
+def test_moments_of_a_linear_model_are_exact(minibatch, examples):
     """E L of linear regression under label noise and batches, by the recursion of all second moments."""
     problem, inputs, start = linear()
     sigma, alpha, steps = 0.5, 0.1, 200
-    noise = zl.LabelNoise(sigma)
+    noise = zl.LabelNoise(sigma, examples=examples)
     system = problem.with_noise(noise if minibatch is None else noise + minibatch)
     saves = [1, 2, 5, 20, steps]
     predicted = zl.predict(system, start, alpha, steps, save_steps=saves)
@@ -70,7 +83,8 @@ def test_moments_of_a_linear_model_are_exact(minibatch):
     gram, residual = inputs @ inputs.T / number, -targets
     second = np.outer(residual, residual)  # E[r r^T]: r' = r - alpha K diag(c) (r - eta) / N
     for step in range(1, steps + 1):
-        batch = moments * (second + sigma**2 * np.eye(number))
+        variance = sigma**2 * (1 if examples is None else number / examples)
+        batch = moments * (second + variance * np.eye(number))
         second = second - alpha * (gram @ second + second @ gram) + alpha**2 * gram @ batch @ gram
         if step in saves:
             at = saves.index(step)
@@ -107,6 +121,8 @@ def test_stationary_loss_under_momentum(rule):
         (HYPERBOLA, zl.LabelNoise(0.2), {}),
         (HYPERBOLA, zl.LabelNoise(0.2), {"momentum": 0.5}),
         (HYPERBOLA, zl.WeightNoise(0.05), {}),
+        (COPIES, zl.LabelNoise(0.2, examples=1), {}),
+        (COPIES, zl.MiniBatch(1, strength=0.5) + zl.LabelNoise(0.2), {}),
         (HYPERBOLA_LOSS, zl.WeightNoise(0.05), {}),
         (HYPERBOLA_LOSS, zl.AntiCorrelated(0.05), {}),
         (HYPERBOLA, zl.InputNoise(0.2), {"nesterov": True, "momentum": 0.5}),

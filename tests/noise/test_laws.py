@@ -7,6 +7,8 @@ import pytest
 import zeroloss as zl
 from zeroloss.errors import InputError
 from zeroloss.noise import Joint, with_scales_as_arrays
+from zeroloss.noise.checks import check_draws
+from zeroloss.noise.laws import RandomSubset
 
 LAWS = [zl.Gaussian, zl.Rademacher, zl.Uniform, lambda shape: zl.TwoPoint(shape, rate=0.2)]
 
@@ -138,6 +140,29 @@ def test_covariance():
             zl.Correlated(zl.Gaussian((3,), 0.1), wrong)
 
 
+@pytest.mark.parametrize("chosen", [1, 2, 5])
+def test_noise_on_a_random_subset(chosen):
+    """So many of 5 examples at a time, standardized; the covariance is 5 / chosen times that of one."""
+    one = zl.Correlated(zl.Gaussian((2,), 0.1), [[1.0, 0.5], [0.5, 2.0]])
+    law = RandomSubset(one, 5, chosen)
+    check_draws(law)
+    draws, sigma = 50_000, 0.1
+    eta = np.asarray(jax.vmap(law.draw)(jax.random.split(jax.random.key(0), draws)))
+    assert (np.count_nonzero(np.abs(eta).sum(axis=2), axis=1) == chosen).all()
+    flat = eta.reshape(draws, -1)
+    products = flat[:, :, None] * flat[:, None, :]
+    expected = sigma**2 * 5 / chosen * np.kron(np.eye(5), [[1.0, 0.5], [0.5, 2.0]])
+    errors = products.std(axis=0) / draws**0.5
+    assert (np.abs(products.mean(axis=0) - expected) <= 4.5 * errors + 1e-12).all()  # 100 of them
+    columns = jax.vmap(lambda xi: law.unit(xi.reshape(5, 2)).ravel())(jnp.eye(10))
+    np.testing.assert_allclose(sigma**2 * columns.T @ columns, expected, atol=1e-12)
+    assert law.sigma == sigma and law.scaled(2.0).sigma == pytest.approx(2 * sigma)
+    # Of a part of the examples the noise is the same as for all of them.
+    part = RandomSubset(one, 1, chosen, total=5)
+    np.testing.assert_allclose(part.unit(jnp.ones((1, 2))), law.unit(jnp.ones((5, 2)))[:1], rtol=1e-15)
+    assert law.draw(jax.random.key(0), jnp.float32).dtype == jnp.float32
+
+
 def test_labels_drawn_from_probabilities():
     from zeroloss.noise.laws import OneHot
 
@@ -163,6 +188,7 @@ def test_labels_drawn_from_probabilities():
         zl.Gaussian((3,), 0.3),
         zl.TwoPoint((3,), rate=0.2),
         zl.TwoPoint((3,), rate=0.0),
+        RandomSubset(zl.Gaussian((2,), 0.3), 4, 2),
         Joint((zl.TwoPoint((3,), rate=0.0), zl.Gaussian((2,), 0.5), zl.TwoPoint((4,), rate=0.3))),
     ],
 )

@@ -1,5 +1,7 @@
 """What each noise does to the loss, against formulas written out by hand."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ from problems_for_tests import network_problem
 
 import zeroloss as zl
 from zeroloss.errors import InputError
+from zeroloss.noise.activations import names_of_sites
+from zeroloss.noise.parameters import picker
 
 PROBLEM, PARAMS = network_problem()
 INPUTS, TARGETS = PROBLEM.inputs, PROBLEM.targets
@@ -44,14 +48,17 @@ def test_label_and_weight_noise_add_up():
     np.testing.assert_allclose(value, (residual**2).sum() / 8, rtol=1e-14)
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_minibatch_moments(size, replace):
+def test_minibatch_moments(size, replace, strength):
     number, draws = 5, 20_000
-    batch = zl.MiniBatch(size, replace=replace)
+    batch = zl.MiniBatch(size, replace=replace, strength=strength)
     keys = jax.random.split(jax.random.key(0), draws)
     indices = jax.vmap(lambda key: batch.indices(key, number))(keys)
-    counts = number / size * jax.nn.one_hot(indices, number).sum(axis=1)
+    counts = 1 + strength * (number / size * jax.nn.one_hot(indices, number).sum(axis=1) - 1)
+    drawn = jax.vmap(lambda key: batch.counts(key, number))(keys)
+    np.testing.assert_allclose(drawn, counts, rtol=1e-12, atol=1e-12)
     same, different = batch.second_moments(number)
     second = np.asarray(counts[:, :, None] * counts[:, None, :])
     errors = 4 * second.std(axis=0) / draws**0.5 + 1e-12
@@ -79,6 +86,115 @@ def test_an_example_drawn_twice_keeps_one_noise():
     assert float(gradients.var()) == pytest.approx(1.0, abs=4 * (2 / 4000) ** 0.5)
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_strength_multiplies_the_noise_of_a_batch(replace):
+    """Grad L + s (grad L_B - grad L), B the batch that the same key draws for plain training."""
+    exact = jax.grad(PROBLEM.loss)(PARAMS)
+    plain = PROBLEM.with_noise(zl.MiniBatch(2, replace=replace))
+    for strength in (0.5, 3.0):
+        system = PROBLEM.with_noise(zl.MiniBatch(2, replace=replace, strength=strength))
+        for key in jax.random.split(jax.random.key(0), 5):
+            batch = plain.noisy_gradient(PARAMS, key)
+            gradient = system.noisy_gradient(PARAMS, key)
+            for name in PARAMS:
+                expected = exact[name] + strength * (batch[name] - exact[name])
+                np.testing.assert_allclose(gradient[name], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_strength_one_is_plain_training_to_the_bit():
+    plain = PROBLEM.with_noise(zl.MiniBatch(2) + zl.LabelNoise(0.1))
+    same = PROBLEM.with_noise(zl.MiniBatch(2, strength=1) + zl.LabelNoise(0.1))
+    for key in jax.random.split(jax.random.key(0), 3):
+        for one, other in zip(
+            jax.tree.leaves(plain.noisy_gradient(PARAMS, key)),
+            jax.tree.leaves(same.noisy_gradient(PARAMS, key)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
+    assert zl.MiniBatch(2).second_moments(5) == zl.MiniBatch(2, strength=1).second_moments(5)
+
+
+def test_counts_multiply_noisy_losses():
+    """L_hat = 1/N sum c_i l_i(w, eta_i): one scalar model on its zero-loss set, noise on each label."""
+    inputs = jnp.arange(1.0, 5.0)
+    problem = zl.LeastSquares(lambda w, x: w * x, inputs, inputs)
+    batch = zl.MiniBatch(2, strength=1.5)
+    system = problem.with_noise(batch + zl.LabelNoise(0.3))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    gradients = np.asarray(jax.vmap(lambda key: system.noisy_gradient(jnp.array(1.0), key))(keys))
+    expected = batch.second_moments(4)[0] * 0.3**2 * float(jnp.sum(inputs**2)) / 4**2
+    squares = gradients**2
+    assert abs(squares.mean() - expected) <= 4 * squares.std() / 20_000**0.5
+    assert abs(gradients.mean()) <= 4 * gradients.std() / 20_000**0.5
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_difference_of_batches_is_a_strength(size):
+    """Grad L + delta (grad L_B - grad L_B'), B and B' independent: the mean over all pairs, exactly."""
+    number, delta = 4, 0.7
+    batches = [
+        np.isin(range(number), chosen) * number / size
+        for chosen in itertools.combinations(range(number), size)
+    ]
+    counts = np.array([1 + delta * (one - other) for one in batches for other in batches])
+    same, different = zl.MiniBatch(size, strength=delta * 2**0.5).second_moments(number)
+    np.testing.assert_allclose(
+        counts.T @ counts / len(counts), np.where(np.eye(number) > 0, same, different), rtol=1e-12
+    )
+
+
+def test_a_difference_of_two_different_examples_is_a_strength():
+    """Grad L + delta (grad l_i - grad l_j), i != j."""
+    number, delta = 5, 0.7
+    counts = np.array(
+        [
+            1 + number * delta * (np.eye(number)[i] - np.eye(number)[j])
+            for i, j in itertools.permutations(range(5), 2)
+        ]
+    )
+    strength = delta * (2 * number / (number - 1)) ** 0.5
+    same, different = zl.MiniBatch(1, strength=strength).second_moments(number)
+    np.testing.assert_allclose(
+        counts.T @ counts / len(counts), np.where(np.eye(number) > 0, same, different), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("strength", [0, -1.0, float("nan"), float("inf")])
+def test_strength_must_be_positive(strength):
+    with pytest.raises(InputError, match="strength of a minibatch must be positive and finite"):
+        zl.MiniBatch(2, strength=strength)
+
+
+@pytest.mark.parametrize("examples", [1, 3, 4])
+def test_label_noise_on_some_examples(examples):
+    """w - alpha (grad L - 1/n sum_S sigma xi_i grad f_i): the gradient of all examples stays clean."""
+    sigma, number = 0.3, 4
+    system = PROBLEM.with_noise(zl.LabelNoise(sigma, examples=examples))
+    key = jax.random.key(5)
+    (eta,) = system.noise_law(PARAMS).draw(key)
+    noise = examples / number * eta  # sigma xi_i
+    assert np.count_nonzero(np.abs(noise).sum(axis=1)) == examples
+    jacobian = jax.jacrev(lambda params: PROBLEM.model(params, INPUTS))(PARAMS)
+    exact, gradient = jax.grad(PROBLEM.loss)(PARAMS), system.noisy_gradient(PARAMS, key)
+    for name in PARAMS:
+        pushed = jnp.einsum("ik,ikab->ab", noise, jacobian[name]) / examples
+        np.testing.assert_allclose(gradient[name], exact[name] - pushed, rtol=1e-10, atol=1e-14)
+    draws = jax.vmap(lambda key: system.noise_law(PARAMS).draw(key)[0])(jax.random.split(key, 20_000))
+    drawn = examples / number * np.asarray(draws[draws != 0])
+    assert abs(drawn.var() / sigma**2 - 1) <= 4 * (2 / drawn.size) ** 0.5
+
+
+def test_how_many_labels_have_noise():
+    for wrong in (0, -1, True):
+        with pytest.raises(InputError, match="examples of LabelNoise must be a positive integer"):
+            zl.LabelNoise(0.1, examples=wrong)
+    with pytest.raises(InputError, match="cannot draw 5 different examples from 4"):
+        PROBLEM.with_noise(zl.LabelNoise(0.1, examples=5))
+    with pytest.raises(InputError, match=r"no meaning. .* use MiniBatch\(size\) \+ LabelNoise"):
+        PROBLEM.with_noise(zl.MiniBatch(2) + zl.LabelNoise(0.1, examples=2))
+    assert zl.LabelNoise(0.1, examples=2).scaled(3.0).examples == 2
+
+
 def test_sums_are_flat():
     total = zl.MiniBatch(2) + zl.LabelNoise(0.1) + zl.WeightNoise(0.2)
     assert [type(part).__name__ for part in total.noises] == ["MiniBatch", "LabelNoise", "WeightNoise"]
@@ -101,13 +217,63 @@ def test_two_minibatches():
         PROBLEM.with_noise(zl.MiniBatch(2) + zl.MiniBatch(2))
 
 
-@pytest.mark.parametrize("noise", [zl.MiniBatch(2), zl.LabelNoise(0.1), zl.Dropout(0.1, at="h")])
-def test_noise_that_needs_examples(noise):
-    with pytest.raises(InputError, match=r"use .*LeastSquares"):
-        zl.project(zl.Loss(lambda w: w @ w).with_noise(noise), jnp.ones(2))
+def brighter(forward, eta):
+    return forward.replace(inputs=forward.inputs * (1 + eta))
+
+
+@pytest.mark.parametrize(
+    "noise,needs",
+    [
+        (zl.MiniBatch(2), "examples"),
+        (zl.LabelNoise(0.1), "targets"),
+        (zl.SampledLabels(), "targets"),
+        (zl.InputNoise(0.1), "inputs"),
+        (zl.Dropout(0.1), "a model with sites"),
+        (zl.Dropout(0.1, at="hidden", per="step"), "a model with sites"),
+        (zl.GaussianDropout(0.1, at="hidden"), "a model with sites"),
+        (zl.CustomNoise(brighter, zl.Gaussian((), 0.1)), "examples"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_loss_refuses_noise_that_needs_more_at_once(noise, needs):
+    """Also as a part of a sum; the message says what takes it, and what a loss takes."""
+    loss = zl.Loss(lambda w: w @ w)
+    message = (
+        rf"{type(noise).__name__} needs {needs}, and zeroloss.Loss has none: use zeroloss.LeastSquares\(.*"
+    )
+    for given in (noise, zl.WeightNoise(0.1) + noise):
+        with pytest.raises(InputError, match=message + r"WeightNoise.*Langevin.*per=.step"):
+            loss.with_noise(given)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        zl.WeightNoise(0.1),
+        zl.AntiCorrelated(0.1),
+        zl.DropConnect(0.1),
+        zl.GaussianDropConnect(0.1),
+        zl.Langevin(0.1),
+        zl.CustomNoise(
+            lambda forward, eta: forward.replace(params=forward.params + eta), zl.Gaussian((2,), 0.1), "step"
+        ),
+    ],
+    ids=lambda noise: type(noise).__name__,
+)
+def test_a_loss_takes_noise_on_parameters(noise):
+    zl.Loss(lambda w: w @ w).with_noise(noise).check(jnp.ones(2))
+
+
+def test_a_custom_noise_that_looks_at_the_data_of_a_loss_that_has_none():
+    system = zl.Loss(lambda w: w @ w).with_noise(zl.CustomNoise(brighter, zl.Gaussian((), 0.1), per="step"))
+    with pytest.raises(InputError, match=r"forward.inputs .* are None \(TypeError: .*LeastSquares"):
+        zl.classify(system, jnp.ones(2))
 
 
 def test_bad_arguments():
+    for sites in (["h", "h"], [], 3, [1], ""):
+        with pytest.raises(InputError, match="one or several different sites"):
+            names_of_sites(sites)
     with pytest.raises(InputError, match="different sites"):
         zl.Dropout(0.1, at=["h", "h"])
     with pytest.raises(InputError, match="sigma must be positive"):
@@ -174,7 +340,11 @@ def test_where_may_choose_nothing():
         PROBLEM.with_noise(zl.WeightNoise(0.1, where=lambda params: ())).noise_law(PARAMS)
 
 
-def test_noise_per_example_needs_examples():
-    noise = zl.CustomNoise(lambda forward, eta: forward, zl.Gaussian((), 0.1))
-    with pytest.raises(InputError, match="per step only"):
-        zl.Loss(lambda w: w @ w).with_noise(noise).noise_law(jnp.ones(2))
+@pytest.mark.parametrize("noise", [zl.WeightNoise, zl.DropConnect, zl.Langevin])
+def test_where_must_pick_parameters(noise):
+    with pytest.raises(InputError, match=r"where must be a function .* got 'a'"):
+        picker("a")
+    with pytest.raises(InputError, match=r"KeyError: 'd'. The parameters: params\['a'\], params\['b'\], "):
+        PROBLEM.with_noise(noise(0.1, where=lambda params: params["d"])).check(PARAMS)
+    with pytest.raises(InputError, match="parts of the parameters as they are"):
+        PROBLEM.with_noise(noise(0.1, where=lambda params: 2 * params["a"])).check(PARAMS)

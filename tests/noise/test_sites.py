@@ -84,6 +84,38 @@ def test_model_without_sites():
         zl.project(problem.with_noise(zl.Dropout(0.1, at="h")), PARAMS)
 
 
+@pytest.mark.parametrize("noise", [zl.Dropout, zl.GaussianDropout])
+@pytest.mark.parametrize("per", ["example", "step"])
+def test_the_only_site_is_the_default(noise, per):
+    problem = zl.LeastSquares(plain, INPUTS, jnp.zeros(3))
+    system, named = (problem.with_noise(each) for each in (noise(0.1, per=per), noise(0.1, "h", per=per)))
+    (eta,) = system.noise_law(PARAMS).draw(jax.random.key(0))
+    assert eta["h"].shape == ((3, 2) if per == "example" else (2,))
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(system.noisy_gradient(PARAMS, key), named.noisy_gradient(PARAMS, key))
+
+
+@pytest.mark.parametrize("noise", [zl.Dropout, zl.GaussianDropout])
+def test_several_sites_without_a_choice(noise):
+    def model(params, inputs):
+        return zl.site(zl.site(inputs @ params, "first") @ params, "second").sum(axis=1)
+
+    system = zl.LeastSquares(model, INPUTS, jnp.zeros(3)).with_noise(noise(0.1))
+    message = (
+        rf"{noise.__name__} without at= .* has 2: 'first', 'second'. Pass at='first' or at=\['first', 's"
+    )
+    with pytest.raises(InputError, match=message):
+        zl.classify(system, PARAMS)
+
+
+@pytest.mark.parametrize("noise", [zl.Dropout, zl.GaussianDropout])
+def test_no_sites_to_choose_from(noise):
+    problem = zl.LeastSquares(lambda p, x: (x @ p).sum(axis=1), INPUTS, jnp.zeros(3))
+    message = rf'{noise.__name__} .* names none. .* h = zeroloss.site\(h, "hidden"\)'
+    with pytest.raises(InputError, match=message):
+        zl.descend(problem.with_noise(noise(0.1)), PARAMS, 0.01, 1, key=jax.random.key(0))
+
+
 def test_name_used_twice():
     def model(params, inputs):
         return zl.site(zl.site(inputs @ params, "h"), "h").sum(axis=1)

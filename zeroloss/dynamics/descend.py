@@ -45,7 +45,9 @@ def descend(
 ) -> Path:
     """Run w_{k+1} = w_k - step_size * grad L_hat(w_k, eta_k) with fresh noise at every step.
 
-    `zeroloss.AntiCorrelated` noise moves the parameters themselves, by eta_{k+1} - eta_k.
+    `zeroloss.AntiCorrelated` noise moves the parameters themselves, by eta_{k+1} - eta_k. The gradient is
+    used as it is: neither this nor the theory covers clipping, or another nonlinear function of it
+    (theory.md, section 4).
 
     **Arguments:**
 

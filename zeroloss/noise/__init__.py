@@ -1,7 +1,7 @@
 """Noises: laws, the places where noise enters, and sums. Knows nothing of losses or geometry."""
 
 from zeroloss.noise.activations import Dropout, GaussianDropout
-from zeroloss.noise.base import AbstractInjection, AbstractNoise, Forward, Noises, parts
+from zeroloss.noise.base import AbstractInjection, AbstractNoise, Forward, Noises, describe, parts
 from zeroloss.noise.custom import CustomNoise
 from zeroloss.noise.data import InputNoise, LabelNoise, SampledLabels
 from zeroloss.noise.laws import (
@@ -53,6 +53,7 @@ __all__ = [
     "TwoPoint",
     "Uniform",
     "WeightNoise",
+    "describe",
     "is_zero",
     "parts",
     "site",

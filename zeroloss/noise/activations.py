@@ -27,14 +27,18 @@ Per = Literal["example", "step"]
 class _AbstractMasks(AbstractInjection):
     """h -> h * (1 + eta) at named activations."""
 
-    at: eqx.AbstractVar[tuple[str, ...]]
+    at: eqx.AbstractVar[tuple[str, ...] | None]
+
+    @property
+    def needs(self) -> str:
+        return "a model with sites"
 
     @abc.abstractmethod
     def _masks(self, shapes: Any) -> AbstractLaw:
         """The law of eta, of the given shapes."""
 
     def law(self, forward: Forward) -> AbstractLaw:
-        shapes = _shapes_at(forward, self.at)
+        shapes = _shapes_at(forward, self.at, type(self).__name__)
         if self.per == "step":
             shapes = {name: shape[1:] for name, shape in shapes.items()}
         return self._masks(shapes)
@@ -43,7 +47,7 @@ class _AbstractMasks(AbstractInjection):
         def multiply(noise: Array):
             return lambda activation: activation * (1 + noise)
 
-        handlers = {name: multiply(eta[name]) for name in self.at}
+        handlers = {name: multiply(noise) for name, noise in eta.items()}
         return forward.replace(model=inject(forward.model, handlers))
 
 
@@ -57,7 +61,8 @@ class Dropout(_AbstractMasks):
 
     - `rate`: probability of being dropped, in [0, 1); sigma^2 = rate / (1 - rate).
     - `at`: the site, or sites, named with `zeroloss.site` inside the model. For different rates at
-      different sites, add several: `Dropout(0.1, at="first") + Dropout(0.5, at="second")`.
+      different sites, add several: `Dropout(0.1, at="first") + Dropout(0.5, at="second")`. By default the
+      site of a model that has one; a model with several asks for `at`, naming them.
     - `per`: `"example"` for a mask per example, as frameworks do; `"step"` for one mask a step.
 
     A mask of a small rate is rarely but then fully off, so it is a small noise only where the loss is
@@ -66,12 +71,12 @@ class Dropout(_AbstractMasks):
     """
 
     rate: Scale
-    at: tuple[str, ...] = eqx.field(static=True)
+    at: tuple[str, ...] | None = eqx.field(static=True)
     per: Per = eqx.field(static=True)
 
-    def __init__(self, rate: float, at: str | Sequence[str], per: Per = "example"):
+    def __init__(self, rate: float, at: str | Sequence[str] | None = None, per: Per = "example"):
         self.rate = dropping_rate(rate)
-        self.at = _names(at)
+        self.at = names_of_sites(at)
         self.per = check_per(per)
 
     def scaled(self, factor: float) -> "Dropout":
@@ -89,12 +94,12 @@ class GaussianDropout(_AbstractMasks):
     """
 
     sigma: Scale
-    at: tuple[str, ...] = eqx.field(static=True)
+    at: tuple[str, ...] | None = eqx.field(static=True)
     per: Per = eqx.field(static=True)
 
-    def __init__(self, sigma: float, at: str | Sequence[str], per: Per = "example"):
+    def __init__(self, sigma: float, at: str | Sequence[str] | None = None, per: Per = "example"):
         self.sigma = positive_sigma(sigma)
-        self.at = _names(at)
+        self.at = names_of_sites(at)
         self.per = check_per(per)
 
     def _masks(self, shapes: Any) -> AbstractLaw:
@@ -108,22 +113,44 @@ def check_per(per: str) -> Any:
     return per
 
 
-def _names(at: str | Sequence[str]) -> tuple[str, ...]:
-    names = (at,) if isinstance(at, str) else tuple(at)
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"at must name one or several different sites, got {at!r}.")
+def names_of_sites(at: Any) -> tuple[str, ...] | None:
+    """`at` as a tuple, checked to name different sites; None is left to the model."""
+    if at is None:
+        return None
+    names = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence) else ()
+    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            "at must name one or several different sites, each named by zeroloss.site in the model, "
+            f"got {at!r}."
+        )
     return names
 
 
-def _shapes_at(forward: Forward, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def _shapes_at(forward: Forward, names: tuple[str, ...] | None, noise: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the activations at the sites `names`; None is the only site of the model."""
     if forward.inputs is None:
         raise InputError("noise at a site needs a model with sites: use it with zeroloss.LeastSquares.")
     known = site_shapes(forward.model, forward.params, forward.inputs)
+    listing = ", ".join(map(repr, known))
+    if names is None:
+        if not known:
+            raise InputError(
+                f"{noise} acts at a named activation, and the model names none. Name one inside the model, "
+                f'h = zeroloss.site(h, "hidden"), and pass {noise}(..., at="hidden").'
+            )
+        if len(known) > 1:
+            raise InputError(
+                f"{noise} without at= is for a model with one site, and this model has {len(known)}: "
+                f"{listing}. Pass at={next(iter(known))!r} or at=[{listing}]."
+            )
+        names = tuple(known)
     number = jax.tree.leaves(forward.inputs)[0].shape[0]
     for name in names:
         if name not in known:
-            listing = ", ".join(map(repr, known)) or "none; name one with zeroloss.site(h, name)"
-            raise InputError(f"the model has no site {name!r}. Its sites: {listing}.")
+            raise InputError(
+                f"the model has no site {name!r}. Its sites: "
+                f"{listing or 'none; name one with zeroloss.site(h, name)'}."
+            )
         if known[name][:1] != (number,):
             raise InputError(
                 f"site {name!r} has shape {known[name]}; its leading axis must run over the "

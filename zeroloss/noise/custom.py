@@ -31,7 +31,8 @@ class CustomNoise(AbstractInjection):
     - `law`: the law of eta: with `per="example"` of one example's (eta then has a leading axis over
       examples), with `per="step"` of the one that a whole step shares.
 
-    A loss without examples has noise per step only.
+    A loss without examples has noise per step only. The noise acts before the gradient is taken, so that it
+    cannot say what is done to the gradient afterwards, such as clipping (theory.md, section 4).
     """
 
     function: Callable[[Forward, PyTree], Forward] = eqx.field(static=True)
@@ -59,4 +60,13 @@ class CustomNoise(AbstractInjection):
         return Independent(self.one, jax.tree.leaves(forward.inputs)[0].shape[0])
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        return self.function(forward, eta)
+        if forward.inputs is not None:
+            return self.function(forward, eta)
+        try:
+            return self.function(forward, eta)
+        except (AttributeError, TypeError) as error:
+            raise InputError(
+                "the function of CustomNoise fails on a loss without examples, for which forward.inputs and "
+                f"forward.targets are None ({type(error).__name__}: {error}). A noise on these is for "
+                "zeroloss.LeastSquares."
+            ) from error

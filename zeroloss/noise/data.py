@@ -17,7 +17,9 @@ from zeroloss.noise.laws import (
     Independent,
     Matrix,
     OneHot,
+    RandomSubset,
     Scale,
+    positive_integer,
     positive_sigma,
     symmetric_root,
 )
@@ -36,24 +38,64 @@ class LabelNoise(AbstractInjection):
     - `sigma`: in the units of the targets.
     - `covariance`: for targets `[N, k]`, the k x k covariance between the outputs of one example, in
       units of sigma^2; by default the identity.
+    - `examples`: n, if at each step only n of the N labels have noise, drawn without replacement, and the
+      gradient stays that of all N examples; by default all have it.
+
+    With `examples=n` and S the set of the n examples drawn, a step is
+
+        w <- w - alpha (grad L(w) - 1/n sum_{i in S} sigma xi_i grad f_i(w)),
+
+    the clean gradient of all examples with the label noise of a batch of n. So dW/dt = -1/(4n) P_T grad tr H,
+    with t = alpha^2 sigma^2 k. For n = 1 that is the label noise gradient descent of HaoChen et al. (2021),
+    and to second order, so in verdict, drift and limit, `LabelNoise(sigma * N**0.5)` on all labels. In the
+    other reading, where one label of the mean loss over N examples is off by delta, the noise of that example
+    counts 1/N: that is `LabelNoise(delta / N, examples=1)`, to second order `LabelNoise(delta / N**0.5)`.
+
+    With minibatches the gradient is not that of all examples, so `MiniBatch` and `examples` cannot be added.
     """
 
     sigma: Scale
     root: Float[Array, "outputs outputs"] | None
     per: Literal["example"] = eqx.field(static=True)
+    examples: int | None = eqx.field(static=True)
 
-    def __init__(self, sigma: float, covariance: Matrix | None = None):
+    def __init__(self, sigma: float, covariance: Matrix | None = None, examples: int | None = None):
         self.sigma = positive_sigma(sigma)
         self.root = None if covariance is None else symmetric_root(covariance)
         self.per = "example"
+        self.examples = None if examples is None else positive_integer("examples of LabelNoise", examples)
+
+    @property
+    def needs(self) -> str:
+        return "targets"
+
+    def check_problem(self, number: int, *, batched: bool) -> None:
+        if self.examples is None:
+            return
+        if self.examples > number:
+            raise InputError(
+                f"LabelNoise(examples={self.examples}) cannot draw {self.examples} different examples from "
+                f"{number}."
+            )
+        if batched:
+            raise InputError(
+                f"LabelNoise(examples={self.examples}) takes the clean gradient of all {number} examples and "
+                "MiniBatch that of a batch, so their sum has no meaning. For noise on every label of a batch "
+                "use MiniBatch(size) + LabelNoise(sigma)."
+            )
 
     def law(self, forward: Forward) -> AbstractLaw:
         shape = jnp.shape(_targets(forward))
-        if self.root is None:
-            return Gaussian(shape, self.sigma)
-        if len(shape) < 2:
+        if self.root is not None and len(shape) < 2:
             raise InputError(f"a covariance between outputs needs targets of shape [N, k], got {shape}.")
-        return Independent(Correlated(Gaussian(shape[1:], self.sigma), root=self.root), shape[0])
+        if self.root is None and self.examples is None:
+            return Gaussian(shape, self.sigma)
+        one: AbstractLaw = Gaussian(shape[1:], self.sigma)
+        if self.root is not None:
+            one = Correlated(one, root=self.root)
+        if self.examples is None:
+            return Independent(one, shape[0])
+        return RandomSubset(one, shape[0], self.examples, forward.number)
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
         return forward.replace(targets=forward.targets + eta)
@@ -68,6 +110,10 @@ class SampledLabels(AbstractInjection):
     """
 
     per: Literal["example"] = eqx.field(static=True, default="example", init=False)
+
+    @property
+    def needs(self) -> str:
+        return "targets"
 
     def law(self, forward: Forward) -> AbstractLaw:
         targets = _targets(forward)
@@ -93,6 +139,10 @@ class InputNoise(AbstractInjection):
     def __init__(self, sigma: float):
         self.sigma = positive_sigma(sigma)
         self.per = "example"
+
+    @property
+    def needs(self) -> str:
+        return "inputs"
 
     def law(self, forward: Forward) -> AbstractLaw:
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(forward.inputs) if _is_floating(leaf)]

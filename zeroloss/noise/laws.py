@@ -1,6 +1,6 @@
 """Laws of the noise: standardized random pytrees and the scale that goes with them.
 
-A law describes eta = sigma * unit(xi) (theory.md, section 1): xi has independent components of mean 0
+A law describes eta = sigma * unit(xi) (theory.md, section 1): xi has uncorrelated components of mean 0
 and variance 1, `unit` maps it to the noise at sigma = 1. Every formula of the limiting dynamics is
 in terms of `unit`; only training uses sigma.
 """
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, DTypeLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int, Key, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise.checks import check_draws
@@ -35,7 +35,7 @@ class AbstractLaw(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        """One draw of xi: mean 0, variance 1, independent components, shaped like `shape`."""
+        """One draw of xi: mean 0, variance 1, uncorrelated components, shaped like `shape`."""
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         """The noise at sigma = 1 that xi stands for."""
@@ -76,6 +76,21 @@ def positive_sigma(sigma: Scale) -> Scale:
     if not (sigma > 0 and math.isfinite(sigma)):
         raise InputError(f"sigma must be positive and finite, got {sigma}.")
     return sigma
+
+
+def positive_integer(what: str, value: float) -> int:
+    """`value` as an integer, checked to be a positive one; `what` begins the message."""
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and int(value) == value and value >= 1):
+        raise InputError(f"{what} must be a positive integer, got {value!r}.")
+    return int(value)
+
+
+def draw_subset(key: Key[Array, ""], number: int, size: int) -> Int[Array, " size"]:
+    """`size` of the integers below `number`, drawn without replacement."""
+    if size == number:
+        return jnp.arange(number)
+    return jax.random.choice(key, number, (size,), replace=False)
 
 
 def dropping_rate(rate: Scale) -> Scale:
@@ -320,6 +335,53 @@ class Independent(AbstractLaw):
 
     def scaled(self, factor: float) -> "Independent":
         return Independent(self.law.scaled(factor), self.number)
+
+
+class RandomSubset(Independent):
+    """Noise on `chosen` of `number` examples, drawn without replacement at every step; 0 on all others.
+
+    A chosen example has total / chosen times a draw of `law`, so that the covariance of eta is total / chosen
+    times that of `Independent` copies. Which examples are chosen makes their noises dependent but not
+    correlated: for two of them E[eta_i eta_j] is the product of two means, 0.
+
+    **Arguments:**
+
+    - `law`: of the noise of one example.
+    - `number`: how many examples there are here.
+    - `chosen`: how many have noise.
+    - `total`: how many examples the whole problem has; by default `number`. For a part of them only `unit`
+      has a meaning, because `chosen` are drawn from all of them.
+    """
+
+    chosen: int = eqx.field(static=True)
+    total: int = eqx.field(static=True)
+
+    def __init__(self, law: AbstractLaw, number: int, chosen: int, total: int | None = None):
+        self.law = law
+        self.number = number
+        self.chosen = chosen
+        self.total = number if total is None else total
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        to_subset, to_noise = jax.random.split(key)
+        if self.chosen == 1:  # one number is cheaper to draw than an order of all examples
+            subset = jax.random.randint(to_subset, (1,), 0, self.number)
+        else:
+            subset = draw_subset(to_subset, self.number, self.chosen)
+        noise = jax.vmap(lambda k: self.law.sample(k, dtype))(jax.random.split(to_noise, self.chosen))
+        variance = self.number / self.chosen
+
+        def on_subset(zeros: Array, drawn: Array) -> Array:
+            return zeros.at[subset].set(variance**0.5 * drawn)
+
+        return jax.tree.map(on_subset, self.zeros(dtype), noise)
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        variance = self.total / self.chosen
+        return jax.tree.map(lambda leaf: variance**0.5 * leaf, super().unit(xi))
+
+    def scaled(self, factor: float) -> "RandomSubset":
+        return RandomSubset(self.law.scaled(factor), self.number, self.chosen, self.total)
 
 
 class OneHot(_Standardized):

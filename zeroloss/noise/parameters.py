@@ -69,7 +69,7 @@ class WeightNoise(_AbstractOnParameters):
 
     def __init__(self, sigma: float, where: Where = None):
         self.sigma = positive_sigma(sigma)
-        self.where = where
+        self.where = picker(where)
         self.per = "step"
 
     def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
@@ -94,7 +94,7 @@ class AntiCorrelated(_AbstractOnParameters):
 
     def __init__(self, sigma: float, where: Where = None):
         self.sigma = positive_sigma(sigma)
-        self.where = where
+        self.where = picker(where)
         self.per = "step"
 
     def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
@@ -122,7 +122,7 @@ class DropConnect(_AbstractOnParameters):
 
     def __init__(self, rate: float, where: Where = None):
         self.rate = dropping_rate(rate)
-        self.where = where
+        self.where = picker(where)
         self.per = "step"
 
     def scaled(self, factor: float) -> "DropConnect":
@@ -147,7 +147,7 @@ class GaussianDropConnect(_AbstractOnParameters):
 
     def __init__(self, sigma: float, where: Where = None):
         self.sigma = positive_sigma(sigma)
-        self.where = where
+        self.where = picker(where)
         self.per = "step"
 
     def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
@@ -179,7 +179,7 @@ class Langevin(_AbstractOnParameters):
 
     def __init__(self, sigma: float, where: Where = None, covariance: Matrix | None = None):
         self.sigma = positive_sigma(sigma)
-        self.where = where
+        self.where = picker(where)
         self.root = None if covariance is None else symmetric_root(covariance)
         self.per = "step"
 
@@ -207,8 +207,32 @@ class Langevin(_AbstractOnParameters):
         return forward.push(_replace(still, self.where, eta, self._noisy))
 
 
+def picker(where: Any) -> Where:
+    """`where`, checked to be None or a function."""
+    if where is None or callable(where):
+        return where
+    raise InputError(
+        "where must be a function that picks the parameters with noise, such as "
+        f'lambda params: params["hidden"], got {where!r}.'
+    )
+
+
+def _pick(params: PyTree, where: Where) -> PyTree:
+    """The part of `params` that has noise."""
+    if where is None:
+        return params
+    try:
+        return where(params)
+    except (AttributeError, LookupError, TypeError) as error:
+        names = (jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+        raise InputError(
+            f"where does not suit the parameters: it ends in {type(error).__name__}: {error}. "
+            f"The parameters: {', '.join('params' + name for name in names)}."
+        ) from error
+
+
 def _chosen(params: PyTree, where: Where) -> list[Any]:
-    leaves = jax.tree.leaves(params if where is None else where(params))
+    leaves = jax.tree.leaves(_pick(params, where))
     if not leaves:
         raise InputError("where chose no parameters.")
     return leaves
@@ -216,7 +240,14 @@ def _chosen(params: PyTree, where: Where) -> list[Any]:
 
 def _replace(params: PyTree, where: Where, eta: PyTree, noisy: Callable[[Array, Array], Array]) -> PyTree:
     """`params` with `noisy(leaf, noise)` in the place of the chosen leaves."""
-    chosen = params if where is None else where(params)
-    leaves, structure = jax.tree.flatten(chosen)
+    leaves, structure = jax.tree.flatten(_pick(params, where))
     new = jax.tree.unflatten(structure, [noisy(*pair) for pair in zip(leaves, eta, strict=True)])
-    return new if where is None else eqx.tree_at(where, params, new)
+    if where is None:
+        return new
+    try:
+        return eqx.tree_at(where, params, new)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "where must return parts of the parameters as they are, each once, such as "
+            'lambda params: params["hidden"]; what it returned cannot be found in them.'
+        ) from error
