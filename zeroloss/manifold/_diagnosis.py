@@ -199,10 +199,10 @@ def _where(earlier: Visit, last: Visit, gradient: float, slope: float, still: bo
     """Where gradient descent is, and how fast the loss falls there."""
     place = f"{number(last.loss)} with |grad L| = {gradient:.3g} (|w| |grad L| / L = {slope:.3g})"
     newton = "and Newton's method does not bring it to zero."
-    if still:
-        return f"gradient descent stands still after {last.steps} steps, where the loss is {place}, {newton}"
     if last.steps == 0:
         return f"the loss at the start is {place}, {newton}"
+    if still:
+        return f"gradient descent stands still after {last.steps} steps, where the loss is {place}, {newton}"
     return (
         f"after {last.steps} steps of gradient descent the loss is {place}, from {number(earlier.loss)} "
         f"{last.steps - earlier.steps} steps before, {newton}"
@@ -305,11 +305,11 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def _target(target: np.ndarray, digits: int) -> str:
+def _target(target: np.ndarray | np.floating, digits: int) -> str:
+    numbers = [f"{value:.{digits}g}" for value in np.ravel(target)[:_SHOWN]]
     if target.ndim == 0:
-        return f"{float(target):.{digits}g}"
-    shown = [f"{value:.{digits}g}" for value in target[:_SHOWN]]
-    return "[" + ", ".join(shown + ["..."] * (len(target) > _SHOWN)) + "]"
+        return numbers[0]
+    return "[" + ", ".join(numbers + ["..."] * (target.size > _SHOWN)) + "]"
 
 
 def _unequal(
@@ -466,11 +466,9 @@ def _grows_on(visits: Sequence[Visit]) -> bool:
         (after.size - before.size) / np.log(after.steps / before.steps)
         for before, after in itertools.pairwise(visits[-4:])
     ]
-    return (
-        growths[0] > 0
-        and all(later >= _GROWTH * earlier for earlier, later in itertools.pairwise(growths))
-        and visits[-1].size - visits[-2].size >= _LEAST_GROWTH * visits[-1].size
-    )
+    steady = all(later >= _GROWTH * earlier for earlier, later in itertools.pairwise(growths))
+    rise = visits[-1].size - visits[-2].size
+    return bool(growths[0] > 0 and steady and rise >= _LEAST_GROWTH * visits[-1].size)
 
 
 @eqx.filter_jit

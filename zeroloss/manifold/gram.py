@@ -37,7 +37,7 @@ _ONTO = 1e-4
 _LOST = 1e-14
 """Relative to the targets, what rounding hides of a residual."""
 
-_NEAR = 1e-6
+_NEAR = 1e-4
 """How much the relative distance of a point to the set counts against its relative residual."""
 
 

@@ -64,7 +64,6 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
         if isinstance(manifold, KrylovManifold) and manifold.problem.geometry == "auto":
             manifold = DenseManifold(manifold.problem, manifold.unravel)
         return Located(manifold, w)
-    check_smooth(manifold, w)
     residual, loss, is_onto = _look(manifold, w)
     if not residual <= ON_SET:
         raise NotOnSetError(
@@ -72,6 +71,7 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
             f"residual {float(residual):.3g} (at most {ON_SET:g} is allowed). Call "
             "zeroloss.project(system, params) first."
         )
+    check_smooth(manifold, w)
     return Located(with_checked_rank(manifold, w, bool(is_onto)), w)
 
 
