@@ -453,8 +453,8 @@ def _remedy(manifold: AbstractManifold) -> str:
             "k classes) and subtract their entropy from the loss, so that it is zero at finite parameters."
         )
     return (
-        f"{change} Or train the loss as it is with zeroloss.descend, which needs no zero-loss set; there "
-        "weight_decay keeps the parameters finite."
+        f"{change} Or train the loss as it is, in Python with zeroloss.descend, which needs no zero-loss "
+        "set; there weight_decay keeps the parameters finite."
     )
 
 
