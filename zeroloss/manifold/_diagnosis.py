@@ -3,6 +3,7 @@
 Everything but `contradiction` runs where an error is likely, or certain, to be raised.
 """
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def number(loss: float, digits: int = 6) -> str:
 def disagreeing(inputs: PyTree, targets: Any, tolerance: float) -> tuple[list[Int[np.ndarray, " n"]], float]:
     """The groups of rows with equal inputs and unequal targets, and the sum of squares that these leave.
 
-    `tolerance`: how large the latter's root may be, relative to the norm of all targets. O(N log N).
+    `tolerance`: how large the latter's root may be, relative to the norm of all targets. Reads each row once.
     """
     return _unequal(_groups_of_equal(inputs), np.asarray(targets, float), tolerance)
 
@@ -65,7 +66,7 @@ def disagreeing(inputs: PyTree, targets: Any, tolerance: float) -> tuple[list[In
 def contradiction(problem: LeastSquares, tolerance: float) -> str | None:
     """Why equal inputs with unequal targets keep the loss from zero; None where there are none.
 
-    `tolerance`: the largest relative residual that counts as zero. Compares rows in NumPy, O(N log N).
+    `tolerance`: the largest relative residual that counts as zero. Reads each row of the data once.
     """
     groups, squares = disagreeing(problem.inputs, problem.targets, tolerance)
     if not groups:
@@ -331,16 +332,15 @@ def _unequal(
 
 def _groups_of_equal(inputs: PyTree) -> Int[np.ndarray, " examples"]:
     """A label for each example, the same for equal inputs."""
-    rows = []
-    for leaf in jax.tree.leaves(inputs):
-        values = np.asarray(leaf)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(inputs)]
+    hashes = [hashlib.blake2b(digest_size=16) for _ in leaves[0]]
+    for values in leaves:
         if not np.issubdtype(values.dtype, np.integer):
-            values = values.astype(complex if np.iscomplexobj(values) else float) + 0.0  # -0 is 0
-        rows.append(np.ascontiguousarray(values.reshape(len(values), -1)).view(np.uint8))
-    joined = np.ascontiguousarray(np.concatenate(rows, axis=1))
-    if joined.shape[1] == 0:
-        return np.zeros(len(joined), int)
-    return np.unique(joined.view(np.dtype((np.void, joined.shape[1]))).ravel(), return_inverse=True)[1]
+            values = values.astype(complex if np.iscomplexobj(values) else float, copy=False)
+        for row, of_row in zip(values, hashes, strict=True):
+            of_row.update(np.ascontiguousarray(row + np.zeros((), row.dtype)))  # -0 is 0
+    labels: dict[bytes, int] = {}
+    return np.array([labels.setdefault(each.digest(), len(labels)) for each in hashes])
 
 
 def _groups_of_close(values: Float[np.ndarray, "examples columns"]) -> Int[np.ndarray, " examples"]:

@@ -66,6 +66,8 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
         return Located(manifold, w)
     residual, loss, is_onto = _look(manifold, w)
     if not residual <= ON_SET:
+        if not isinstance(manifold, GramManifold):  # at a kink there is a gradient, though the loss is zero
+            check_smooth(manifold, w)
         raise NotOnSetError(
             f"the point is not on the zero-loss set: its loss is {number(float(loss))}, its relative "
             f"residual {float(residual):.3g} (at most {ON_SET:g} is allowed). Call "

@@ -180,7 +180,7 @@ def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
     """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
     relative, coarse, fine = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_CLOSE)))
     is_rough = relative > _MISMATCH and not fine < coarse / 2  # of a smooth loss it would fall to a quarter
-    if is_rough and float(_mismatch(manifold, w, jnp.asarray(_FAR))[1]) > coarse / 10:  # not by rounding
+    if is_rough and not _is_rounding(manifold, w, coarse):
         raise LossError(
             "the loss is not twice differentiable at the point, as at the kink of a ReLU or of an absolute "
             f"value: its Hessian differs by {relative:.2g} (relative) from differences of its gradient over "
@@ -191,7 +191,14 @@ def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
 
 _CLOSE = 1e-7  # relative to |w|
 _FAR = 1e-5  # the same, where the rounding of a gradient counts a hundredth
+_FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
 _MISMATCH = 1e-6
+
+
+def _is_rounding(manifold: AbstractManifold, w: Vector, coarse: float) -> bool:
+    """Whether the mismatch all but goes over a larger distance, as that by rounding does."""
+    relative, far, _ = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_FAR)))
+    return far <= coarse / 10 and relative <= _FAINT
 
 
 @eqx.filter_jit
