@@ -338,7 +338,7 @@ def _groups_of_equal(inputs: PyTree) -> Int[np.ndarray, " examples"]:
         if not np.issubdtype(values.dtype, np.integer):
             values = values.astype(complex if np.iscomplexobj(values) else float, copy=False)
         for row, of_row in zip(values, hashes, strict=True):
-            of_row.update(np.ascontiguousarray(row + np.zeros((), row.dtype)))  # -0 is 0
+            of_row.update((row + np.zeros((), row.dtype)).tobytes())  # -0 is 0
     labels: dict[bytes, int] = {}
     return np.array([labels.setdefault(each.digest(), len(labels)) for each in hashes])
 
