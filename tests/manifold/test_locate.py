@@ -8,7 +8,7 @@ from problems_for_tests import HYPERBOLA_POINT, flat, hyperbola_loss, network_pr
 from scipy.integrate import solve_ivp
 
 import zeroloss as zl
-from zeroloss.errors import NotOnSetError, NotReachedError, RankError
+from zeroloss.errors import NotOnSetError, RankError
 from zeroloss.manifold import largest_eigenvalue
 
 
@@ -46,19 +46,6 @@ def test_project_leaves_a_point_of_the_set_alone():
 def test_float32_parameters_are_raised_to_float64():
     point = zl.project(weight(hyperbola_loss), jnp.array([3.0, 0.1], jnp.float32))
     assert point.dtype == jnp.float64 and abs(float(point[0] * point[1]) - 1) < 1e-14
-
-
-def test_zero_loss_not_reached():
-    system = weight(lambda w: (w[0] ** 2 - w[1]) ** 2 + 0.25)
-    with pytest.raises(NotReachedError, match=r"the loss is 0.25 .* \(max_steps\)"):
-        zl.project(system, jnp.array([1.0, 3.0]), max_steps=500)
-
-
-def test_zero_loss_not_reached_with_too_many_examples():
-    inputs = jnp.linspace(-1, 1, 20)
-    problem = zl.LeastSquares(lambda w, x: w[0] * x + w[1], inputs, jnp.sin(5 * inputs))
-    with pytest.raises(NotReachedError, match="more parameters or fewer examples"):
-        zl.project(problem.with_noise(zl.LabelNoise(0.1)), jnp.ones(2), max_steps=1000)
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,11 @@ def test_a_file_may_have_dataclasses_and_a_seed(tmp_path):
         ("a,b\n1,2\n3,2\n", {}, "the target is 2 in all 2 rows"),
         ("a,b\n1,2\n3,4\n5,7\n", {"examples": 4}, "examples is 4, and .* has 3 rows"),
         ("a,b\n" + "1,2\n3,4\n" * 5, {"model": "mlp:1", "examples": 8}, "has 4 parameters, too few to fit 8"),
+        (
+            "a,b\n1,2\n3,4\n1,2\n5,6\n1,7.5\n3,4\n",
+            {"examples": 6},
+            "rows 1 and 5 .* have equal inputs but the targets 2 and 7.5, .*; 3 of the 6 rows",
+        ),
         ("a,b\n1,2\n3,4\n", {"model": "cnn"}, "model must be mlp:"),
         ("a,b\n1,2\n3,4\n", {"model": "mlp:0"}, "positive integer"),
         ("a\n1\n", {}, "two or more columns"),

@@ -34,6 +34,12 @@ _REFINED = 4
 _ONTO = 1e-4
 """How well J must reach a random u, when found by iteration, to count as onto."""
 
+_LOST = 1e-14
+"""Relative to the targets, what rounding hides of a residual."""
+
+_NEAR = 1e-4
+"""How much the relative distance of a point to the set counts against its relative residual."""
+
 
 class GramSpaces(AbstractSpaces):
     """P_N = J^T K^+ J. Two products with J and one solve for each projection.
@@ -228,9 +234,14 @@ class GramManifold(AbstractManifold):
 
     def relative_residual(self, w: Vector) -> Scalar:
         targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
-        scale = jnp.where(targets > 0, targets, jnp.sqrt(self.jacobians.squared_norm(w)) * length(w))
+        reach = jnp.sqrt(self.jacobians.squared_norm(w)) * length(w)
+        scale = jnp.where(targets > 0, targets, reach)
         residual = jnp.linalg.norm(self.residuals(w).reshape(-1))
-        return residual / jnp.where(scale > 0, scale, 1.0)
+        # No parameters within (residual / reach) |w| have residual zero, to first order. Saturated outputs
+        # come close to their targets while the set stays as far away, or is nowhere.
+        distance = (residual + _LOST * targets) / jnp.where(reach > 0, reach, jnp.inf)
+        distance = jnp.where((reach > 0) | (targets == 0), distance, jnp.inf)
+        return jnp.maximum(residual / jnp.where(scale > 0, scale, 1.0), _NEAR * distance)
 
     @property
     def jacobians(self) -> AbstractJacobians:

@@ -1,5 +1,6 @@
 """Finding the zero-loss set, and making sure that a point is a good one."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from zeroloss.errors import LossError, NotOnSetError, NotReachedError
+from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
+from zeroloss.manifold._diagnosis import (
+    Visit,
+    contradiction,
+    diagnosis,
+    endless_fall,
+    no_descent,
+    number,
+    proof,
+)
 from zeroloss.manifold.choose import geometry_at, manifold_of
 from zeroloss.manifold.dense import DenseManifold
 from zeroloss.manifold.geometry import AbstractManifold, length
@@ -16,7 +26,7 @@ from zeroloss.manifold.gram import GramManifold
 from zeroloss.manifold.krylov import KrylovManifold
 from zeroloss.manifold.regular import ON_SET, check_smooth, with_checked_rank
 from zeroloss.pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
-from zeroloss.system import AbstractSystem, Scalar
+from zeroloss.system import AbstractSystem, LeastSquares, Scalar
 
 PROJECTED = 1e-10
 """Largest relative residual of a point that `project` returns."""
@@ -24,6 +34,11 @@ PROJECTED = 1e-10
 _FIRST_DESCENT = 200
 _NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02
+_LOST = 1e-15  # a loss of zero but for rounding, of terms of the order of one
+_ROUNDING = 1e-13  # relative rise of the loss that rounding explains
+_LEAST_CAUTION = 1e-6
+_SMALL_LOSS = 1e-6  # of that at the start: Newton converges there, where there is a set to converge to
+_FAILURES = 4  # attempts after which it is worth asking whether the set can exist
 
 
 class Located(NamedTuple):
@@ -49,14 +64,16 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
         if isinstance(manifold, KrylovManifold) and manifold.problem.geometry == "auto":
             manifold = DenseManifold(manifold.problem, manifold.unravel)
         return Located(manifold, w)
-    check_smooth(manifold, w)
     residual, loss, is_onto = _look(manifold, w)
     if not residual <= ON_SET:
+        if not isinstance(manifold, GramManifold):  # at a kink there is a gradient, though the loss is zero
+            check_smooth(manifold, w)
         raise NotOnSetError(
-            f"the point is not on the zero-loss set: its loss is {float(loss):.6g}, its relative "
+            f"the point is not on the zero-loss set: its loss is {number(float(loss))}, its relative "
             f"residual {float(residual):.3g} (at most {ON_SET:g} is allowed). Call "
             "zeroloss.project(system, params) first."
         )
+    check_smooth(manifold, w)
     return Located(with_checked_rank(manifold, w, bool(is_onto)), w)
 
 
@@ -70,8 +87,9 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
 
     **Returns:** params with float64 leaves and a relative residual of at most 1e-10.
 
-    **Raises:** `NotReachedError`, with the loss it got to; `RankError` when what it reached is not
-    a manifold of constant rank.
+    **Raises:** `NotReachedError`, which says why: equal inputs with unequal targets (before any step), a
+    loss that falls for ever as the parameters grow, a linear model without a solution, or what the point
+    reached shows; `RankError` when what it reached is not a manifold of constant rank.
 
     Costs one gradient a step and a few Gram matrices (or Hessians) at each of about ten attempts.
     """
@@ -80,37 +98,48 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     system.check(params)
     w, unravel = flatten(params)
     manifold = manifold_of(system, w, unravel)
+    _refuse_contradiction(manifold)
     taken, chunk, caution = 0, _FIRST_DESCENT, 1.0
+    before, visits = w, []
     while True:
         found, moved = _attempt(manifold, w)
         exhausted = taken >= max_steps
         if found is not None and (moved <= _SHORT_JUMP or exhausted):
-            check_smooth(manifold, found)
-            with_checked_rank(manifold, found, bool(_look(manifold, found)[2]))
+            _check_found(manifold, found, before, visits)
             return unravel(found)
+        if found is None:
+            _refuse_hopeless(manifold, w, before, visits)
         if exhausted:
             break
-        candidate, before, after = _descend(manifold, w, min(chunk, max_steps - taken), caution)
-        if after < -1e-12 * max(1.0, abs(before)):
+        steps = min(chunk, max_steps - taken)
+        candidate, loss, after = _descend(manifold, w, steps, caution)
+        if after < -1e-12 * max(1.0, abs(loss)):
             raise LossError(
                 f"the loss falls to {after:.6g} under gradient descent; a loss with a zero-loss set must "
                 "be >= 0. Subtract its minimum first."
             )
-        if not after <= before:
+        if not after <= loss + _ROUNDING * abs(loss):
             caution /= 2
-            if caution < 1e-6:
-                break
+            if caution < _LEAST_CAUTION:
+                why = endless_fall(manifold, w, before, visits or [_start(manifold, w)]) or no_descent(
+                    manifold, w, loss, after, caution
+                )
+                raise NotReachedError(why)
             continue
         stalled = bool(jnp.linalg.norm(candidate - w) <= 1e-14 * length(w))
-        w, taken, chunk = candidate, taken + chunk, 2 * chunk
+        if not visits:
+            visits.append(Visit(0, loss, float(jnp.linalg.norm(w))))
+        before, w, taken, chunk = w, candidate, taken + steps, 2 * chunk
+        visits.append(Visit(taken, after, float(jnp.linalg.norm(w))))
         if stalled:
             taken = max_steps
-    raise NotReachedError(
-        f"zero loss was not reached: after {min(taken, max_steps)} steps of gradient descent the loss is "
-        f"{float(manifold.loss(w)):.6g} and Gauss-Newton does not bring it to zero. Either this loss has "
-        "no zero-loss set near the start (more parameters or fewer examples give one), or more steps "
-        "are needed (max_steps)."
+    visits = visits or [_start(manifold, w)]
+    message = (
+        proof(manifold, w, PROJECTED)
+        or endless_fall(manifold, w, before, visits)
+        or diagnosis(manifold, w, visits, max_steps)
     )
+    raise NotReachedError(message)
 
 
 def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
@@ -138,13 +167,50 @@ def _attempt(manifold: AbstractManifold, w: Vector) -> tuple[Vector | None, floa
     """Newton from w: the point reached and how far it is, relative to |w|; None if it failed."""
     if isinstance(manifold, DenseManifold):
         manifold = manifold.with_rank(_rank_by_gap(manifold, w))
-    point, residual = _newton(manifold, w)
-    if not residual <= PROJECTED:
+    point, residual, step, loss = _newton(manifold, w)
+    # A difference of losses, such as cross-entropy less the entropy of its targets, keeps their rounding.
+    is_lost = abs(loss) <= _LOST and step <= PROJECTED and residual <= ON_SET
+    if not (residual <= PROJECTED or is_lost):
         return None, np.inf
     decided = geometry_at(manifold.with_rank(None), point).codimension if manifold.rank is not None else None
     if decided is not None and int(decided) != manifold.rank:
         return None, np.inf
     return point, float(jnp.linalg.norm(point - w) / length(w))
+
+
+def _refuse_contradiction(manifold: AbstractManifold) -> None:
+    """Raise `NotReachedError` where the data alone keep a least-squares loss from zero."""
+    if isinstance(manifold.problem, LeastSquares):
+        why = contradiction(manifold.problem, PROJECTED)
+        if why is not None:
+            raise NotReachedError(why)
+
+
+def _refuse_hopeless(manifold: AbstractManifold, w: Vector, before: Vector, visits: Sequence[Visit]) -> None:
+    """Raise `NotReachedError` after failures that more steps of gradient descent cannot mend."""
+    why = None
+    if visits and visits[-1].loss <= _SMALL_LOSS * visits[0].loss:
+        why = endless_fall(manifold, w, before, visits)
+    elif len(visits) == _FAILURES:
+        why = proof(manifold, w, PROJECTED)
+    if why is not None:
+        raise NotReachedError(why)
+
+
+def _check_found(manifold: AbstractManifold, found: Vector, before: Vector, visits: Sequence[Visit]) -> None:
+    """Raise an error unless `found` is a regular point of a set of zero loss."""
+    try:
+        check_smooth(manifold, found)
+        with_checked_rank(manifold, found, bool(_look(manifold, found)[2]))
+    except (LossError, RankError):  # also where all is lost to rounding, far out
+        why = endless_fall(manifold, found, before, visits or [_start(manifold, before)])
+        if why is None:
+            raise
+        raise NotReachedError(why) from None
+
+
+def _start(manifold: AbstractManifold, w: Vector) -> Visit:
+    return Visit(0, float(_look(manifold, w)[1]), float(jnp.linalg.norm(w)))
 
 
 def _rank_by_gap(manifold: AbstractManifold, w: Vector) -> int:
@@ -157,13 +223,16 @@ def _rank_by_gap(manifold: AbstractManifold, w: Vector) -> int:
 
 
 @eqx.filter_jit
-def _newton(manifold: AbstractManifold, w: Vector) -> tuple[Vector, Scalar]:
+def _newton(manifold: AbstractManifold, w: Vector) -> tuple[Vector, Scalar, Scalar, Scalar]:
+    """The point, its relative residual, the length of the last step relative to |w|, and its loss."""
     # One further step after convergence costs little and gains the last digits.
     point = manifold.retract(w, _NEWTON_ITERATIONS)
-    point = point + manifold.correction(point)
+    last = manifold.correction(point)
+    point = point + last
     finite = jnp.all(jnp.isfinite(point))
-    residual = manifold.relative_residual(jnp.where(finite, point, w))
-    return point, jnp.where(finite, residual, jnp.inf)
+    end = jnp.where(finite, point, w)
+    residual = jnp.where(finite, manifold.relative_residual(end), jnp.inf)
+    return point, residual, jnp.linalg.norm(last) / length(w), manifold.loss(end)
 
 
 def _descend(

@@ -178,8 +178,9 @@ def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Sc
 
 def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
     """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
-    relative, coarse, fine = (float(value) for value in _mismatch(manifold, w))
-    if relative > _MISMATCH and not fine < coarse / 2:  # of a smooth loss it would fall to a quarter
+    relative, coarse, fine = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_CLOSE)))
+    is_rough = relative > _MISMATCH and not fine < coarse / 2  # of a smooth loss it would fall to a quarter
+    if is_rough and not _is_rounding(manifold, w, coarse):
         raise LossError(
             "the loss is not twice differentiable at the point, as at the kink of a ReLU or of an absolute "
             f"value: its Hessian differs by {relative:.2g} (relative) from differences of its gradient over "
@@ -220,12 +221,20 @@ _AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
 _PLACES = 65
 _SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _CLOSE = 1e-7  # relative to |w|
+_FAR = 1e-5  # the same, where the rounding of a gradient counts a hundredth
+_FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
 _MISMATCH = 1e-6
 
 
+def _is_rounding(manifold: AbstractManifold, w: Vector, coarse: float) -> bool:
+    """Whether the mismatch all but goes over a larger distance, as that by rounding does."""
+    relative, far, _ = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_FAR)))
+    return far <= coarse / 10 and relative <= _FAINT
+
+
 @eqx.filter_jit
-def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar, Scalar]:
-    """How far the Hessian is from central differences of the gradient over _CLOSE |w|, and over half of it.
+def _mismatch(manifold: AbstractManifold, w: Vector, distance: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+    """How far the Hessian is from central differences of the gradient over `distance` |w|, and half of it.
 
     Relative and absolute over the former, absolute over the latter. Along one direction, in which every
     parameter moves, so that it crosses any kink at w. Some six gradients.
@@ -234,7 +243,7 @@ def _mismatch(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar, Sc
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
     direction = direction / jnp.linalg.norm(direction)
     product = jax.jvp(gradient, (w,), (direction,))[1]
-    steps = _CLOSE * length(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
+    steps = distance * length(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
     ahead, behind, nearer_ahead, nearer_behind = jax.lax.map(
         lambda step: gradient(w + step * direction), steps
     )

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zeroloss.errors import InputError, UnsupportedError
+from zeroloss.manifold._diagnosis import disagreeing
+from zeroloss.manifold.locate import PROJECTED
 from zeroloss.problems.base import (
     Problem,
     activation_noises,
@@ -69,6 +71,7 @@ def table(
         raise InputError(
             f"the target is {values[0]:g} in all {rows} rows of {path}: there is nothing to fit."
         )
+    _refuse_disagreeing(Path(path), inputs, targets, order[:count])
     signs = len(values) == 2
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
     x, y = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
@@ -82,6 +85,21 @@ def table(
         noises=activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises(),
         description=f"{names[-1]} in {Path(path).name}, {count} examples, tanh network {shape}",
     )
+
+
+def _refuse_disagreeing(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:
+    """Raise `InputError` where rows to train on have equal inputs and unequal targets."""
+    groups, _ = disagreeing(inputs[rows], targets[rows], PROJECTED)
+    if groups:
+        first = np.sort(rows[groups[0]])
+        one = first[0]
+        other = first[np.argmax(targets[first] != targets[one])]
+        raise InputError(
+            f"rows {one + 1} and {other + 1} of {path} have equal inputs but the targets {targets[one]:.9g} "
+            f"and {targets[other]:.9g}, which no model fits exactly; {sum(map(len, groups))} of the "
+            f"{len(rows)} rows to train on are like that (row 1 follows the header). Give rows with equal "
+            "inputs one target, such as the mean of theirs, or keep one of them."
+        )
 
 
 def _widths(model: str) -> tuple[int, ...]:
