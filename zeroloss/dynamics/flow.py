@@ -44,7 +44,7 @@ def flow(
     def facts() -> dict[str, Any]:
         return facts_of(expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol)
 
-    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
         state = checkpoint.begin(_begin(expansion, fast, start, tolerance), recorder, facts)
         for time in times[len(recorder.items) :]:
             if time > 0:
