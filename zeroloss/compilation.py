@@ -20,13 +20,13 @@ def seconds_compiling() -> float:
     return _total
 
 
-def _ended(event: str, seconds: float, **_: str | int) -> None:
+def _ended(event: str, duration_secs: float, **kwargs: str | int) -> None:
     """Add a compilation that ends now; those within it ended before, and were added then."""
     global _total
     if not event.startswith(_EVENTS):
         return
     end = time.perf_counter()
-    begin = end - seconds
+    begin = end - duration_secs
     while _spans and _spans[-1][0] >= begin:
         inner_begin, inner_end = _spans.pop()
         _total -= inner_end - inner_begin
