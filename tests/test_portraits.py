@@ -1,15 +1,19 @@
 """Pictures of runs, drawn from made-up paths: what is drawn is checked, not that training goes there."""
 
+from io import BytesIO
+
 import jax
 import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
 
 import zeroloss as zl
 from zeroloss.dynamics import Path
 from zeroloss.problems import PROBLEMS
-from zeroloss.report.portraits import portrait
+from zeroloss.report.ink import DARK, LIGHT, rendered
+from zeroloss.report.portraits import portrait, portraits
 
 TIMES = np.linspace(0.0, 1.0, 11) ** 2
 SMALL = {
@@ -61,6 +65,25 @@ def test_every_problem_has_a_portrait(name, trained, tmp_path):
     figure = portrait({"problem": name, "options": options}, results)
     FigureCanvasAgg(figure).print_figure(tmp_path / "portrait.png")
     assert (tmp_path / "portrait.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_portraits_for_dark_and_for_narrow_screens(name):
+    options = SMALL.get(name, {})
+    results = results_of(zl.problems.load(name, **options), noises=("label", "weight", "dropout:0.1"))
+    looks = [LIGHT, DARK, LIGHT._replace(narrow=True)]
+    light, dark, narrow = portraits({"problem": name, "options": options}, results, looks)
+    assert narrow.get_figwidth() < 4 < light.get_figwidth() == dark.get_figwidth()
+    assert narrow.get_figheight() / narrow.get_figwidth() > light.get_figheight() / light.get_figwidth()
+    pixels = pixels_of(rendered(dark, look=DARK))
+    paper = np.array([0x14, 0x16, 0x1A])
+    assert (np.abs(pixels - paper).max(axis=-1) <= 1).mean() > 0.3  # most of it is paper
+    assert (pixels.min(axis=-1) > 250).mean() < 0.001  # and nothing of it is white
+
+
+def pixels_of(png):
+    """The pixels of a PNG, `[row, column, red green blue]`, from 0 to 255."""
+    return (255 * imread(BytesIO(png))[..., :3]).round().astype(int)
 
 
 def test_no_portrait():

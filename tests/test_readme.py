@@ -3,6 +3,11 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
+from matplotlib.image import imread
+
+from zeroloss.report.ink import LIMIT, PREDICTION, TRAINING
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -27,6 +32,17 @@ def test_the_examples_in_the_readme_run():
     assert own_noise.startswith("non-degenerate, deterministic")
     mean, error, bias = map(float, stochastic.split())
     assert abs(mean) < 2 and 0 < error < 0.2 and abs(bias) < 0.1
+
+
+def test_the_picture_has_the_lines_of_its_caption():
+    """Dashed black, green and blue, in the upper left panel and all that is drawn beside it."""
+    text = (ROOT / "README.md").read_text()
+    for words in ("Dashed: the\nlimit", "Green: the prediction", "Blue: the training"):
+        assert words in text
+    pixels = (255 * imread(ROOT / "docs" / "images" / "overview.png")[..., :3]).round()
+    for color in (LIMIT, PREDICTION, TRAINING):
+        near = np.abs(pixels - np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])).max(axis=-1) <= 2
+        assert near.sum() > 1000, color
 
 
 def test_docstrings_refer_to_sections_that_exist():

@@ -17,6 +17,7 @@ from made_runs import FAST, SAVES, SLOW, comparison
 from matplotlib.figure import Figure
 
 from zeroloss import report, runs
+from zeroloss.cli.console import out
 from zeroloss.cli.printing import print_results
 from zeroloss.dynamics import Path
 from zeroloss.errors import RunError
@@ -28,7 +29,7 @@ from zeroloss.report.notation import in_table, interval, number, percent, steps_
 from zeroloss.report.path_series import sentences
 from zeroloss.report.scenes import scenes
 from zeroloss.report.series import panels, table_rows, time_axis, windows
-from zeroloss.report.words import headline, table, verdict
+from zeroloss.report.words import grouped, headline, table, verdict
 from zeroloss.runs.folder import column
 
 HOSTILE = "<script>alert(1)</script>"
@@ -105,13 +106,18 @@ def test_table_has_a_row_for_every_quantity(run, page):
     for quantity in ("regularizer Reg", "trace of the Hessian", "test error"):
         for where in ("start", "limit", "trained"):
             assert f"{quantity}, {where}" in labels
-    for label in ("verdict", "drifts in steps", "training steps", "seconds for the limit", "ratio"):
+    for label in ("verdict", "drifts in steps", "training steps", "distance from training, limit"):
         assert label in labels
-    assert page.count("tr") == len(labels) + 1
+    headings = [heading for heading, _ in grouped(table(rows)) if heading]
+    assert headings == [
+        "regularizer Reg", "trace of the Hessian", "test error", "distance from training",
+        "seconds (of them compiling)", "time of training / limit",
+    ]  # fmt: skip
+    assert page.count("tr") == len(labels) + len(headings) + 1
     cells = dict(table(rows))
     assert cells["trace of the Hessian, limit"] == ["49", "49", "98"]
     assert cells["regularizer Reg, trained"][2] == "0 ± 0"
-    assert cells["ratio"] == ["7.0"] * 3
+    assert cells["time of training / limit, with compiling"] == ["7.0"] * 3
 
 
 def test_every_panel_is_a_valid_figure_with_words_for_it(page):
@@ -151,9 +157,83 @@ def test_a_prediction_is_the_third_curve(tmp_path):
     assert "prediction_0" in results["dropout"].children
     cells = dict(table(table_rows(results)))
     assert cells["trace of the Hessian, predicted"] == ["49.98", "\u2013"]
-    assert cells["distance prediction-training"] == ["0.001", "\u2013"]
+    assert cells["distance from training, prediction"] == ["0.001 ± 0.01", "\u2013"]
     text = " ".join(reader.text)
-    assert f"says 0.357 for the regularizer and is {percent(0.001)} of the distance travelled away" in text
+    assert "the limit says 0.350, the prediction 0.357." in text
+
+
+def timed(made, limit, prediction, training):
+    """The same comparison with other seconds: pairs of those in all and those of compiling."""
+    one = made.trainings[0]
+    predicted = dataclasses.replace(one.prediction, seconds=prediction[0], compiling=prediction[1])
+    one = dataclasses.replace(one, seconds=training[0], compiling=training[1], prediction=predicted)
+    return dataclasses.replace(made, trainings=(one,), limit_seconds=limit[0], limit_compiling=limit[1])
+
+
+def test_how_long_each_took_with_and_without_compiling(tmp_path):
+    """What a user waits for includes compiling; a ratio without it says so, and one below 1 is in words."""
+    made = timed(comparison(FAST, predicted=True), (12.0, 11.0), (60.0, 20.0), (6.0, 2.0))
+    page = written(tmp_path / "run", {"dropout": made})
+    cells = dict(table(table_rows(runs.read(page.parent)[1])))
+    for which, said in (("limit", "12.0 (11.0)"), ("prediction", "60.0 (20.0)"), ("training", "6.0 (2.0)")):
+        assert cells[f"seconds (of them compiling), {which}"] == [said]
+    assert cells["time of training / limit, with compiling"] == ["0.5"]
+    assert cells["time of training / limit, without"] == ["4.0"]
+    assert cells["time of training / prediction, with compiling"] == ["0.1"]
+    said = (
+        "Training was faster here: it took 6.0 s, less than the limit (12.0 s) and the prediction (60.0 s), "
+        "compiling included."
+    )
+    assert said in " ".join(Reader(page.read_text()).text) and said in " ".join(str(made).split())
+    assert (
+        "seconds, of which compiling: limit 12.0 (11.0), prediction 60.0 (20.0), training 6.0 (2.0)"
+        in str(made)
+    )
+
+
+def test_runs_that_did_not_measure_compiling(tmp_path):
+    page = written(tmp_path / "run", {"dropout": comparison(FAST)})
+    timings = page.parent / "timings.json"
+    old = {
+        name: {k: v for k, v in each.items() if "compiling" not in k}
+        for name, each in json.loads(timings.read_text()).items()
+    }
+    timings.write_text(json.dumps(old))
+    labels = [label for label, _ in table(table_rows(runs.read(page.parent)[1]))]
+    assert "seconds, limit" in labels and not any("compiling)" in label for label in labels)
+    assert "time of training / limit, without" not in labels
+
+
+def test_the_table_in_a_terminal_begins_with_the_answer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(out, "width", 80)
+    made = {"dropout:0.1+minibatch:8": comparison(FAST, predicted=True), "label": comparison(SLOW)}
+    print_results({"command": "compare"}, runs.gather(made))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    words = " ".join(printed.split())
+    assert words.startswith(
+        "dropout:0.1+minibatch:8: At this step size and noise limit and prediction both hold (5 % and 0.1 % "
+        "of the way off); the scatter of the 4 runs accounts for 1 %. label: At this step size and noise the "
+    )
+    assert printed.index("of the way off") < printed.index("verdict")
+
+
+def below(made):
+    """The same comparison with a training that ends at a trace of 40 where the limit ends at 49."""
+    return eqx.tree_at(
+        lambda m: m.trainings[0].path.hessian_trace,
+        made,
+        replace_fn=lambda trace: trace - 9.0 * np.linspace(0, 1, trace.shape[-1]),
+    )
+
+
+def test_a_trace_below_that_of_the_limit_is_explained(tmp_path, capsys):
+    page = written(tmp_path / "run", {"weight": below(comparison(FAST)), "label": comparison(SLOW)})
+    text = " ".join(Reader(page.read_text()).text)
+    said = "is below the 49 of the limit, which stays on the zero-loss set."
+    assert text.count(said) == 1 and "(L + σ² Reg)" in text
+    print_results({"command": "compare"}, runs.read(page.parent)[1])
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_why_there_is_no_prediction(tmp_path):
@@ -161,7 +241,7 @@ def test_why_there_is_no_prediction(tmp_path):
     training = dataclasses.replace(made.trainings[0], no_prediction="the noise is too large & wild.")
     made = dataclasses.replace(made, trainings=(training,))
     text = " ".join(Reader(written(tmp_path / "run", {"dropout": made}).read_text()).text)
-    assert "There is no prediction at this step size and noise: the noise is too large & wild." in text
+    assert "There is no prediction: the noise is too large & wild." in text
 
 
 def test_the_page_begins_with_how_long_it_takes(tmp_path):
@@ -173,6 +253,8 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
     runs.write_results(tmp_path, results)
     text = " ".join(Reader(report.write(tmp_path).read_text()).text)
     assert (
+        "At this step size and noise, for dropout at rate 0.2: the limit holds (5 % of the way off); for "
+        "label noise: the limit holds (5 % of the way off). "
         "Dropout at rate 0.2 drifts on the fast scale: half of its regularization happens in 8,210 steps at "
         "this step size. Label noise drifts on the slow scale: half of what it does to the trace of the "
         "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
@@ -341,6 +423,7 @@ def test_a_portrait_is_part_of_the_page(tmp_path, monkeypatch):
     page = written(tmp_path / "run", {"label": comparison(SLOW)}, problem=HOSTILE)
     reader = Reader(page.read_text())
     (picture,) = [attributes for tag, attributes in reader.tags if tag == "img"]
+    assert picture["class"] == "light wide"
     assert picture["src"].startswith("data:image/png;base64,iVBOR") and HOSTILE in picture["alt"]
     assert picture["alt"].startswith("What noise does to")
     assert HOSTILE not in page.read_text()
@@ -592,7 +675,7 @@ def test_distances_relative_to_the_parameters(tmp_path):
     made = comparison(SLOW)
     still = dataclasses.replace(made, limit=eqx.tree_at(lambda p: p.params["w"], made.limit, np.ones((6, 1))))
     text = " ".join(Reader(written(tmp_path / "run", {"label": still}).read_text()).text)
-    assert "of |w| away from the limit" in text and "Distance of training / |w|" in text
+    assert "of |w| off" in text and "Distance of training / |w|" in text
     assert "distance travelled" not in text.split("How to read this")[0]
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from zeroloss import report, runs
 from zeroloss.cli.console import messages, out
+from zeroloss.dynamics.answers import which_answer
 from zeroloss.report.notation import greek, in_table
 from zeroloss.report.path_series import certainty
 from zeroloss.report.series import table_rows
@@ -115,11 +116,18 @@ def _title(config: Mapping[str, Any], results: xr.DataTree) -> str:
 def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
     rows = table_rows(results)
     print_title(_title(config, results))
+    for row in rows:
+        if said := which_answer(row):
+            out.print(f"[bold]{escape(row['noise'])}:[/bold] {escape(said)}", highlight=False)
+    out.print()
     lines = report.table(rows)
     names = [row["noise"].replace("+", "\n+") for row in rows]  # of sums a line for each
     columns = zip(names, *(cells for _, cells in lines), strict=True)
     for some in _side_by_side([max(map(_length, column)) for column in columns]):
         print_table(["", *names[some]], _grouped([(label, cells[some]) for label, cells in lines]))
+    for row in rows:
+        for said in report.remarks(row):
+            out.print(f"{escape(row['noise'])}: {escape(said)}", highlight=False)
     for row in rows:
         if row.get("diverged_at") is not None:
             messages.print(
@@ -141,13 +149,10 @@ def _side_by_side(widths: Sequence[int]) -> Iterator[slice]:
 
 def _grouped(lines: Sequence[tuple[str, list[str]]]) -> Iterator[list[str]]:
     """Lines with labels such as "regularizer, start" below one that says "regularizer"."""
-    above = ""
-    for label, cells in lines:
-        quantity, comma, part = label.rpartition(", ")
-        if comma and quantity != above:
-            yield [quantity, *[""] * len(cells)]
-        above = quantity
-        yield [f"  {part}" if comma else label, *cells]
+    for heading, parts in report.grouped(lines):
+        if heading:
+            yield [heading, *[""] * len(parts[0][1])]
+        yield from ([f"  {label}" if heading else label, *cells] for label, cells in parts)
 
 
 def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:

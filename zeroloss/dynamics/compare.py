@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +12,8 @@ import xarray as xr
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss.checkpoint import NOWHERE, Checkpoint
+from zeroloss.compilation import seconds_compiling
+from zeroloss.dynamics.answers import what_took_longer, which_answer
 from zeroloss.dynamics.descend import descend
 from zeroloss.dynamics.limit import limit
 from zeroloss.dynamics.optimizer import optimizer
@@ -32,12 +34,13 @@ class Prediction(eqx.Module):
 
     - `path`: without replicas, or with them where the limit is stochastic; `path.ts` counts steps.
     - `distance`: |mean over replicas of w - prediction|, in the unit of `Training.distance`.
-    - `seconds`: wall-clock time, compilation included.
+    - `seconds`: wall-clock time, compilation included; `compiling`: the seconds of it that JAX compiled.
     """
 
     path: Path
     distance: Float[np.ndarray, " time"]
     seconds: float
+    compiling: float = 0.0
 
 
 class Training(eqx.Module):
@@ -49,7 +52,8 @@ class Training(eqx.Module):
       replicas and the root mean square of what they travel.
     - `distance_error`: what the scatter of the ensemble, and of a stochastic limit, contributes to
       `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
-    - `seconds`: wall-clock time, compilation included.
+    - `seconds`: wall-clock time, compilation included; `compiling`: the seconds of it that JAX compiled, in
+      this process where the call went on from a checkpoint.
     - `diverged_at`: the step at which a run left the finite numbers, or None.
     - `prediction`: what was predicted, or None; then `no_prediction` says why.
     """
@@ -62,6 +66,7 @@ class Training(eqx.Module):
     diverged_at: int | None
     prediction: Prediction | None = None
     no_prediction: str = ""
+    compiling: float = 0.0
 
 
 class Comparison(eqx.Module):
@@ -70,7 +75,7 @@ class Comparison(eqx.Module):
     - `noise`: the noise in words, `sigma` its scale (of a sum that of the first noise that has one), `regime`
       the verdict.
     - `largest_eigenvalue`: lambda_max of the Hessian at the start; training is stable below 2 / it.
-    - `limit`: in slow time; `limit_seconds` with compilation.
+    - `limit`: in slow time; `limit_seconds` with compilation, `limit_compiling` of them.
     - `trainings`: one per step size.
     """
 
@@ -81,6 +86,7 @@ class Comparison(eqx.Module):
     limit: Path
     limit_seconds: float
     trainings: tuple[Training, ...]
+    limit_compiling: float = 0.0
 
     @property
     def distance_of(self) -> str:
@@ -92,7 +98,8 @@ class Comparison(eqx.Module):
 
         For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_prediction`, `<name>_training` and
         its standard error `<name>_error`, all at the last time saved. What there is no prediction of is
-        None.
+        None. `seconds_<which>` is how long limit, prediction and training took, `seconds_<which>_compiling`
+        how much of it JAX compiled, and `ratio` that of training to limit, compiling included.
         """
         return [self._row(training) for training in self.trainings]
 
@@ -126,15 +133,21 @@ class Comparison(eqx.Module):
     def __str__(self) -> str:
         lines = [f"{self.noise}: {self.regime}"]
         for row in self.rows():
-            known = row["prediction_distance"] is not None
-            predicted = f", to the prediction {row['prediction_distance']:.3g}" if known else ""
             lines.append(
                 f"  step size {row['step_size']:.4g} ({row['step_size_relative']:.2g} / lambda_max), "
-                f"{row['steps']} steps: distance to the limit {row['distance']:.3g}{predicted} "
-                f"(ensemble error {row['distance_error']:.2g}), tr H {row['hessian_trace_start']:.5g} -> "
-                f"{row['hessian_trace_limit']:.5g} in the limit, {row['hessian_trace_training']:.5g} "
-                f"trained; {row['seconds_limit']:.1f} s against {row['seconds_training']:.1f} s"
+                f"{row['steps']} steps, {row['replicas']} runs:"
             )
+            lines += [f"    {said}" for said in (which_answer(row), what_took_longer(row)) if said]
+            known = row["prediction_distance"] is not None
+            predicted = f", to the prediction {row['prediction_distance']:.3g}" if known else ""
+            trace = f", {row['hessian_trace_prediction']:.5g} predicted" if known else ""
+            lines += [
+                f"    distance to the limit {row['distance']:.3g}{predicted} (ensemble error "
+                f"{row['distance_error']:.2g})",
+                f"    tr H {row['hessian_trace_start']:.5g} -> {row['hessian_trace_limit']:.5g} in the "
+                f"limit{trace}, {row['hessian_trace_training']:.5g} trained",
+                f"    seconds, of which compiling: {_seconds(row)}",
+            ]
         return "\n".join(lines)
 
     def _row(self, training: Training) -> dict[str, Any]:
@@ -152,12 +165,15 @@ class Comparison(eqx.Module):
             "distance_error": float(training.distance_error[-1]),
             "distance_of": self.distance_of,
             "seconds_limit": self.limit_seconds,
+            "seconds_limit_compiling": self.limit_compiling,
             "seconds_training": training.seconds,
+            "seconds_training_compiling": training.compiling,
             "ratio": training.seconds / self.limit_seconds,
             "diverged_at": training.diverged_at,
             "prediction_distance": None if prediction is None else float(prediction.distance[-1]),
             "prediction_estimate": None,
             "seconds_prediction": None if prediction is None else prediction.seconds,
+            "seconds_prediction_compiling": None if prediction is None else prediction.compiling,
             "no_prediction": training.no_prediction,
         }
         if prediction is not None and prediction.path.uncertainty is not None:
@@ -237,9 +253,9 @@ def compare(
     ensemble = dict(key=limit_key, replicas=limit_replicas) if regime.stochastic else {}
     shown: dict[str, Any] = dict(observables=observables, progress=progress)
     with checkpoint.open():
-        began, stage = time.perf_counter(), checkpoint / "limit"
+        clock, stage = _Clock(), checkpoint / "limit"
         followed = limit(system, point, ts=ts, regime=regime, checkpoint=stage, **shown, **ensemble)
-        limit_seconds = stage.earlier + time.perf_counter() - began
+        limit_seconds, limit_compiling = clock.read(stage)
         trainings = tuple(
             _with_prediction(
                 _train(
@@ -256,7 +272,29 @@ def compare(
                 zip(step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True)
             )
         )  # fmt: skip
-    return Comparison(system.describe(), sigma, regime, largest, followed, limit_seconds, trainings)
+    return Comparison(
+        system.describe(), sigma, regime, largest, followed, limit_seconds, trainings, limit_compiling
+    )
+
+
+class _Clock:
+    """Measures from when it is made."""
+
+    def __init__(self) -> None:
+        self._began, self._compiled = time.perf_counter(), seconds_compiling()
+
+    def read(self, stage: Checkpoint) -> tuple[float, float]:
+        """The seconds of a stage, earlier processes included, and those that JAX compiled since."""
+        return stage.earlier + time.perf_counter() - self._began, seconds_compiling() - self._compiled
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """How long limit, prediction and training took."""
+    return ", ".join(
+        f"{name} {row[f'seconds_{name}']:.1f} ({row[f'seconds_{name}_compiling']:.1f})"
+        for name in ("limit", "prediction", "training")
+        if row[f"seconds_{name}"] is not None
+    )
 
 
 def _times(
@@ -299,7 +337,7 @@ def _train(
     replicas: int,
     others: dict[str, Any],
 ) -> Training:
-    began, diverged_at = time.perf_counter(), None
+    clock, diverged_at = _Clock(), None
     try:
         path = descend(
             system,
@@ -315,9 +353,9 @@ def _train(
         if error.path is None:
             raise
         path, diverged_at = error.path, error.step
-    seconds = others["checkpoint"].earlier + time.perf_counter() - began
+    seconds, compiling = clock.read(others["checkpoint"])
     distance, distance_error = _distance(path, followed)
-    return Training(step_size, path, distance, distance_error, seconds, diverged_at)
+    return Training(step_size, path, distance, distance_error, seconds, diverged_at, compiling=compiling)
 
 
 def _predicted(
@@ -328,11 +366,11 @@ def _predicted(
     save_steps: np.ndarray,
     replicas: int,
     others: dict[str, Any],
-) -> tuple[Path | None, str, float]:
-    """The prediction, or why there is none, and the seconds it took."""
+) -> tuple[Path | None, str, tuple[float, float]]:
+    """The prediction, or why there is none, and the seconds it took, with those of compiling."""
     if regime.time_scale is None:
-        return None, "a trivial noise does nothing that could be predicted.", 0.0
-    began = time.perf_counter()
+        return None, "a trivial noise does nothing that could be predicted.", (0.0, 0.0)
+    clock = _Clock()
     path, reason = None, ""
     try:
         path = predict(
@@ -348,16 +386,16 @@ def _predicted(
         raise
     except ZerolossError as error:
         reason = str(error)
-    return path, reason, others["checkpoint"].earlier + time.perf_counter() - began
+    return path, reason, clock.read(others["checkpoint"])
 
 
 def _with_prediction(
-    training: Training, path: Path | None, reason: str, seconds: float, followed: Path
+    training: Training, path: Path | None, reason: str, seconds: tuple[float, float], followed: Path
 ) -> Training:
     prediction = None
     if path is not None:
         distance = _distance_between(training.path, path, _way(followed)[1])
-        prediction = Prediction(path, distance, seconds)
+        prediction = Prediction(path, distance, *seconds)
     return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
 
 

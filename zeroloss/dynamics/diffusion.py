@@ -54,7 +54,7 @@ def diffuse(
         t1 = float(times[-1])
         return facts_of(expansion.system, start, times, t1=t1, replicas=replicas, dt=dt, keys=digest(keys))
 
-    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
         # What has been done, in pairs of steps and in time, and the pairs that lead to the next time saved.
         state = checkpoint.begin((ensemble, 0, 0.0, -1, 0.0), recorder, facts)
         ensemble, done, t, pairs, h = state

@@ -57,7 +57,7 @@ def flow(
             expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth
         )
 
-    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress) as show:
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
         state = checkpoint.begin(_begin(expansion, method, start, end, tolerance), recorder, facts)
         for time in times[len(recorder.items) :]:
             if time > 0:

@@ -126,7 +126,7 @@ def how_long(
     fewest = _steps_of_the_limit(system, point, regime, float(rule.sizes(np.zeros(1, int))[0]))
     follower = Follower(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
-    with progress_bar(f"{name}, until it settles", max_gradients, progress) as show:
+    with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
         while steps[-1] < most_steps:
             try:
                 look = follower.advance(most_steps)

@@ -42,9 +42,9 @@ class Outcome(eqx.Module):
 
     - `error`: predicted against corrected end point, or what the difference of their velocities would add to
       that later, relative to |w|.
-    - `loss_error`: of the expected loss, relative to it, from what the change of the noise within the step adds
-      to it. That is accounted for to first order, so that the error is of the order of its square; and of a
-      tenth of it under minibatches, whose noise changes with the fluctuations themselves.
+    - `loss_error`: of the expected loss, relative to it. The change of the noise within the step adds to the
+      loss, and is accounted for to first order; the error is taken to be the square of what it adds. Under
+      minibatches it is a tenth of that, since their noise changes with the fluctuations themselves.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.

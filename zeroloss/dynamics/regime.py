@@ -40,9 +40,8 @@ _KICKS = 8  # single units dropped to see whether masks act linearly
 class Regime(eqx.Module):
     """What the noise does once the loss is zero.
 
-    It speaks of the drift on the zero-loss set as alpha goes to 0. What noise does before training has reached
-    the set, where also minibatches alone change where it arrives, is what `zeroloss.predict` and
-    `zeroloss.descend` show.
+    A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set, noise
+    also changes where it arrives, even minibatches alone: `zeroloss.predict` and `zeroloss.descend` show that.
 
     - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
     - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
@@ -99,8 +98,8 @@ class Regime(eqx.Module):
         if self.name != "trivial":
             return ""
         text = (
-            "this holds on the set, as alpha goes to 0; from a start off the set the noise may still change where "
-            "training arrives, which predict and descend show"
+            "this holds on the set, as alpha goes to 0; from a start off the set the noise may still change "
+            "where training arrives, which predict and descend show"
         )
         if self.affine:
             return text

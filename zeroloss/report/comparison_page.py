@@ -9,13 +9,15 @@ import xarray as xr
 
 from zeroloss.report import markup
 from zeroloss.report.figures import PORTRAIT
+from zeroloss.report.ink import DARK, LIGHT, rendered
 from zeroloss.report.labels import regime_in_words
 from zeroloss.report.markup import Page, asset, text
 from zeroloss.report.notation import greek
 from zeroloss.report.plots import description, legend_entries, plot
+from zeroloss.report.portraits import portraits
 from zeroloss.report.scenes import scenes
 from zeroloss.report.series import DISTANCE, Panel, panels, table_rows, time_axis, windows
-from zeroloss.report.words import headline, table, unfinished, verdict
+from zeroloss.report.words import grouped, headline, table, unfinished, verdict
 from zeroloss.runs.views import FUNCTION, SET, SPECTRUM
 
 _QUESTION = (
@@ -32,6 +34,11 @@ _HINT = (
     "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "
     "and the loss."
 )
+_LOOKS = {
+    "dark wide": DARK,
+    "light narrow": LIGHT._replace(narrow=True),
+    "dark narrow": DARK._replace(narrow=True),
+}
 _Row = Mapping[str, Any]
 
 
@@ -49,7 +56,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
     ]
     body = markup.body(
         headline=" ".join(filter(None, said)),
-        picture=_portrait(config, figures),
+        picture=_portrait(config, results, figures),
         cards=[
             markup.card(
                 row["noise"],
@@ -59,7 +66,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
             )
             for row in rows
         ],
-        table=markup.table(noises, table(rows)),
+        table=markup.grouped_table(noises, grouped(table(rows))),
         heading="Limit, prediction and training",
         hint=_HINT if len(rows) > 1 else "",
         figures="\n".join([markup.clock(board), *drawn]),
@@ -80,12 +87,19 @@ def _setup(config: Mapping[str, Any], rows: Sequence[_Row]) -> str:
     return " \u00b7 ".join(part for part in parts if part)
 
 
-def _portrait(config: Mapping[str, Any], figures: Path) -> str:
+def _portrait(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> str:
+    """The picture of the run, drawn again for dark screens and for narrow ones."""
     path = figures / f"{PORTRAIT}.png"
     if not path.is_file():
         return ""
     problem = config.get("problem", "the problem")
-    return markup.picture(path.read_bytes(), f"What noise does to {problem}, from the start to the end")
+    drawn = portraits(config, results, list(_LOOKS.values()))
+    pngs = {
+        name: rendered(figure, look=look)
+        for (name, look), figure in zip(_LOOKS.items(), drawn, strict=bool(drawn))
+    }
+    pngs = {"light wide": path.read_bytes()} | pngs
+    return markup.picture(pngs, f"What noise does to {problem}, from the start to the end")
 
 
 def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: markup.Board) -> str:

@@ -105,14 +105,26 @@ def paragraphs(texts: Iterable[str]) -> str:
 
 def table(head: Sequence[str], lines: Iterable[tuple[str, Sequence[str]]]) -> str:
     """A table with a heading for each column, and one for each line."""
+    return grouped_table(head, [("", list(lines))])
+
+
+def grouped_table(
+    head: Sequence[str], groups: Iterable[tuple[str, Sequence[tuple[str, Sequence[str]]]]]
+) -> str:
+    """The same of lines in groups, each below its heading, which may be empty."""
     columns = "".join(f'<th scope="col">{text(each)}</th>' for each in head)
-    body = "\n".join(
-        f'<tr><th scope="row">{text(label)}</th>'
-        + "".join(f"<td>{text(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for label, cells in lines
-    )
-    return f"<thead><tr><td></td>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>"
+    bodies = []
+    for heading, lines in groups:
+        rows = [f'<tr class="group"><th scope="rowgroup" colspan="{len(head) + 1}">{text(heading)}</th></tr>']
+        rows = rows if heading else []
+        rows += [
+            f'<tr><th scope="row">{text(label)}</th>'
+            + "".join(f"<td>{text(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for label, cells in lines
+        ]
+        bodies.append("<tbody>\n" + "\n".join(rows) + "\n</tbody>")
+    return f"<thead><tr><td></td>{columns}</tr></thead>\n" + "\n".join(bodies)
 
 
 def legend(entries: Iterable[Entry]) -> str:
@@ -173,13 +185,18 @@ def section(heading: str, entries: Iterable[Entry], panels: Iterable[str]) -> st
     )
 
 
-def picture(png: bytes, description: str) -> str:
-    """A picture that is part of the page."""
-    data, said = b64encode(png).decode("ascii"), text(description)
-    return (  # on a phone it scrolls sideways, for which keys need to reach it
-        f'<figure class="picture" tabindex="0" aria-label="{said}">'
-        f'<img alt="{said}" src="data:image/png;base64,{data}"></figure>'
+def picture(pngs: Mapping[str, bytes], description: str) -> str:
+    """A picture that is part of the page.
+
+    `pngs` holds it in several looks, by the classes that `page.css` chooses from: "light wide" for paper and
+    where there are no others, and "dark wide", "light narrow", "dark narrow".
+    """
+    images = "".join(
+        f'<img class="{text(look)}" alt="{text(description)}" '
+        f'src="data:image/png;base64,{b64encode(png).decode("ascii")}">'
+        for look, png in pngs.items()
     )
+    return f'<figure class="picture">{images}</figure>'
 
 
 def configuration(config: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import xarray as xr
 
+from zeroloss.dynamics.answers import answer_in_short, what_took_longer, which_answer, why_below_the_limit
 from zeroloss.report.labels import (
     alone,
     are_many,
@@ -21,6 +22,8 @@ from zeroloss.runs import noises_of
 STILL = 1e-6
 """What changed by less, relative to itself, did not change."""
 
+_TIMED = ("limit", "prediction", "training")
+
 
 def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) -> list[str]:
     """What one noise does, in plain sentences, for one row of the table."""
@@ -28,6 +31,7 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     plural = are_many(row["noise"])
     says = kind_in_words(row["noise"], row["regime"], strengths)
     sentences = _drifting(row, axis, says) if axis.slow else [_standing(row, noise, plural, says)]
+    sentences += remarks(row)
     if row.get("diverged_at") is not None:
         sentences.append(
             f"The training diverged at step {_count(row['diverged_at'])}: what is shown of it ends with "
@@ -36,9 +40,21 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     return sentences
 
 
+def remarks(row: Mapping[str, Any]) -> list[str]:
+    """What needs an explanation in the numbers of a row, in sentences."""
+    return [greek(said) for said in (why_below_the_limit(row), what_took_longer(row)) if said]
+
+
 def headline(rows: Sequence[Mapping[str, Any]], axes: Sequence[Axis], strengths: Mapping[str, Any]) -> str:
-    """What all noises of a comparison do, and how long it takes, in a sentence each."""
+    """Which answer holds for each noise of a comparison, then what they do, and how long it takes."""
     said, at = [], " at this step size"
+    answers = [
+        f"{noise_in_words(row['noise'], strengths)}: {answer_in_short(row)}"
+        for row, axis in zip(rows, axes, strict=True)
+        if axis.slow and row.get("diverged_at") is None and answer_in_short(row)
+    ]
+    if answers:
+        said.append(f"At this step size and noise, for {'; for '.join(answers)}.")
     for row, axis in zip(rows, axes, strict=True):
         text = _in_short(row, axis, strengths, at)
         said.append(f"{text}.")
@@ -90,17 +106,59 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         for name, where in (("limit", "limit"), ("trained", "training")):
             if any(row.get(f"{quantity}_{where}_spread") for row in rows):
                 add_number(f"{label}, spread {name}", f"{quantity}_{where}_spread", digits=4)
-    add_number("distance limit-training", "distance", "distance_error", 2)
+    from_training = "distance from training"
+    add_number(f"{from_training}, limit", "distance", "distance_error", 2)
     if any(row.get("prediction_distance") is not None for row in rows):
-        add_number("distance prediction-training", "prediction_distance", digits=2)
-        add_number("... estimated", "prediction_estimate", digits=2)
-    lines.append(("... relative to", [_way(row).removeprefix("the ") for row in rows]))
-    add("seconds for the limit", "{:.1f}", "seconds_limit")
-    if any(row.get("seconds_prediction") is not None for row in rows):
-        add("seconds for the prediction", "{:.1f}", "seconds_prediction")
-    add("seconds for the training", "{:.1f}", "seconds_training")
-    add("ratio", "{:.1f}", "ratio")
+        add_number(f"{from_training}, prediction", "prediction_distance", "distance_error", 2)
+    if any(row.get("prediction_estimate") is not None for row in rows):
+        add_number(f"{from_training}, prediction expected", "prediction_estimate", digits=2)
+    lines.append((f"{from_training}, relative to", [_way(row).removeprefix("the ") for row in rows]))
+    lines += _durations(rows)
     return lines
+
+
+def _durations(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """How long limit, prediction and training took, with and without compiling, and how they compare."""
+    lines: list[tuple[str, list[str]]] = []
+    parts = [each for each in _TIMED if any(row.get(f"seconds_{each}") is not None for row in rows)]
+    known = any(row.get(f"seconds_{each}_compiling") is not None for each in parts for row in rows)
+
+    def cell(row: Mapping[str, Any], which: str) -> str:
+        seconds, compiling = row.get(f"seconds_{which}"), row.get(f"seconds_{which}_compiling")
+        if seconds is None:
+            return MISSING
+        return f"{seconds:.1f}" + ("" if compiling is None else f" ({compiling:.1f})")
+
+    def ratio(row: Mapping[str, Any], which: str, warm: bool) -> str:
+        training, other = _seconds(row, "training", warm), _seconds(row, which, warm)
+        return MISSING if training is None or not other else f"{training / other:.1f}"
+
+    heading = "seconds (of them compiling)" if known else "seconds"
+    lines += [(f"{heading}, {each}", [cell(row, each) for row in rows]) for each in parts]
+    for which in (each for each in parts if each != "training"):
+        for words, warm in (("with compiling", False), *([("without", True)] if known else [])):
+            line = [ratio(row, which, warm) for row in rows]
+            lines.append((f"time of training / {which}, {words}", line))
+    return lines
+
+
+def _seconds(row: Mapping[str, Any], which: str, warm: bool) -> float | None:
+    """How long limit, prediction or training took; where it is `warm`, without compiling."""
+    seconds, compiling = row.get(f"seconds_{which}"), row.get(f"seconds_{which}_compiling")
+    if not warm or seconds is None:
+        return seconds
+    return None if compiling is None else max(seconds - compiling, 0.0)
+
+
+def grouped(lines: Sequence[tuple[str, list[str]]]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """Lines with labels such as "regularizer, start" below the heading "regularizer"; others below none."""
+    groups: list[tuple[str, list[tuple[str, list[str]]]]] = []
+    for label, cells in lines:
+        heading, comma, part = label.rpartition(", ")
+        if not groups or groups[-1][0] != heading:
+            groups.append((heading, []))
+        groups[-1][1].append((part if comma else label, cells))
+    return groups
 
 
 def _in_short(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any], at: str) -> str:
@@ -133,7 +191,8 @@ def _in_short(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any], 
 def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
     scale, stochastic = speed(row["regime"]), bool(row.get("stochastic"))
     unit = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
-    sentences = [f"{says}: training drifts on the {scale} scale, {unit}."]
+    sentences = [which_answer(row), f"{says}: training drifts on the {scale} scale, {unit}."]
+    sentences = [each for each in sentences if each]
     if stochastic:
         sentences.append(
             "The limit is a stochastic differential equation: training spreads over the set, and is compared "
@@ -149,33 +208,9 @@ def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
         elif change := _change(row, quantity):
             start = f"In {_count(row['steps'])} steps the" if quantity == main else "The"
             sentences.append(f"{start} {label} {change}.")
-    distance, error = row.get("distance"), row.get("distance_error")
-    if distance is not None and error is not None:
-        limit = "the mean of the limit" if stochastic else "the limit"
-        sentences.append(
-            f"The mean of {_count(row['replicas'])} runs ends {percent(distance)} of {_way(row)} away from "
-            f"{limit}{_scatter(error, stochastic)}."
-        )
-    sentences += _predicted(row, main, name)
     if row.get("half_unknown"):
         sentences.append(f"How long half of it takes could not be found: {row['half_unknown']}")
     return sentences
-
-
-def _predicted(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
-    """What the prediction for this very step size and noise says."""
-    value, distance = row.get(f"{quantity}_prediction"), row.get("prediction_distance")
-    if row.get("no_prediction"):
-        return [f"There is no prediction at this step size and noise: {row['no_prediction']}"]
-    if value is None or distance is None:
-        return []
-    error, estimate = row.get("distance_error"), row.get("prediction_estimate")
-    runs = "" if error is None else f"; the scatter of the runs accounts for {percent(error)}"
-    own = "" if estimate is None else f", and it expects to be off by {percent(estimate)}"
-    return [
-        f"The prediction at this step size and noise, made without training, says {number(value)} for the "
-        f"{label} and is {percent(distance)} of {_way(row)} away{runs}{own}."
-    ]
 
 
 def _way(row: Mapping[str, Any]) -> str:
@@ -196,7 +231,8 @@ def _ending(row: Mapping[str, Any], quantity: str, label: str) -> list[str]:
     return [
         f"After {_count(row['steps'])} steps the {label}, {number(start)} at the start, has the mean "
         f"{interval(trained, error)} (standard error) and the standard deviation {number(spread)}; "
-        f"the limit says {interval(limit, limit_error)} and {number(limit_spread)}."
+        f"the limit says {interval(limit, limit_error)} and {number(limit_spread)}"
+        f"{_predicted(row, quantity)}."
     ]
 
 
@@ -226,14 +262,21 @@ def _scatter(error: float, stochastic: bool = False) -> str:
     return f"; the scatter of so few runs{paths} alone accounts for {percent(error)}"
 
 
+def _predicted(row: Mapping[str, Any], quantity: str) -> str:
+    """What the prediction says, after what the limit says."""
+    value = row.get(f"{quantity}_prediction")
+    return "" if value is None else f", the prediction {number(value)}"
+
+
 def _change(row: Mapping[str, Any], quantity: str) -> str:
     start, limit, trained = (row.get(f"{quantity}_{where}") for where in ("start", "limit", "training"))
     if start is None or limit is None or trained is None:
         return ""
     if abs(trained - start) <= STILL * abs(start):
-        return f"stayed at {number(start)}; the limit says {number(limit)}"
+        return f"stayed at {number(start)}; the limit says {number(limit)}{_predicted(row, quantity)}"
     verb = "fell" if trained < start else "rose"
-    return f"{verb} from {number(start)} to {number(trained)}; the limit says {number(limit)}"
+    said = f"the limit says {number(limit)}{_predicted(row, quantity)}"
+    return f"{verb} from {number(start)} to {number(trained)}; {said}"
 
 
 def _count(value: float) -> str:

@@ -24,7 +24,17 @@ _PARAMETERS, _UNCERTAINTY = "params", "uncertainty_"
 
 _WORDS = ("noise", "regime", "time_scale", "verdict", "no_prediction", "distance_of")
 _NUMBERS = ("diverged_at", "distance", "distance_error", "replicas", "ratio", "step_size_relative")
-_MEASURED = ("_start", "_limit", "_prediction", "_training", "_error", "_distance", "_estimate", "_spread")
+_MEASURED = (
+    "_start",
+    "_limit",
+    "_prediction",
+    "_training",
+    "_error",
+    "_distance",
+    "_estimate",
+    "_spread",
+    "_compiling",
+)
 _HALF = ("half_steps", "half_of", "half_end", "half_unknown")
 _OF_GROUPS = ("stochastic", "limit_replicas", *_HALF)  # which a table does not say
 _DISTANCES = ("distance", "distance_error")

@@ -297,7 +297,7 @@ def _compute(
 ) -> Interrupted | None:
     """Do the cells that are left; returns what stopped it, if anything did."""
     futures: dict[Future[str], Cell] = {}
-    with progress_bar(f"{total} cells", total, progress) as tick:
+    with progress_bar(f"{total} cells", total, progress, "cells") as tick:
 
         def ended(future: Future[str]) -> str:
             """Say how a cell ended; returns why it is not complete, or nothing."""
