@@ -515,10 +515,11 @@ def _check_only_pushes(injection: AbstractInjection, before: Forward, after: For
 
 
 def _work(force: PyTree | None, params: PyTree) -> Scalar | float:
-    """<force, params>."""
+    """<force, params>, whose gradient is the force itself, also where it depends on the parameters."""
     if force is None:
         return 0.0
-    return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), force, params)))
+    fixed = jax.lax.stop_gradient(force)
+    return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), fixed, params)))
 
 
 def _draw(

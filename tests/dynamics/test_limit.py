@@ -196,3 +196,17 @@ def test_leaving_the_region_of_constant_rank():
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, **arguments)
+
+
+def kinked(w):
+    """1/2 v^2 (1 + |a| + b^2 / 2): under weight noise Reg = (1 + |a| + b^2 / 2) / 2 on the set v = 0."""
+    return w[2] ** 2 * (1 + jnp.abs(w[0]) + w[1] ** 2 / 2) / 2
+
+
+def test_a_path_slides_along_a_kink():
+    """a falls at the rate 1/2 until it meets the kink at t = 2, and stays there; b falls like exp(-t / 2)."""
+    system = zl.Loss(kinked).with_noise(zl.WeightNoise(0.1))
+    path = zl.limit(system, jnp.array([1.0, 1.0, 0.0]), 4.0, saves=9)
+    step = 4 / 2000  # the shortest: the path overshoots the kink by half of it
+    np.testing.assert_allclose(path.params[:, 0], np.maximum(1 - path.ts / 2, 0), atol=step)
+    np.testing.assert_allclose(path.params[:, 1], np.exp(-path.ts / 2), atol=step)

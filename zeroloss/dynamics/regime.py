@@ -40,8 +40,9 @@ _KICKS = 8  # single units dropped to see whether masks act linearly
 class Regime(eqx.Module):
     """What the noise does once the loss is zero.
 
-    A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set, noise
-    also changes where it arrives, even minibatches alone: `zeroloss.predict` and `zeroloss.descend` show that.
+    A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set,
+    noise also changes where it arrives, even minibatches alone. `zeroloss.predict` and `zeroloss.descend`
+    show that.
 
     - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
     - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
