@@ -31,6 +31,11 @@ Noises add up: `minibatch:32+label:0.1`. What each does is in [theory.md](theory
 problem has those that suit it.
 """
 
+_COMPLETION = """\
+`zeroloss --install-completion` makes the Tab key complete commands, options, problems and noises in bash,
+zsh, fish and PowerShell. Each Tab starts the program, which takes some three seconds.
+"""
+
 
 def all_commands() -> dict[str, Any]:
     """Every command by its name, in the order of `zeroloss --help`; those of a command below it."""
@@ -77,6 +82,7 @@ def page() -> str:
             | {"`sampled-labels`": "takes none"},
         ),
         _NOISES,
+        _COMPLETION,
         _block("text", help_of()),
     ]
     for name in found:

@@ -144,6 +144,39 @@ def test_nothing_scrolls_sideways_on_a_phone(visit, kind):
     assert widest <= 390
 
 
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_picture_fits_the_screen_and_its_colours(visit, scheme, width):
+    """One of its looks is shown, whole, on paper of the colour of the page."""
+    page = visit("compare", viewport={"width": width, "height": 800}, color_scheme=scheme)
+    picture = page.locator(".picture")
+    shown = [each for each in picture.locator("img").all() if each.is_visible()]
+    assert [each.get_attribute("class") for each in shown] == [
+        f"{scheme} {'narrow' if width < 640 else 'wide'}"
+    ]
+    box = shown[0].bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    assert picture.evaluate("(each) => each.scrollWidth <= each.clientWidth")
+    corner = shown[0].evaluate(
+        """(image) => {
+            const canvas = document.createElement("canvas");
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const context = canvas.getContext("2d");
+            context.drawImage(image, 0, 0);
+            return [...context.getImageData(1, 1, 1, 1).data].slice(0, 3);
+        }"""
+    )
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == f"rgb({', '.join(map(str, corner))})"
+
+
+def test_the_picture_is_light_on_paper(visit):
+    page = visit("compare", color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    shown = [each for each in page.locator(".picture img").all() if each.is_visible()]
+    assert [each.get_attribute("class") for each in shown] == ["light wide"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_long_tables_scroll_within_a_phone(visit, kind):
     """With all that is folded away opened, long names of runs and quantities among it."""

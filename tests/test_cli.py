@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 import xarray as xr
@@ -25,8 +26,9 @@ def test_compare_writes_a_whole_run(tmp_path):
     printed = run(
         "compare", "hyperbola", "--noise", "label:0.5", "--noise", "minibatch", "--out", out, *SHORT
     )
-    for words in ("verdict", "degenerate", "trivial", "training steps", "distance", "ratio"):
+    for words in ("verdict", "degenerate", "trivial", "training steps", "distance", "with compiling"):
         assert words in printed
+    assert printed.index("label:0.5: At this step size and noise") < printed.index("verdict")
     config = json.loads((out / "config.json").read_text())
     assert config["noise"] == ["label:0.5", "minibatch"] and config["seed"] == 0
     assert list(xr.open_zarr(out / "results.zarr", consolidated=False)["noise"].values) == config["noise"]
@@ -99,6 +101,20 @@ def test_a_comparison_of_many_noises_is_laid_out_in_blocks(monkeypatch):
     "arguments,message",
     [
         (["classify", "mnist"], "unknown problem 'mnist'. Known: digits, hyperbola, ellipse"),
+        (
+            ["how-long", "d60.csv"],
+            "'d60.csv' is a file of data, not a problem. On the command line, give it with",
+        ),
+        (["how-long", "d60.csv"], "--data d60.csv"),
+        (["classify", "my data/d60.npz"], "--data 'my data/d60.npz'"),
+        (["compare", "d60.parquet", "--steps", "10"], "--data d60.parquet"),
+        (
+            ["predict", "data/d60.txt"],
+            "A file of data (.csv, .npz, .parquet) goes to --data, without a problem.",
+        ),
+        (["limit", "table"], "problem 'table' needs the option 'path'. On the command line, --data FILE"),
+        (["descend", "nowhere.py"], "cannot read the problem"),
+        (["study", "--data", "own.py"], "A problem in Python goes without --data: zeroloss classify"),
         (["classify", "hyperbola", "--noise", "coffee"], "Known: label, input, minibatch, weight"),
         (["classify", "hyperbola", "--noise", "label:much"], "must be a number, got 'much'"),
         (["classify", "hyperbola", "--sigma", "-1"], "sigma must be positive"),
@@ -244,6 +260,41 @@ def test_a_problem_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "run" / "checkpoint").mkdir()
     (tmp_path / "problem.py").write_text((tmp_path / "problem.py").read_text() + "\n# changed\n")
     assert "has changed since the run began" in " ".join(run("resume", "run", code=1).split())
+
+
+def test_work_that_takes_long_says_what_it_does(monkeypatch):
+    monkeypatch.setattr("zeroloss.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("zeroloss.progress._SECONDS_PER_LINE", 0.01)
+    monkeypatch.setattr(
+        "zeroloss.cli.compute.classify",
+        lambda *given, **more: (time.sleep(0.3), zl.classify(*given, **more))[1],
+    )
+    said = runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--noise", "weight"]).stderr
+    assert "projecting the start onto the zero-loss set" in said
+    assert "classifying label (1 of 2), 0 s so far" in said and "classifying weight (2 of 2)" in said
+    assert runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--quiet"]).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("zeroloss cla", ["classify"]),
+        ("zeroloss classify dig", ["digits"]),
+        ("zeroloss classify own", ["own.py", "own_problems/"]),
+        (
+            "zeroloss classify digits --noise minibatch:32+drop",
+            ["minibatch:32+dropout", "minibatch:32+dropconnect"],
+        ),
+        ("zeroloss how-long digits --frac", ["--fraction"]),
+    ],
+)
+def test_the_tab_key(words, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").touch()
+    (tmp_path / "own_problems").mkdir()
+    asked = {"_ZEROLOSS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    completed = runner.invoke(app, [], env=asked, prog_name="zeroloss")
+    assert completed.stdout.split() == found
 
 
 def test_data_of_ones_own(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from problems_for_tests import HYPERBOLA_POINT, hyperbola_loss, network_problem
 
 import zeroloss as zl
+from zeroloss.dynamics.answers import which_answer
 from zeroloss.errors import InputError, StabilityError
 
 KEY = jax.random.key(0)
@@ -38,6 +39,19 @@ def test_rows(comparison):
     assert row["log_ratio_limit"] < row["log_ratio_start"] and row["log_ratio_error"] > 0
     assert row["ratio"] == pytest.approx(row["seconds_training"] / row["seconds_limit"])
     assert "distance to the limit" in str(comparison)
+    first, _, answer, *_ = str(comparison).splitlines()
+    assert first.startswith("label noise") or "degenerate" in first
+    assert answer == f"    {which_answer(row)}" and "of the way off" in answer
+
+
+def test_compiling_is_told_from_computing(comparison):
+    """Compiled for the first row; the second trains with the same functions."""
+    rows = comparison.rows()
+    for row in rows:
+        for which in ("limit", "prediction", "training"):
+            assert 0 <= row[f"seconds_{which}_compiling"] <= row[f"seconds_{which}"]
+    assert rows[0]["seconds_limit_compiling"] > 0.1 * rows[0]["seconds_limit"]
+    assert rows[1]["seconds_training_compiling"] <= rows[0]["seconds_training_compiling"]
 
 
 def test_the_prediction_is_closer_than_the_limit(comparison):

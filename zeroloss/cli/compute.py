@@ -32,10 +32,12 @@ from zeroloss.dynamics import classify, how_long
 from zeroloss.errors import ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
+from zeroloss.progress import doing
 from zeroloss.report.notation import greek
 from zeroloss.system import AbstractSystem
 
 _GOAL, _LIMIT = "Goal", "Limit"  # panels of the help
+_PROJECTING = "projecting the start onto the zero-loss set"
 
 
 @command(
@@ -53,11 +55,16 @@ def classify_command(request: Request) -> None:
     chosen = request.load()
     names = request.noise or _every_noise(chosen)
     systems = _systems(chosen, names, request.strengths)
-    point = project(next(iter(systems.values())), chosen.start)
-    largest = largest_eigenvalue(next(iter(systems.values())), point)
+    regimes = {}
+    with doing(not request.quiet) as say:
+        say(_PROJECTING)
+        point = project(next(iter(systems.values())), chosen.start)
+        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        for index, (name, system) in enumerate(systems.items()):
+            say(f"classifying {name} ({index + 1} of {len(systems)})")
+            regimes[name] = classify(system, point, key=jax.random.key(request.seed))
     lines, found, caveats, dimensions = [], [], defaultdict(list), ""
-    for name, system in systems.items():
-        regime = classify(system, point, key=jax.random.key(request.seed))
+    for name, regime in regimes.items():
         towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
         verdict = regime.name + (", stochastic" if regime.stochastic else "")
         scale = greek(regime.time_scale or "never")
@@ -117,16 +124,20 @@ def how_long_command(
     names = request.noise or [name for name in chosen.noises if name not in ("minibatch", "langevin")]
     systems = _systems(chosen, names, request.strengths)
     first = next(iter(systems.values()))
-    point = project(first, chosen.start)
-    step_size = rule.step_size / largest_eigenvalue(first, point)
+    with doing(not request.quiet) as say:
+        say(_PROJECTING)
+        point = project(first, chosen.start)
+        step_size = rule.step_size / largest_eigenvalue(first, point)
     quantity = chosen.observables.get(of, of) if of is not None else None
     all_found: dict[str, Any] = {}
     for name, system in systems.items():
         try:
-            found = how_long(
-                system, point, of=quantity, fraction=fraction, value=value,
-                **rule._replace(step_size=step_size)._asdict(),
-            )  # fmt: skip
+            with doing(not request.quiet) as say:
+                say(f"following {name} ({len(all_found) + 1} of {len(systems)})")
+                found = how_long(
+                    system, point, of=quantity, fraction=fraction, value=value,
+                    **rule._replace(step_size=step_size)._asdict(),
+                )  # fmt: skip
             if of is not None:
                 found = dataclasses.replace(found, quantity=of)
             all_found[name] = vars(found)

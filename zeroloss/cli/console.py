@@ -62,7 +62,6 @@ app = typer.Typer(
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
 )
 
@@ -103,9 +102,18 @@ def command(
     return register
 
 
-def option(panel: str, words: str, *names: str, metavar: str | None = None) -> Any:
-    """An option that the help of a command lists in `panel`."""
-    return typer.Option(*names, help=words, metavar=metavar, rich_help_panel=panel)
+def option(
+    panel: str,
+    words: str,
+    *names: str,
+    metavar: str | None = None,
+    complete: Callable[[str], list[str]] | None = None,
+) -> Any:
+    """An option that the help of a command lists in `panel`.
+
+    `complete` returns what may be typed where the argument has been typed, for the Tab key.
+    """
+    return typer.Option(*names, help=words, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
 
 
 def flag(panel: str, words: str, name: str) -> Any:

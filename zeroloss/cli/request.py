@@ -1,6 +1,7 @@
 """The options that all commands have that compute something about a problem, parsed once."""
 
 import functools
+import glob
 import inspect
 import json
 import tomllib
@@ -30,12 +31,29 @@ from zeroloss.runs.config import is_text
 
 _LARGEST = 2**31  # minibatch
 
+
+def _problems_like(incomplete: str) -> list[str]:
+    """Names of problems, folders and Python files that begin so, for the Tab key."""
+    names = [name for name in problems.PROBLEMS if name.startswith(incomplete)]
+    found = sorted(glob.glob(f"{glob.escape(incomplete)}*"))
+    files = [each for each in found if each.endswith(".py")]
+    return names + files + [f"{each}/" for each in found if Path(each).is_dir()]
+
+
+def _noises_like(incomplete: str) -> list[str]:
+    """Names of noises that begin so, also after a plus, for the Tab key."""
+    before, plus, last = incomplete.rpartition("+")
+    names = (*DEFAULT_STRENGTHS, "sampled-labels")
+    return [f"{before}{plus}{name}" for name in names if name.startswith(last)]
+
+
 _Problem = Annotated[
     str | None,
     typer.Argument(
         metavar="PROBLEM",
         help=f"One of {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
         "(zeroloss new writes one); or nothing with --data.",
+        autocompletion=_problems_like,
     ),
 ]
 _Noise = Annotated[
@@ -45,6 +63,7 @@ _Noise = Annotated[
         "Such as dropout, label:0.3, minibatch:32+label:0.1. Repeat for several. By default all that the "
         "problem has.",
         metavar="<noise>",
+        complete=_noises_like,
     ),
 ]
 _Rate = Annotated[float, option(NOISE, "Of dropout and dropconnect named without one.")]

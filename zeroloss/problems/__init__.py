@@ -1,6 +1,7 @@
 """Named problems: small ones with a known answer, and networks on real data. See docs/problems.md."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from zeroloss.problems.own import file_of, function_of, is_own, load_own, resolv
 from zeroloss.problems.phase_retrieval import phase_retrieval
 from zeroloss.problems.regression_1d import regression_1d
 from zeroloss.problems.sparse_regression import sparse_regression
-from zeroloss.problems.table import table
+from zeroloss.problems.table import FORMATS, table
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "digits": digits,
@@ -64,21 +65,32 @@ def load(name: str, **options: object) -> Problem:
     if is_own(name):
         return load_own(name, **options)
     if name not in _ALL:
-        raise InputError(
-            f"unknown problem {name!r}. Known: {', '.join(_ALL)}; or a function in a file, such as "
-            "path/to/problem.py:make."
-        )
+        raise InputError(_unknown(name))
     check_options(f"problem {name!r}", _ALL[name], options)
     known = inspect.signature(_ALL[name]).parameters.values()
     missing = [each.name for each in known if each.default is each.empty and each.name not in options]
     if missing:
-        raise InputError(f"problem {name!r} needs the option {', '.join(map(repr, missing))}.")
+        file = " On the command line, --data FILE gives it." if name == "table" else ""
+        raise InputError(f"problem {name!r} needs the option {', '.join(map(repr, missing))}.{file}")
     try:
         return _ALL[name](**options)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"problem {name!r} cannot be made with {options}: {error}") from error
+
+
+def _unknown(name: str) -> str:
+    """What to do instead, where a name is not that of a problem."""
+    if Path(name).suffix in FORMATS:
+        return (
+            f"{name!r} is a file of data, not a problem. On the command line, give it with "
+            f"--data {shlex.quote(name)}; in Python, zeroloss.problems.load('table', path={name!r})."
+        )
+    return (
+        f"unknown problem {name!r}. Known: {', '.join(_ALL)}; or a function in a file, such as "
+        f"path/to/problem.py:make. A file of data ({', '.join(FORMATS)}) goes to --data, without a problem."
+    )
 
 
 def options_of(name: str) -> Collection[str]:

@@ -22,7 +22,9 @@ from zeroloss.problems.base import (
 from zeroloss.problems.networks import hidden_sites, initial_parameters, mean_square, network, wrong_signs
 from zeroloss.system import LeastSquares
 
-_READ = (".csv", ".npz", ".parquet")
+FORMATS = (".csv", ".npz", ".parquet")
+"""The files that can be read."""
+
 _LARGEST = 1e150  # whose square is a number still
 _TRAINED = 0.75  # share of the rows, where the number is not given
 
@@ -112,8 +114,10 @@ def _widths(model: str) -> tuple[int, ...]:
 
 def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The names of the columns, the target last; inputs `[rows, columns]`; targets `[rows]`."""
-    if path.suffix not in _READ:
-        raise InputError(f"{path} must be one of {', '.join(_READ)}.")
+    if path.suffix not in FORMATS:
+        own = f" A problem in Python goes without --data: zeroloss classify {path}."
+        own = own if path.suffix == ".py" else ""
+        raise InputError(f"{path} must be one of {', '.join(FORMATS)}.{own}")
     try:
         if not path.is_file():
             raise InputError(f"there is no file {path}.")

@@ -18,6 +18,7 @@ from zeroloss.dynamics.regime import Regime
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.manifold import largest_eigenvalue, project
 from zeroloss.problems import Problem, parse_noise
+from zeroloss.progress import doing
 from zeroloss.runs.config import (
     CompareConfig,
     Config,
@@ -80,9 +81,9 @@ def start(
     `Interrupted` when it was stopped.
     """
     if folder is None:
-        return _compute(config, _prepared(config), None, NOWHERE, tell, progress)
+        return _compute(config, _prepared(config, progress), None, NOWHERE, tell, progress)
     check_free(folder, overwrite=overwrite)
-    prepared = _prepared(config)
+    prepared = _prepared(config, progress)
     with alone_in(folder):
         create(
             folder,
@@ -113,7 +114,7 @@ def resume(
     _, results = read(folder)
     if is_complete(folder, results):
         return results
-    prepared = _prepared(config)
+    prepared = _prepared(config, progress)
     with alone_in(folder):
         log(folder, "resumed")
         held = noises_of(results) if (folder / RESULTS).exists() else ()
@@ -150,7 +151,7 @@ class _Prepared(NamedTuple):
     largest: float
 
 
-def _prepared(config: Config) -> _Prepared:
+def _prepared(config: Config, progress: bool = False) -> _Prepared:
     found = None if config.source is None else digest_of_source(config.problem, config.options)
     if found != config.source:
         raise InputError(
@@ -167,8 +168,10 @@ def _prepared(config: Config) -> _Prepared:
     if isinstance(config, StudyConfig):
         return _Prepared(problem, systems, problem.start, 0.0)
     first = next(iter(systems.values()))
-    point = project(first, problem.start)
-    largest = largest_eigenvalue(first, point)
+    with doing(progress) as say:
+        say("projecting the start onto the zero-loss set")
+        point = project(first, problem.start)
+        largest = largest_eigenvalue(first, point)
     if isinstance(config, CompareConfig):
         optimizer(config.step_size / largest).check_stability(largest)
     elif isinstance(config, PredictConfig | DescendConfig):
@@ -252,10 +255,13 @@ def _compute(
             )
             tell(f"  {job.words(done[name])}{time.perf_counter() - began:.0f} s")
             checkpoint.stop_if_asked()
-            facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
-            checkpoint.stop_if_asked()
-            if folder is not None:  # else there will be no page
-                seen[name] = views(prepared.problem, system, job.paths(done[name]))
+            with doing(progress) as say:
+                say(f"{name}: {job.afterwards}")
+                facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
+                checkpoint.stop_if_asked()
+                if folder is not None:  # else there will be no page
+                    say(f"{name}: what the page shows besides")
+                    seen[name] = views(prepared.problem, system, job.paths(done[name]))
             results = job.gather(done)
             results.attrs[DESCRIPTION] = prepared.problem.description
             for noise in done:
@@ -274,6 +280,7 @@ class _AbstractJob:
     """What a command computes for a noise, and how that is gathered."""
 
     announcement: str
+    afterwards = "verdict"
     gather: Callable[[Any], xr.DataTree] = staticmethod(gather_paths)
 
     def __init__(self, config: Any, prepared: _Prepared, progress: bool):
@@ -309,6 +316,7 @@ class _AbstractJob:
 
 class _Compare(_AbstractJob):
     announcement = "limit, training runs, and prediction"
+    afterwards = "how long half of it takes"
     gather = staticmethod(gather)
 
     def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
