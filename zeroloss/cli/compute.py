@@ -132,12 +132,10 @@ def how_long_command(
     all_found: dict[str, Any] = {}
     for name, system in systems.items():
         try:
-            with doing(not request.quiet) as say:
-                say(f"following {name} ({len(all_found) + 1} of {len(systems)})")
-                found = how_long(
-                    system, point, of=quantity, fraction=fraction, value=value,
-                    **rule._replace(step_size=step_size)._asdict(),
-                )  # fmt: skip
+            found = how_long(
+                system, point, of=quantity, fraction=fraction, value=value, progress=not request.quiet,
+                **rule._replace(step_size=step_size)._asdict(),
+            )  # fmt: skip
             if of is not None:
                 found = dataclasses.replace(found, quantity=of)
             all_found[name] = vars(found)

@@ -17,7 +17,7 @@ from zeroloss.dynamics.predict import mean_path_of
 from zeroloss.dynamics.regime import FAST, Regime, classify, power_of_step_size
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.manifold import largest_eigenvalue, length, project
-from zeroloss.progress import progress_bar
+from zeroloss.progress import doing, progress_bar
 from zeroloss.pytrees import flatten, refuse_tracing
 from zeroloss.system import AbstractSystem, Scalar
 
@@ -111,8 +111,11 @@ def how_long(
     check_rtol(rtol)
     refuse_tracing((system, params, step_size), "how_long")
     rule = optimizer(step_size, momentum, nesterov, weight_decay)
-    point = project(system, params)
-    regime = classify(system, point)
+    with doing(progress) as say:
+        say("projecting the start onto the zero-loss set")
+        point = project(system, params)
+        say("deciding on which time scale the noise acts")
+        regime = classify(system, point)
     if regime.time_scale is None:
         raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {regime}.")
     if regime.stochastic:

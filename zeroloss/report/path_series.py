@@ -124,10 +124,11 @@ def _half_way(path: xr.Dataset) -> list[str]:
 def certainty(path: xr.Dataset) -> str:
     """How sure a prediction is, in words."""
     parts = [path[f"uncertainty_{part}"].values[-1] for part in ("integration", "sampling", "model")]
-    spread = float(path["uncertainty_spread"].values[-1])
+    spread, error = float(path["uncertainty_spread"].values[-1]), float(np.linalg.norm(parts))
+    share = percent(error) if np.isfinite(error) else "an unknown share"
     return (
-        f"the mean parameters are expected to be off by {percent(float(np.linalg.norm(parts)))} of the way "
-        f"from the start; single runs lie {percent(spread)} of it from their mean."
+        f"the mean parameters are expected to be off by {share} of the way from the start; single runs lie "
+        f"{percent(spread)} of it from their mean."
     )
 
 

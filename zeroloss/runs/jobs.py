@@ -55,6 +55,7 @@ Tell = Callable[[str], object]
 Stop = Callable[[], bool]
 
 _HALF_RTOL = 1e-2  # for a number of steps that is said to three digits
+_HALF_GRADIENTS = 2e5  # what it may cost, beside a limit, a prediction and trainings
 
 
 def _never() -> bool:
@@ -343,9 +344,14 @@ class _Compare(_AbstractJob):
 
         def ask() -> dict[str, Any]:
             try:
-                found = how_long(system, self.prepared.point, result.trainings[0].step_size, rtol=_HALF_RTOL)
+                found = how_long(
+                    system, self.prepared.point, result.trainings[0].step_size,
+                    rtol=_HALF_RTOL, max_gradients=_HALF_GRADIENTS,
+                )  # fmt: skip
             except ZerolossError as error:
                 return {"half_unknown": str(error)}
+            if not found.settled:
+                return {"half_unknown": f"{found}."}
             return {"half_steps": found.steps, "half_of": found.quantity, "half_end": found.end}
 
         return checkpoint.once("half", ask)

@@ -67,15 +67,20 @@ def over_replicas(values: xr.DataArray) -> OverReplicas:
 
 
 def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
-    """Of every quantity measured its start, its end, and the standard error of that over replicas."""
+    """Of every quantity measured its start, its end, and the standard error of that.
+
+    Over replicas where there are several, else what a prediction states of itself; None where neither is known.
+    """
     found = {}
     for name, values in path.data_vars.items():
         where = str(name)
         if where.startswith(("params", "uncertainty_")) or where in _LEFT_OUT:
             continue
         _, mean, error = over_replicas(values)
+        own = path.get(f"uncertainty_of_{where}")
+        if error is None and own is not None and np.isfinite(own.values[-1]):
+            error = own.values
         found[where] = (float(mean[0]), float(mean[-1]), None if error is None else float(error[-1]))
-
     return {name: found[name] for name in sorted(found, key=reading_order)}
 
 
