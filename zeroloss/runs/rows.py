@@ -69,7 +69,7 @@ def over_replicas(values: xr.DataArray) -> OverReplicas:
 def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
     """Of every quantity measured its start, its end, and the standard error of that.
 
-    Over replicas where there are several, else what a prediction states of itself; None where neither is known.
+    It is that over replicas, where there are several, else what a prediction states of itself, or None.
     """
     found = {}
     for name, values in path.data_vars.items():
