@@ -1,4 +1,5 @@
 import json
+import re
 import time
 
 import pytest
@@ -265,13 +266,14 @@ def test_a_problem_of_ones_own(tmp_path, monkeypatch):
 def test_work_that_takes_long_says_what_it_does(monkeypatch):
     monkeypatch.setattr("zeroloss.progress._PATIENCE", 0.0)
     monkeypatch.setattr("zeroloss.progress._SECONDS_PER_LINE", 0.01)
-    monkeypatch.setattr(
-        "zeroloss.cli.compute.classify",
-        lambda *given, **more: (time.sleep(0.3), zl.classify(*given, **more))[1],
-    )
+    for name in ("project", "classify"):
+        work = getattr(zl, name)
+        slow = lambda *given, work=work, **more: (time.sleep(0.5), work(*given, **more))[1]  # noqa: E731
+        monkeypatch.setattr(f"zeroloss.cli.compute.{name}", slow)
     said = runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--noise", "weight"]).stderr
-    assert "projecting the start onto the zero-loss set" in said
-    assert "classifying label (1 of 2), 0 s so far" in said and "classifying weight (2 of 2)" in said
+    assert re.search(r"projecting the start onto the zero-loss set, \d+ s so far", said)
+    assert re.search(r"classifying label \(1 of 2\), \d+ s so far", said)
+    assert re.search(r"classifying weight \(2 of 2\), \d+ s so far", said)
     assert runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--quiet"]).stderr == ""
 
 

@@ -90,6 +90,10 @@ def test_a_trace_below_the_limit():
     assert why_below_the_limit(traces | {"hessian_trace_error": 0.06}) == ""
     assert why_below_the_limit(traces | {"hessian_trace_training": 1.999}) == ""
     assert why_below_the_limit(traces | {"diverged_at": 3.0}) == ""
+    predicted = traces | {"hessian_trace_error": 0.06, "hessian_trace_prediction": 1.95}
+    assert why_below_the_limit(predicted).startswith(
+        "The trace of the Hessian predicted, 1.95, is below the 2 of"
+    )
 
 
 @pytest.mark.parametrize(

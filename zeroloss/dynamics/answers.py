@@ -76,15 +76,22 @@ def what_took_longer(row: Mapping[str, Any]) -> str:
 
 
 def why_below_the_limit(row: Mapping[str, Any]) -> str:
-    """Why tr H of the training may lie below that of the limit, where it does; nothing elsewhere."""
-    limit, trained = row.get("hessian_trace_limit"), row.get("hessian_trace_training")
-    if limit is None or trained is None or row.get("diverged_at") is not None:
+    """Why tr H trained or predicted may lie below that of the limit, where it does; nothing elsewhere."""
+    limit, scatter = row.get("hessian_trace_limit"), row.get("hessian_trace_error") or 0.0
+    if limit is None or row.get("diverged_at") is not None:
         return ""
-    scatter = _ERRORS * (row.get("hessian_trace_error") or 0.0)
-    if not trained + max(scatter, _WRITTEN * abs(limit)) < limit:
+    least = _WRITTEN * abs(limit)
+    found = (
+        ("trained", row.get("hessian_trace_training"), max(_ERRORS * scatter, least)),
+        ("predicted", row.get("hessian_trace_prediction"), least),
+    )
+    below = [
+        f"{word}, {value:.4g}" for word, value, room in found if value is not None and value + room < limit
+    ]
+    if not below:
         return ""
     return (
-        f"The trace of the Hessian trained, {trained:.4g}, is below the {limit:.4g} of the limit, which "
+        f"The trace of the Hessian {' and '.join(below)}, is below the {limit:.4g} of the limit, which "
         "stays on the zero-loss set. Training at finite step size and noise may be further along, and stays "
         "beside the set, around the minimum of the loss averaged over the noise (L + sigma^2 Reg): there its "
         "trace can be lower than at any point of the set (docs/theory.md, section 5)."

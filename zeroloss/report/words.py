@@ -131,7 +131,10 @@ def _durations(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]
 
     def ratio(row: Mapping[str, Any], which: str, warm: bool) -> str:
         training, other = _seconds(row, "training", warm), _seconds(row, which, warm)
-        return MISSING if training is None or not other else f"{training / other:.1f}"
+        if training is None or not other:
+            return MISSING
+        quotient = training / other
+        return f"{quotient:.1f}" if quotient >= 1 else f"{quotient:.2g}"
 
     heading = "seconds (of them compiling)" if known else "seconds"
     lines += [(f"{heading}, {each}", [cell(row, each) for row in rows]) for each in parts]
