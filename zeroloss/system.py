@@ -165,8 +165,11 @@ class LossSystem(AbstractSystem):
         return _joint_law(self.injections, Forward(self.problem.function, params))
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
-        forward = _apply_all(self.injections, Forward(self.problem.function, params), eta)
-        return forward.model(forward.params) + _work(forward.force, params)
+        def forward(params: PyTree) -> Forward:
+            return _apply_all(self.injections, Forward(self.problem.function, params), eta)
+
+        noisy = forward(params)
+        return noisy.model(noisy.params) + _work(noisy.force, forward, params)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         eta = _draw(self.injections, self.noise_law(params), params, key)
@@ -422,8 +425,9 @@ class LeastSquaresSystem(AbstractSystem):
         self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree, counts: Array | None = None
     ) -> Scalar:
         """The noisy loss of some examples, each weighted by its count; by default all alike."""
-        forward = self._forward(params, inputs, targets, eta)
-        return _half_mean_square(_residuals(forward), counts) + _work(forward.force, params)
+        noisy = self._forward(params, inputs, targets, eta)
+        work = _work(noisy.force, lambda params: self._forward(params, inputs, targets, eta), params)
+        return _half_mean_square(_residuals(noisy), counts) + work
 
     def _check_model(self, params: PyTree) -> None:
         problem = self.problem
@@ -514,11 +518,11 @@ def _check_only_pushes(injection: AbstractInjection, before: Forward, after: For
         )
 
 
-def _work(force: PyTree | None, params: PyTree) -> Scalar | float:
-    """<force, params>, whose gradient is the force itself, also where it depends on the parameters."""
+def _work(force: PyTree | None, forward: Callable[[PyTree], Forward], params: PyTree) -> Scalar | float:
+    """<force, params>; its gradient is the force itself, also where `forward` takes it from the parameters."""
     if force is None:
         return 0.0
-    fixed = jax.lax.stop_gradient(force)
+    fixed = forward(jax.lax.stop_gradient(params)).force
     return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), fixed, params)))
 
 

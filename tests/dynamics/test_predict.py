@@ -279,6 +279,7 @@ def test_digits(noise, relative, steps, replicas):
         ({"nesterov": True}, InputError, "needs momentum"),
         ({"weight_decay": -1.0}, InputError, "weight_decay must be"),
         ({"rtol": 1.0}, InputError, "rtol must lie in"),
+        ({"max_gradients": 0.0}, InputError, "max_gradients must be positive"),
         ({"replicas": 0}, InputError, "replicas must be"),
         ({"steps": 0}, InputError, "steps must be"),
     ],

@@ -77,6 +77,12 @@ def check_rtol(rtol: float) -> None:
         raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
 
 
+def check_budget(max_gradients: float) -> None:
+    """Raise `InputError` unless this is a number of gradients that may be spent."""
+    if not max_gradients > 0:
+        raise InputError(f"max_gradients must be positive, got {max_gradients}.")
+
+
 class Follower:
     """Follows a `MeanPath` from a start; `to` may be called with ever later training steps.
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from zeroloss.dynamics.drift import drift
-from zeroloss.dynamics.follow import MOST_GRADIENTS, Follower, check_rtol
+from zeroloss.dynamics.follow import MOST_GRADIENTS, Follower, check_budget, check_rtol
 from zeroloss.dynamics.mean_path import MeanPath
 from zeroloss.dynamics.optimizer import StepSize, optimizer
 from zeroloss.dynamics.predict import mean_path_of
@@ -109,6 +109,7 @@ def how_long(
     if not 0 < fraction < 1:
         raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
     check_rtol(rtol)
+    check_budget(max_gradients)
     refuse_tracing((system, params, step_size), "how_long")
     rule = optimizer(step_size, momentum, nesterov, weight_decay)
     with doing(progress) as say:

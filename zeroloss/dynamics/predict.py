@@ -15,7 +15,14 @@ from zeroloss.checkpoint import NOWHERE, Checkpoint, digest, facts_of
 from zeroloss.dynamics.averages import ExactAverage, average
 from zeroloss.dynamics.closure import neglected
 from zeroloss.dynamics.expansion import AbstractExpansion, expand
-from zeroloss.dynamics.follow import MOST_GRADIENTS, Follower, Look, check_rtol, expected_gradients
+from zeroloss.dynamics.follow import (
+    MOST_GRADIENTS,
+    Follower,
+    Look,
+    check_budget,
+    check_rtol,
+    expected_gradients,
+)
 from zeroloss.dynamics.higher_orders import higher_orders
 from zeroloss.dynamics.mean_path import MeanPath, State
 from zeroloss.dynamics.optimizer import Optimizer, StepSize, optimizer
@@ -28,7 +35,14 @@ from zeroloss.dynamics.path import (
     save_steps_of,
 )
 from zeroloss.dynamics.spread import fluctuations
-from zeroloss.errors import InputError, IntegrationError, NotReachedError, SpreadError, StabilityError
+from zeroloss.errors import (
+    BudgetError,
+    InputError,
+    IntegrationError,
+    NotReachedError,
+    SpreadError,
+    StabilityError,
+)
 from zeroloss.manifold import GramManifold, largest_eigenvalue, length, locate, manifold_of, project
 from zeroloss.progress import messages, progress_bar
 from zeroloss.pytrees import Vector, flatten, refuse_tracing, require_float64
@@ -123,6 +137,7 @@ def predict(
     check_rtol(rtol)
     if replicas is not None and not is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    check_budget(max_gradients)
     require_float64("predict")
     refuse_tracing((system, params, step_size), "predict")
     rule = optimizer(step_size, momentum, nesterov, weight_decay)
@@ -146,8 +161,8 @@ def predict(
 
     def facts() -> dict[str, Any]:
         return facts_of(
-            system, start, times, steps=int(times[-1]), replicas=replicas or 0, rtol=rtol, key=digest(key),
-            **rule.facts(times),
+            system, start, times, steps=int(times[-1]), replicas=replicas or 0, rtol=rtol,
+            max_gradients=float(max_gradients), key=digest(key), **rule.facts(times),
         )  # fmt: skip
 
     def path() -> Path:
@@ -168,10 +183,15 @@ def predict(
             if replicas is None and _spread_matters(start, journey.sights):
                 for number in range(_MOST_PAIRS // _PAIRS):
                     description = f"spread of the runs, part {number + 1} of at most {_MOST_PAIRS // _PAIRS}"
-                    with progress_bar(description, float(times[-1]), progress) as show:
+                    # A mean that is known less well is a better answer than none: the uncertainty tells.
+                    with (
+                        contextlib.suppress(BudgetError),
+                        progress_bar(description, float(times[-1]), progress) as show,
+                    ):
                         journey.enlarge(number > 0, show, checkpoint / f"ensemble_{number}", facts)
-                    if not _scatters(start, journey.sights):
-                        break
+                        if _scatters(start, journey.sights):
+                            continue
+                    break
     except IntegrationError as error:
         error.path = path() if journey.sights else None
         raise
