@@ -33,7 +33,12 @@ class RankError(ZerolossError):
 
 
 class StabilityError(ZerolossError, ValueError):
-    """The step size is beyond the stability limit 2 / largest Hessian eigenvalue."""
+    """The step size is beyond the stability limit 2 / largest Hessian eigenvalue.
+
+    `path` holds what was found until then, or None.
+    """
+
+    path: Any = None
 
 
 class DivergenceError(ZerolossError):
@@ -57,7 +62,7 @@ class IntegrationError(ZerolossError):
 
 
 class BudgetError(IntegrationError):
-    """What a computation may cost is used up; `path` holds what was found until then, or None."""
+    """The budget of a computation is used up; `path` holds what was found until then, or None."""
 
 
 class SpreadError(IntegrationError):

@@ -519,7 +519,7 @@ def _check_only_pushes(injection: AbstractInjection, before: Forward, after: For
 
 
 def _work(force: PyTree | None, forward: Callable[[PyTree], Forward], params: PyTree) -> Scalar | float:
-    """<force, params>; its gradient is the force itself, also where `forward` takes it from the parameters."""
+    """<force, params>. Its gradient is the force, also where `forward` makes that of the parameters."""
     if force is None:
         return 0.0
     fixed = forward(jax.lax.stop_gradient(params)).force

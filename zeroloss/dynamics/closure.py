@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from zeroloss.dynamics.averages import ExactAverage
-from zeroloss.dynamics.mean_path import MeanPath, State
+from zeroloss.dynamics.mean_path import MeanPath, State, relaxation
 from zeroloss.dynamics.recursion import decay
 from zeroloss.dynamics.spread import fluctuations
 from zeroloss.manifold import GramGeometry
@@ -49,11 +49,13 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
         return mean_path.average.at(w, geometry, unused, jnp.asarray(1)).gradient
 
     clean = jax.grad(manifold.loss)(state.w)  # zero on the set alone
+    higher = mean_path.excess_at(state, unused)
+    curvatures = relaxation(geometry, higher)
 
     def noise(z: Array, key: Key[Array, ""]) -> Array:
         params = manifold.unravel(state.w + geometry.embed(z))
         noisy = flatten(system.noisy_gradient(params, key))[0]
-        return geometry.coordinates(noisy - clean) - geometry.eigenvalues * z
+        return geometry.coordinates(noisy - clean) - curvatures * z
 
     # How much larger the fluctuations' share of the loss is with the noise as it was drawn.
     def added(each: tuple[Array, Key[Array, ""]]) -> Array:
@@ -65,11 +67,10 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
     still = expansion.excess_covariance(state.w, geometry, 0 * state.covariance)
     batches = expansion.excess_covariance(state.w, geometry, state.covariance) - still
     used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, geometry) + still
-    higher = mean_path.excess_at(state, unused)
     if higher is not None:
         assert isinstance(geometry, GramGeometry)
         used = used + higher.covariance(geometry)
-    law = decay(mean_path.optimizer, step_size, geometry.eigenvalues + mean_path.optimizer.weight_decay)
+    law = decay(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
     share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * geometry.eigenvalues
     unexplained, made = (
         jnp.sum(share * (drawn - jnp.diag(batches))),

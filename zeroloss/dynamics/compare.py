@@ -34,7 +34,7 @@ class Prediction(eqx.Module):
 
     - `path`: without replicas, or with them where the limit is stochastic; `path.ts` counts steps.
     - `distance`: |mean over replicas of w - prediction|, in the unit of `Training.distance`.
-    - `seconds`: wall-clock time, compilation included; `compiling`: the seconds of it that JAX compiled.
+    - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Training(eqx.Module):
       replicas and the root mean square of what they travel.
     - `distance_error`: what the scatter of the ensemble, and of a stochastic limit, contributes to
       `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
-    - `seconds`: wall-clock time, compilation included; `compiling`: the seconds of it that JAX compiled, in
+    - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling, in
       this process where the call went on from a checkpoint.
     - `diverged_at`: the step at which a run left the finite numbers, or None.
     - `prediction`: what was predicted, or None; then `no_prediction` says why.
@@ -177,7 +177,8 @@ class Comparison(eqx.Module):
             "no_prediction": training.no_prediction,
         }
         if prediction is not None and prediction.path.uncertainty is not None:
-            row["prediction_estimate"] = float(prediction.path.uncertainty.total[last])
+            estimate = float(prediction.path.uncertainty.total[last])
+            row["prediction_estimate"] = estimate if np.isfinite(estimate) else None
         for name in self.limit.measured():
             values, _ = self.limit.mean(name)
             mean, error = training.path.mean(name)

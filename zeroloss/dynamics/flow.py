@@ -66,7 +66,8 @@ def flow(
             problem = _problem(expansion, state, float(time), float(residual))
             if problem is not None:
                 so_far = recorder.path() if recorder.started else None
-                stuck = smooth and float(state.t) < float(time)
+                whole = expansion.manifold.rank in (None, int(state.rank))
+                stuck = smooth and whole and float(state.t) < float(time)
                 kind = (
                     KinkError if stuck and not looks_smooth(expansion.manifold, state.w) else IntegrationError
                 )
@@ -185,6 +186,8 @@ def _advance(
             method.error_order,
             state.controller_state,
         )
+
+        keep = keep & jnp.all(jnp.isfinite(candidate))  # also where steps cannot become shorter
 
         def accept() -> _State:
             w = expansion.manifold.retract(candidate)

@@ -144,21 +144,23 @@ class Follower:
             )
         self._spent += _cost(self.mean_path, self._draws)
         self._attempts += 1
-        if self._attempts == _MANY:
+        if self._attempts % _MANY == 0 and not self._has_kinks:
             self._has_kinks = not looks_smooth(self.mean_path.expansion.manifold, self.now.mean.w)
         steps, size = self._within_schedule(min(self._steps, target - self.now.step))
         key = jax.random.fold_in(self._key, self._taken)
         states, report = _step(self.mean_path, self.now.states, self._start, size, steps, key, self._draws)
         error = max(report.error / max(report.way, _NEAR), report.loss_error)
         finite = bool(report.finite) and np.isfinite(error)
-        if finite:
-            self._check(report, size)
-        elif steps == 1:
+        unstable = self._instability(report, size) if finite else None
+        if unstable is not None and steps == 1:
+            raise StabilityError(unstable)
+        if not finite and steps == 1:
             raise IntegrationError(
                 f"the prediction leaves the finite numbers at training step {self.now.step:,}: training "
                 "diverges, or the noise is too large for its mean to be followed.",
                 None,
             )
+        finite = finite and unstable is None  # a trial of many steps may have led where training does not go
         # The force jumps at a kink, where an error estimate that expects derivatives shortens steps for ever.
         shortest = max(1, int(_AT_KINKS * self.now.step)) if self._has_kinks else 1
         accepted = finite and (error <= self.rtol or steps <= shortest)
@@ -204,21 +206,23 @@ class Follower:
                 return steps, float(weights @ sizes)
             steps = max(1, steps // 2)
 
-    def _check(self, report: "_Report", size: float) -> None:
+    def _instability(self, report: "_Report", size: float) -> str | None:
+        """Why training is not stable at the end of a step; None where it is."""
         step, sharpness = self.now.step, report.sharpness
         if sharpness >= 1:
             limit = float(self.mean_path.optimizer.stability_limit)
-            raise StabilityError(
+            return (
                 f"at training step {step:,} step_size {size:.6g} is beyond the stability limit: step_size "
                 f"times the largest eigenvalue of the Hessian is {sharpness * limit:.4g}, and must be below "
                 f"{limit:.4g}. Training does not settle there. Take a smaller step size."
             )
         if report.unsettled > _UNSETTLED:
-            raise StabilityError(
+            return (
                 f"at training step {step:,} and step_size {size:.6g} minibatches make the fluctuations of "
                 "training grow from step to step: the random Hessian of the batches is unstable in mean "
                 "square. Take a smaller step size or larger batches."
             )
+        return None
 
 
 @eqx.filter_jit

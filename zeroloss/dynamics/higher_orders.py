@@ -27,7 +27,7 @@ from zeroloss.system import LeastSquares, LeastSquaresSystem, Scalar
 _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
 _FEWEST_DRAWS = 4  # of all examples
 _DRAWS_OF_OUTPUT = 2  # of all examples, for each output: below that, eigenvalues scatter too much
-_NONE = 1e-12  # size of what is beyond first order, relative to ||J||^4
+_NONE = 1e-9  # size of what is beyond first order, relative to the first
 _NEAR = 1e-2  # |w|: where that is looked at
 
 
@@ -175,9 +175,16 @@ def _inputs(jacobians: Any) -> PyTree:
 
 @eqx.filter_jit
 def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> Scalar:
-    """How large the excess is near w, relative to ||J||^4."""
+    """How large the excess is near w, of the noise relative to sigma^2 Sigma, and of the Hessian to H."""
     manifold = expansion.manifold
     near = w + _NEAR * jnp.linalg.norm(w) * jax.random.normal(jax.random.key(0), w.shape) / w.size**0.5
-    excess = found.at(near, manifold.at(near), jax.random.key(1))
-    size = jnp.linalg.norm(excess.noise) + jnp.linalg.norm(excess.hessian)
-    return size / manifold.jacobians.squared_norm(near) ** 2
+    geometry = manifold.at(near)
+    excess = found.at(near, geometry, jax.random.key(1))
+    sigma = expansion.system.noise_law(manifold.unravel(near)).sigma
+    noise = sigma**2 * expansion.normal_covariance(near, geometry)
+
+    def share(added: Array, to: Array) -> Scalar:
+        rows = geometry.jacobian_coordinates
+        return jnp.linalg.norm(added) / jnp.linalg.norm(rows.T @ to @ rows)
+
+    return share(excess.noise, noise) + share(excess.hessian, jnp.diag(geometry.eigenvalues))

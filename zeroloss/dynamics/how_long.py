@@ -23,6 +23,7 @@ from zeroloss.system import AbstractSystem, Scalar
 
 _SETTLED = 0.01  # of the whole change, within the last doubling of the number of steps
 _FEWEST = 100.0
+_WARM_UP = 10_000  # training steps, among which a schedule has its largest step size
 _REACH = 0.1  # |w|
 
 
@@ -60,7 +61,7 @@ class HowLong(eqx.Module):
             return text
         return (
             f"{text}. It was followed for {self.followed:,.0f} steps and had not settled: the whole change "
-            "may be larger, and this fraction of it take longer"
+            "may be larger, and this fraction of it may take more steps"
         )
 
 
@@ -127,7 +128,7 @@ def how_long(
         of = "regularizer" if regime.time_scale == FAST else "hessian_trace"
     name, measure = _quantity(mean_path, of)
     beginning = float(measure(start))
-    fewest = _steps_of_the_limit(system, point, regime, float(rule.sizes(np.zeros(1, int))[0]))
+    fewest = _steps_of_the_limit(system, point, regime, rule.largest(_WARM_UP))
     follower = Follower(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
     with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
@@ -135,10 +136,11 @@ def how_long(
             try:
                 look = follower.advance(most_steps)
             except BudgetError as error:
-                if value is not None:
+                if value is not None or values[-1] == beginning:
+                    goal = "changed" if value is None else f"reached {value:.6g}"
                     raise BudgetError(
-                        f"{name} has not reached {value:.6g} yet: it went from {beginning:.6g} to "
-                        f"{values[-1]:.6g}. {error}",
+                        f"{name} has not {goal} yet: it went from {beginning:.6g} to {values[-1]:.6g}. "
+                        f"{error}",
                         None,
                     ) from error
                 break
@@ -193,7 +195,7 @@ def _steps_of_the_limit(system: AbstractSystem, point: PyTree, regime: Regime, s
     """How many steps the limit takes for a tenth of |w|, at the speed at `point`."""
     found = drift(system, point)
     speed = float(jnp.linalg.norm(flatten(found.first if regime.time_scale == FAST else found.second)[0]))
-    if speed == 0 or regime.time_scale is None:
+    if speed == 0 or step_size == 0 or regime.time_scale is None:
         return _FEWEST
     t = _REACH * float(length(flatten(point)[0])) / speed
     sigma = system.noise_law(point).sigma

@@ -1,5 +1,6 @@
 """The limiting dynamics on the zero-loss set (theory.md, section 2)."""
 
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -18,6 +19,7 @@ from zeroloss.pytrees import refuse_tracing
 from zeroloss.system import AbstractSystem
 
 _POINTS = 6
+_LOG = logging.getLogger(__name__)
 _LARGEST_RTOL = 1e-2
 
 
@@ -106,7 +108,9 @@ def limit(
         return flow(*arguments, recorder, rtol, regime.smooth, progress, checkpoint)
     except KinkError:
         recorder = Recorder(expansion, observables, times, time_scale=regime.time_scale)
-        return flow(*arguments, recorder, rtol, False, progress, checkpoint / "kinks")
+        _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
+        # Without a checkpoint of its own: it takes few steps, and results of both would be one group.
+        return flow(*arguments, recorder, rtol, False, progress, NOWHERE)
 
 
 def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:

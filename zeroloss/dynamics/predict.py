@@ -39,7 +39,9 @@ from zeroloss.errors import (
     BudgetError,
     InputError,
     IntegrationError,
+    LossError,
     NotReachedError,
+    RankError,
     SpreadError,
     StabilityError,
 )
@@ -129,9 +131,10 @@ def predict(
     The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 2 geometries and 2
     averages over the noise. First 4 runs of a quarter as many steps tell whether their spread moves their
     mean. If it does, an ensemble of 8 runs of half as many is enlarged, up to 32, until its mean is known
-    to 0.2 percent of the way; or there are `replicas` runs. Sampled averages take 64 to
-    4096 draws each, so that sampling errs by about half a percent. Memory: three m x m matrices, and J or
-    what stands for it, for every run; and two sets of parameters of every run for every time saved.
+    to 0.2 percent of the way; or there are `replicas` runs. A sampled average takes at least 64 draws: as many
+    as keep the error of sampling at half a percent, unless they cost more than a hundredth of what is left of
+    `max_gradients`. Memory: three m x m matrices, and J or what stands for it, for every run; and two sets of
+    parameters of every run for every time saved.
     """
     times = save_steps_of(steps, saves, save_steps)
     check_rtol(rtol)
@@ -142,6 +145,7 @@ def predict(
     refuse_tracing((system, params, step_size), "predict")
     rule = optimizer(step_size, momentum, nesterov, weight_decay)
     system.check(params)
+    _check_observables(observables, params)
     rule.check_stability(largest_eigenvalue(system, params), steps)
     mean_path, start = mean_path_of(system, params, rule)
     if mean_path.stochastic and replicas is None:
@@ -149,7 +153,7 @@ def predict(
             "this noise has a part along the zero-loss set, so that single runs do not stay near their mean: "
             "pass replicas=, and take means and quantiles over them."
         )
-    _check_mean_square(mean_path, start, rule, steps)
+    _check_mean_square(mean_path, start, rule)
     key = jax.random.key(0) if key is None else key
     pairs, coarser = (_PROBED, _PROBE_COARSER) if replicas is None else ((replicas + 1) // 2, _COARSER)
     _announce(mean_path, steps, progress)
@@ -162,7 +166,8 @@ def predict(
     def facts() -> dict[str, Any]:
         return facts_of(
             system, start, times, steps=int(times[-1]), replicas=replicas or 0, rtol=rtol,
-            max_gradients=float(max_gradients), key=digest(key), **rule.facts(times),
+            max_gradients=float(max_gradients), key=digest(key),
+            observables=",".join(sorted(observables or ())), **rule.facts(times),
         )  # fmt: skip
 
     def path() -> Path:
@@ -174,7 +179,8 @@ def predict(
                 recorder.save_measured(*_mean(sight))
             else:
                 recorder.save(jnp.asarray(sight.crowd.drawn + sight.shift)[:replicas])
-        return recorder.path()
+        uncertainty = _uncertainty(start, journey.sights, members.measure)
+        return eqx.tree_at(lambda path: path.uncertainty, recorder.path(), uncertainty, is_leaf=_is_none)
 
     try:
         with checkpoint.open():
@@ -192,11 +198,10 @@ def predict(
                         if _scatters(start, journey.sights):
                             continue
                     break
-    except IntegrationError as error:
+    except (IntegrationError, StabilityError) as error:
         error.path = path() if journey.sights else None
         raise
-    uncertainty = _uncertainty(start, journey.sights, members.measure)
-    found = eqx.tree_at(lambda path: path.uncertainty, path(), uncertainty, is_leaf=lambda x: x is None)
+    found = path()
     if replicas is None:
         _check_spread(start, journey.sights, found, steps)
     return found
@@ -214,7 +219,8 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tup
     if not isinstance(manifold, GramManifold):
         manifold, on_set = locate(system, project(system, params))
     elif expand(system, manifold).moving_law(w) is not None:
-        with contextlib.suppress(NotReachedError):  # without a zero-loss set, the start has to do
+        # Without a zero-loss set that is regular, the start has to do.
+        with contextlib.suppress(NotReachedError, RankError, LossError):
             on_set = flatten(project(system, params))[0]
     expansion = expand(system, manifold)
     averaged = average(expansion, w, system.noise_law(params).sigma)
@@ -469,12 +475,30 @@ class _Seen:
         return [jax.tree.unflatten(structure, [item[name] for name in names]) for item in self.items]
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _check_observables(observables: Observables | None, params: PyTree) -> None:
+    """Raise `InputError` for an observable that is not a number, which has no mean and error of its own."""
+    for name, function in (observables or {}).items():
+        shape = getattr(jax.eval_shape(function, params), "shape", ())
+        if shape != ():
+            raise InputError(
+                f"the observable {name!r} must be a number to be predicted, but it has the shape {shape}. "
+                "Predict its components, each under a name of its own."
+            )
+
+
 def _announce(mean_path: MeanPath, steps: int, shown: bool) -> None:
     """Say what a prediction will cost, and training in its place, in gradients."""
-    cost = expected_gradients(mean_path)
+    one = expected_gradients(mean_path)
+    # A probe of 16 times the tolerance takes a quarter of the steps, an ensemble of 4 times half of them.
+    cost = one * (1 + (1 + 2 * _PROBED) / _PROBE_COARSER**0.5)
+    most = cost + one * (_MOST_PAIRS // _PAIRS) * (1 + 2 * _PAIRS) / _COARSER**0.5
     text = (
-        f"predicting {steps:,} training steps takes some {cost:,.0f} gradients, beside compiling; training "
-        f"takes {steps:,} for each run"
+        f"predicting {steps:,} training steps takes some {cost:,.0f} gradients, up to {most:,.0f} where runs "
+        f"scatter, beside compiling; training takes {steps:,} for each run"
     )
     if _RUNS_FOR_A_MEAN * steps < cost:
         text += f", so that zeroloss.descend with replicas={_RUNS_FOR_A_MEAN} is the faster way to the mean"
@@ -487,7 +511,9 @@ def _check_spread(start: Vector, sights: list[_Sight], path: Path, steps: int) -
     """Raise `SpreadError` where the mean is not known well enough to be called a prediction."""
     assert path.uncertainty is not None
     ways = np.array([np.linalg.norm(sight.mean - start) for sight in sights])
-    errors, spreads = np.nan_to_num(path.uncertainty.total) * ways, path.uncertainty.spread * ways
+    parts = (path.uncertainty.integration, path.uncertainty.sampling, path.uncertainty.model)
+    errors = np.sqrt(np.nansum(np.square(parts), axis=0)) * ways  # of those that are known
+    spreads = path.uncertainty.spread * ways
     longest = ways.max()
     refused = (errors > _UNRELIABLE * longest) & (spreads > _WIDE * longest)
     if not refused.any() or longest <= _SMALLEST_WAY * float(length(start)):
@@ -504,9 +530,9 @@ def _check_spread(start: Vector, sights: list[_Sight], path: Path, steps: int) -
     )
 
 
-def _check_mean_square(mean_path: MeanPath, start: Vector, rule: Optimizer, steps: int) -> None:
-    """Raise `StabilityError` where minibatches make the fluctuations grow, at the largest step size."""
-    size = rule.largest(steps)
+def _check_mean_square(mean_path: MeanPath, start: Vector, rule: Optimizer) -> None:
+    """Raise `StabilityError` where minibatches make the fluctuations grow from the start."""
+    size = float(rule.sizes(np.zeros(1, int))[0])
     factor = float(_amplification(mean_path, start, jnp.asarray(size)))
     if factor >= 1:
         raise StabilityError(

@@ -351,7 +351,8 @@ class _Compare(_AbstractJob):
             except ZerolossError as error:
                 return {"half_unknown": str(error)}
             if not found.settled:
-                return {"half_unknown": f"{found}."}
+                reason = f"{found.quantity} had not settled after {found.followed:,.0f} steps."
+                return {"half_unknown": reason}
             return {"half_steps": found.steps, "half_of": found.quantity, "half_end": found.end}
 
         return checkpoint.once("half", ask)
