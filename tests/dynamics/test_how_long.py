@@ -54,6 +54,18 @@ def test_until_a_value_is_reached():
     assert found.quantity == "first" and np.isnan(found.end)
 
 
+def test_a_schedule_that_begins_at_zero():
+    """A warm-up of 1000 steps costs some 500 of those that the constant step size takes."""
+
+    def warm_up(step):
+        return ALPHA * jnp.minimum(step / 1000, 1.0)
+
+    system = HYPERBOLA.with_noise(zl.WeightNoise(SIGMA))
+    found = zl.how_long(system, HYPERBOLA_POINT, warm_up)
+    constant = zl.how_long(system, HYPERBOLA_POINT, ALPHA)
+    assert found.steps == pytest.approx(constant.steps + 500, rel=0.01)
+
+
 @pytest.mark.parametrize(
     "noise,arguments,error,message",
     [

@@ -9,7 +9,7 @@ import pytest
 from problems_for_tests import HYPERBOLA_POINT
 
 import zeroloss as zl
-from zeroloss.errors import BudgetError, InputError, StabilityError
+from zeroloss.errors import BudgetError, InputError, RunError, StabilityError
 from zeroloss.manifold import largest_eigenvalue
 
 KEY = jax.random.key(0)
@@ -404,6 +404,41 @@ def test_batches_off_the_set_are_predicted_or_refused():
     assert (np.abs(predicted.observables["from_truth"] - mean) <= 3 * np.hypot(error, own)).all()
     with pytest.raises(StabilityError, match="scatter too widely"):
         zl.predict(problem.with_noise(zl.MiniBatch(1)), start, 0.005, 6000)
+
+
+def test_a_trial_step_too_long_does_not_refuse_a_stable_training():
+    """The sharpness at the end of a trial may exceed the limit where that of training never does."""
+    problem, _ = quadratic_network(0, 12, 6, 2)
+    system, start = problem.with_noise(zl.LabelNoise(1e-3)), 0.1 * jnp.ones(12)
+    alpha = 0.85 * 2 / largest_eigenvalue(system, zl.project(system, start))
+    trained = zl.descend(system, start, alpha, 300, key=KEY, saves=2)
+    predicted = zl.predict(system, start, alpha, 300, saves=2)
+    np.testing.assert_allclose(predicted.params[-1], trained.params[-1], atol=0.02)
+
+
+def test_what_is_unstable_on_the_way_keeps_its_path():
+    """The sharpness rises along the path, since the schedule does, until training is unstable."""
+    problem, _ = quadratic_network(0, 20, 8, 2)
+    system, start = problem.with_noise(zl.LabelNoise(0.1)), 0.2 * jnp.ones(20)
+    alpha = 1.9 / largest_eigenvalue(system, start)
+    with pytest.raises(StabilityError, match="at training step") as caught:
+        zl.predict(system, start, alpha, 200, save_steps=[1, 200])
+    assert caught.value.path.steps.tolist() == [1]
+    assert np.isfinite(caught.value.path.uncertainty.integration).all()
+
+
+def test_observables_that_are_not_numbers_are_refused_by_name():
+    with pytest.raises(InputError, match="'both' must be a number"):
+        zl.predict(HYPERBOLA.with_noise(QUIET), HYPERBOLA_POINT, 0.1, 10, observables={"both": lambda w: w})
+
+
+def test_a_checkpoint_knows_what_is_observed(tmp_path):
+    given = (HYPERBOLA.with_noise(zl.LabelNoise(0.1)), HYPERBOLA_POINT, 0.1, 50)
+    zl.predict(*given, checkpoint=zl.Checkpoint(tmp_path / "state"))
+    with pytest.raises(RunError, match="another"):
+        zl.predict(
+            *given, checkpoint=zl.Checkpoint(tmp_path / "state"), observables={"first": lambda w: w[0]}
+        )
 
 
 def two_layers(rate=0.01, width=18, examples=6):

@@ -28,6 +28,7 @@ _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
 _FEWEST_DRAWS = 4  # of all examples
 _DRAWS_OF_OUTPUT = 2  # of all examples, for each output: below that, eigenvalues scatter too much
 _NONE = 1e-9  # size of what is beyond first order, relative to the first
+_ROUNDED = 1e-3
 _NEAR = 1e-2  # |w|: where that is looked at
 
 
@@ -183,8 +184,11 @@ def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> 
     sigma = expansion.system.noise_law(manifold.unravel(near)).sigma
     noise = sigma**2 * expansion.normal_covariance(near, geometry)
 
+    # Rounding is that of ||J||^4, also where the noise is much smaller.
+    rounding = _ROUNDED * manifold.jacobians.squared_norm(near) ** 2
+
     def share(added: Array, to: Array) -> Scalar:
         rows = geometry.jacobian_coordinates
-        return jnp.linalg.norm(added) / jnp.linalg.norm(rows.T @ to @ rows)
+        return jnp.linalg.norm(added) / (jnp.linalg.norm(rows.T @ to @ rows) + rounding)
 
     return share(excess.noise, noise) + share(excess.hessian, jnp.diag(geometry.eigenvalues))

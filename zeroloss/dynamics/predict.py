@@ -131,10 +131,10 @@ def predict(
     The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 2 geometries and 2
     averages over the noise. First 4 runs of a quarter as many steps tell whether their spread moves their
     mean. If it does, an ensemble of 8 runs of half as many is enlarged, up to 32, until its mean is known
-    to 0.2 percent of the way; or there are `replicas` runs. A sampled average takes at least 64 draws: as many
-    as keep the error of sampling at half a percent, unless they cost more than a hundredth of what is left of
-    `max_gradients`. Memory: three m x m matrices, and J or what stands for it, for every run; and two sets of
-    parameters of every run for every time saved.
+    to 0.2 percent of the way; or there are `replicas` runs. A sampled average takes at least 64 draws, and as
+    many as keep the error of sampling at half a percent, unless they cost more than a hundredth of what is
+    left of `max_gradients`. Memory: three m x m matrices, and J or what stands for it, for every run; and two
+    sets of parameters of every run for every time saved.
     """
     times = save_steps_of(steps, saves, save_steps)
     check_rtol(rtol)
