@@ -101,19 +101,16 @@ def test_a_trial_step_too_long_does_not_refuse_a_stable_training():
     """The sharpness at the end of a trial may exceed the limit where that of training never does."""
     problem, _ = quadratic_network(0, 12, 6, 2)
     system, start = problem.with_noise(zl.LabelNoise(1e-3)), 0.1 * jnp.ones(12)
-    alpha = 0.85 * 2 / largest_eigenvalue(system, zl.project(system, start))
-    trained = zl.descend(system, start, alpha, 300, key=KEY, saves=2)
-    predicted = zl.predict(system, start, alpha, 300, saves=2)
-    np.testing.assert_allclose(predicted.params[-1], trained.params[-1], atol=0.02)
+    trained = zl.descend(system, start, 0.18, 300, key=KEY, saves=2)
+    predicted = zl.predict(system, start, 0.18, 300, saves=2)
+    np.testing.assert_allclose(predicted.params[-1], trained.params[-1], atol=0.01)
 
 
 def test_what_is_unstable_on_the_way_keeps_its_path():
-    """The sharpness rises along the path, since the schedule does, until training is unstable."""
-    problem, _ = quadratic_network(0, 20, 8, 2)
-    system, start = problem.with_noise(zl.LabelNoise(0.1)), 0.2 * jnp.ones(20)
-    alpha = 1.9 / largest_eigenvalue(system, start)
+    """The Hessian of the hyperbola is .18 at the start and 2 on the set: 1.2 times that is unstable there."""
+    system, start = HYPERBOLA.with_noise(zl.LabelNoise(0.01)), jnp.array([0.3, 0.3])
     with pytest.raises(StabilityError, match="at training step") as caught:
-        zl.predict(system, start, alpha, 200, save_steps=[1, 200])
+        zl.predict(system, start, 1.2, 200, save_steps=[1, 200])
     assert caught.value.path.steps.tolist() == [1]
     assert np.isfinite(caught.value.path.uncertainty.integration).all()
 
