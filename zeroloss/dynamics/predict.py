@@ -249,6 +249,11 @@ class _Crowd(NamedTuple):
     runs_measured: dict[str, np.ndarray]
     drawn_measured: dict[str, np.ndarray]
 
+    @property
+    def variance_along(self) -> float:
+        """The mean square distance of the runs from their mean, along the set."""
+        return float(np.mean(np.sum((self.runs - self.runs.mean(axis=0)) ** 2, axis=1)))
+
     def joined(self, other: "_Crowd") -> "_Crowd":
         """With the runs of another ensemble."""
         first, second = len(self.runs) // 2, len(other.runs) // 2
@@ -716,7 +721,7 @@ def _one_error(sight: _Sight, name: str, left_out: float, excess: float) -> floa
     else:
         coarse, at_runs = crowd.mean_measured[name], crowd.runs_measured[name]
         drawn = crowd.drawn_measured[name]
-    spread = float(np.sqrt(np.mean(np.sum((crowd.runs - crowd.runs.mean(axis=0)) ** 2, axis=1))))
+    spread = crowd.variance_along**0.5
     # Errors of sampled averages point where the kicks of the runs do.
     sampling = at_runs.std() * float(sight.variance) ** 0.5 / spread if spread > 0 else 0.0
     # The parts of a pair's two values that are odd in its kicks and fluctuations cancel.
@@ -731,12 +736,10 @@ def _one_error(sight: _Sight, name: str, left_out: float, excess: float) -> floa
 def _one_uncertainty(start: Vector, sight: _Sight, left_out: float) -> tuple[float, float, float, float]:
     way = float(np.linalg.norm(sight.mean - start))
     unit = way if way > 0 else 1.0
-    runs = sight.crowd.runs
     correction, variance = _correction(sight)
-    along = np.mean(np.sum((runs - runs.mean(axis=0)) ** 2, axis=1))
     return (
         float(sight.integration) / unit,
         float(sight.variance) ** 0.5 / unit,
         float(np.hypot(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction), left_out)) / unit,
-        float(np.sqrt(sight.crowd.normal.mean() + along)) / unit,
+        float(np.sqrt(sight.crowd.normal.mean() + sight.crowd.variance_along)) / unit,
     )
