@@ -24,8 +24,8 @@ import numpy as np  # noqa: E402
 from jax.flatten_util import ravel_pytree  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.manifold import largest_eigenvalue  # noqa: E402
 from zeroloss.noise import AbstractNoise  # noqa: E402
+from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
 
 
 def finite_step_size_flow(system, point, step_size, t1, segments=12):

@@ -20,8 +20,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.dynamics.regime import steps_for  # noqa: E402
-from zeroloss.manifold import largest_eigenvalue  # noqa: E402
+from zeroloss.drifts._verdict import steps_for  # noqa: E402
+from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
 
 
 class TorchTraining:

@@ -18,9 +18,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import zeroloss as zl
-from zeroloss.dynamics.regime import power_of_step_size
-from zeroloss.manifold import largest_eigenvalue
+from zeroloss.drifts._verdict import power_of_step_size
 from zeroloss.noise import AbstractNoise
+from zeroloss.zero_sets import largest_eigenvalue
 
 jax.config.update("jax_enable_x64", True)
 

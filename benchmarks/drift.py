@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 from structure import convnet, in_turns, transformer  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.dynamics.drift import first_drift, second_drift_of  # noqa: E402
-from zeroloss.dynamics.expansion import expand  # noqa: E402
-from zeroloss.manifold import GramManifold, manifold_of  # noqa: E402
-from zeroloss.pytrees import flatten  # noqa: E402
+from zeroloss._pytrees import flatten  # noqa: E402
+from zeroloss.drifts._drift import first_drift, second_drift_of  # noqa: E402
+from zeroloss.drifts._expansion import expand  # noqa: E402
+from zeroloss.zero_sets import GramManifold, manifold_of  # noqa: E402
 
 
 def perceptron(sizes, examples):

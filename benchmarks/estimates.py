@@ -27,10 +27,10 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.dynamics.path import flat_paths  # noqa: E402
+from zeroloss.dynamics._trajectory import flat_paths  # noqa: E402
 from zeroloss.errors import ZerolossError  # noqa: E402
-from zeroloss.manifold import largest_eigenvalue  # noqa: E402
 from zeroloss.noise import AbstractNoise  # noqa: E402
+from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
 
 FACTOR = 3.0
 

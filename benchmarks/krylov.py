@@ -19,11 +19,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
-from zeroloss.manifold.jacobians import StructuredJacobians  # noqa: E402
-from zeroloss.manifold.krylov import OutputBlocks, ResidualSpaces, output_blocks  # noqa: E402
-from zeroloss.manifold.spectra import cholesky  # noqa: E402
-from zeroloss.manifold.structure import analyse  # noqa: E402
-from zeroloss.pytrees import flatten  # noqa: E402
+from zeroloss._linalg import cholesky  # noqa: E402
+from zeroloss._pytrees import flatten  # noqa: E402
+from zeroloss.jacobians import analyse  # noqa: E402
+from zeroloss.jacobians._jacobian import StructuredJacobians  # noqa: E402
+from zeroloss.zero_sets._iterative_residuals import OutputBlocks, ResidualSpaces, output_blocks  # noqa: E402
 
 TOLERANCES = (1e-12, 1e-4, 1e-6, 1e-7, 1e-8)
 LARGEST_FACTORIZED = 20_000

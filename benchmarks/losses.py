@@ -18,9 +18,9 @@ import jax.numpy as jnp  # noqa: E402
 from krylov import timed  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.manifold import DenseManifold, KrylovManifold  # noqa: E402
-from zeroloss.manifold.dense import is_small  # noqa: E402
-from zeroloss.pytrees import flatten  # noqa: E402
+from zeroloss._pytrees import flatten  # noqa: E402
+from zeroloss.zero_sets import DenseManifold, KrylovManifold  # noqa: E402
+from zeroloss.zero_sets._dense import is_small  # noqa: E402
 
 
 def main() -> None:

@@ -39,11 +39,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.dynamics.path import flat_paths  # noqa: E402
-from zeroloss.dynamics.regime import slow_time  # noqa: E402
+from zeroloss.drifts._verdict import slow_time  # noqa: E402
+from zeroloss.dynamics._trajectory import flat_paths  # noqa: E402
 from zeroloss.errors import ZerolossError  # noqa: E402
-from zeroloss.manifold import largest_eigenvalue  # noqa: E402
 from zeroloss.noise import AbstractNoise, parts  # noqa: E402
+from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
 
 EXAMPLES = 60
 SAVES = 9  # of the prediction

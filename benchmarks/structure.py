@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from zeroloss.manifold.structure import MAX_MEMORY, analyse
+from zeroloss.jacobians import MAX_MEMORY, analyse
 
 
 def mlp():

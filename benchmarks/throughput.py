@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import zeroloss as zl
-from zeroloss.dynamics.descend import _advance, ensemble
-from zeroloss.dynamics.optimizer import optimizer
+from zeroloss.dynamics._descend import _advance, ensemble
+from zeroloss.optimizers._sgd import optimizer
 
 ALPHA, SIGMA, RATE = 0.01, 0.1, 0.1
 

@@ -12,7 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from zeroloss.cli import app
-from zeroloss.cli.console import EXAMPLES, EXIT_CODES
+from zeroloss.cli._console import EXAMPLES, EXIT_CODES
 from zeroloss.problems import DEFAULT_STRENGTHS
 
 PAGE = Path(__file__).with_suffix(".md")

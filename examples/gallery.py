@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import zeroloss as zl
 from zeroloss.errors import IntegrationError
 from zeroloss.problems import load, parse_noise
-from zeroloss.report.portraits import portrait
+from zeroloss.report._zero_set_pictures import portrait
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 

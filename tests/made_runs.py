@@ -5,12 +5,14 @@ import numpy as np
 import xarray as xr
 
 from zeroloss import runs
-from zeroloss.dynamics import Comparison, Path, Prediction, Regime, Study, Training
-from zeroloss.dynamics.fits import Approach, Exponent
-from zeroloss.dynamics.path import Uncertainty
-from zeroloss.dynamics.rungs import Rung
-from zeroloss.dynamics.study import Bound
-from zeroloss.runs.folder import append_path
+from zeroloss.drifts import Regime
+from zeroloss.dynamics import Path
+from zeroloss.dynamics._trajectory import Uncertainty
+from zeroloss.runs._folder import append_path
+from zeroloss.studies import Comparison, Prediction, Study, Training
+from zeroloss.studies._fits import Approach, Exponent
+from zeroloss.studies._measurement import Rung
+from zeroloss.studies._study import Bound
 
 FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
 STEP_SIZE, SIGMA, STEPS, SAVES = 0.05, 0.1, 10_000, 6
@@ -175,7 +177,7 @@ def views(name):
     return {
         "spectrum": xr.Dataset(
             {"eigenvalue": (("where", "index"), np.array([[2.0, 1.0], [1.5, np.nan]]))},
-            {"where": runs.folder.column(["start", "end"]), "index": [1, 2]},
+            {"where": runs._folder.column(["start", "end"]), "index": [1, 2]},
         ),
         "function": xr.Dataset(
             {
@@ -200,7 +202,7 @@ def write(folder, kind):
     """A run of each kind, as it lies on a disk."""
     runs.create(folder, runs.config_from(CONFIGS[kind]).model_dump(mode="json") | {"description": "a test"})
     first, *others = CONFIGS[kind]["noise"]
-    runs.folder.log(folder, "started")
+    runs._folder.log(folder, "started")
     if kind == "descend":
         results = runs.gather_paths({first: path(3), others[0]: path(2)})
     elif kind == "limit":
@@ -228,7 +230,7 @@ def write(folder, kind):
         group = others[0] + ("/limit" if "compare" in kind else "")
         append_path(folder, group, path(2), 0)
     else:
-        runs.folder.log(folder, "finished")
+        runs._folder.log(folder, "finished")
     return folder
 
 

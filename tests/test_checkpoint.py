@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zeroloss as zl
-from zeroloss.checkpoint import Checkpoint, alone_in
+from zeroloss._checkpoint import Checkpoint, alone_in
 from zeroloss.errors import Interrupted, RunError
 
 KEY = jax.random.key(3)
@@ -77,7 +77,7 @@ def numbers(result):
 def test_killed_and_resumed_is_bit_identical(verb, tmp_path):
     whole = Counting(tmp_path / "whole")
     expected = numbers(VERBS[verb](whole))
-    reference = numbers(VERBS[verb](zl.checkpoint.NOWHERE))
+    reference = numbers(VERBS[verb](zl._checkpoint.NOWHERE))
     opportunities = whole.count[0]
     assert opportunities >= 5
     rng = np.random.default_rng(1)
@@ -130,7 +130,7 @@ def test_divergence_is_the_same_after_a_crash(tmp_path):
             zl.descend(system, POINT, 0.4, 5000, key=KEY, saves=500, checkpoint=checkpoint)
         return error.value
 
-    expected = diverge(zl.checkpoint.NOWHERE)
+    expected = diverge(zl._checkpoint.NOWHERE)
     checkpoint = Counting(tmp_path)
     assert diverge(checkpoint).step == expected.step
     again = diverge(Counting(tmp_path))
@@ -146,7 +146,7 @@ def test_other_types_than_float64(tmp_path):
 
     with pytest.raises(Killed):
         train(Counting(tmp_path, 3))
-    found, expected = train(Counting(tmp_path)), train(zl.checkpoint.NOWHERE)
+    found, expected = train(Counting(tmp_path)), train(zl._checkpoint.NOWHERE)
     assert jax.tree.leaves(found.params)[0].dtype == "bfloat16"
     assert np.asarray(found.params).tobytes() == np.asarray(expected.params).tobytes()
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_another_call_is_refused(tmp_path, change, named):
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     descend(Counting(tmp_path))
-    monkeypatch.setattr(zl.checkpoint, "version", lambda name: "0.0.7")
+    monkeypatch.setattr(zl._checkpoint, "version", lambda name: "0.0.7")
     with pytest.raises(RunError, match=r"made by .*zeroloss '0.1.0' \(here '0.0.7'\)"):
         descend(Counting(tmp_path))
 
@@ -196,7 +196,7 @@ def test_changed_bytes_are_noticed(tmp_path):
     """The files carry checksums: not one changed byte of the states gets through."""
     descend(Counting(tmp_path))
     path, rng = tmp_path / "state.npz", np.random.default_rng(0)
-    whole, expected = path.read_bytes(), descend(zl.checkpoint.NOWHERE)
+    whole, expected = path.read_bytes(), descend(zl._checkpoint.NOWHERE)
     for at in rng.integers(0, len(whole), 40):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
@@ -216,7 +216,7 @@ def test_a_file_in_the_place_of_another_is_noticed(tmp_path):
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from zeroloss.checkpoint import alone_in\n"
+        "import sys, time; from pathlib import Path; from zeroloss._checkpoint import alone_in\n"
         "with alone_in(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -245,7 +245,7 @@ def test_a_signal_saves_and_stops(tmp_path, number):
         descend(Signalled(tmp_path, every=1e6))
     assert stop.value.signal == number and signal.getsignal(number) is before
     assert (tmp_path / "state.npz").exists()
-    np.testing.assert_array_equal(descend(Counting(tmp_path)).loss, descend(zl.checkpoint.NOWHERE).loss)
+    np.testing.assert_array_equal(descend(Counting(tmp_path)).loss, descend(zl._checkpoint.NOWHERE).loss)
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):

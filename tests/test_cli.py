@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 import zeroloss as zl
 from zeroloss import runs
 from zeroloss.cli import app
-from zeroloss.cli.console import out
-from zeroloss.cli.printing import _side_by_side, print_table
+from zeroloss.cli._console import out
+from zeroloss.cli._printing import _side_by_side, print_table
 
 runner = CliRunner()
 SHORT = ["--steps", "300", "--replicas", "2"]
@@ -264,12 +264,12 @@ def test_a_problem_of_ones_own(tmp_path, monkeypatch):
 
 
 def test_work_that_takes_long_says_what_it_does(monkeypatch):
-    monkeypatch.setattr("zeroloss.progress._PATIENCE", 0.0)
-    monkeypatch.setattr("zeroloss.progress._SECONDS_PER_LINE", 0.01)
+    monkeypatch.setattr("zeroloss._progress._PATIENCE", 0.0)
+    monkeypatch.setattr("zeroloss._progress._SECONDS_PER_LINE", 0.01)
     for name in ("project", "classify"):
         work = getattr(zl, name)
         slow = lambda *given, work=work, **more: (time.sleep(0.5), work(*given, **more))[1]  # noqa: E731
-        monkeypatch.setattr(f"zeroloss.cli.compute.{name}", slow)
+        monkeypatch.setattr(f"zeroloss.cli._compute.{name}", slow)
     said = runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--noise", "weight"]).stderr
     assert re.search(r"projecting the start onto the zero-loss set, \d+ s so far", said)
     assert re.search(r"classifying label \(1 of 2\), \d+ s so far", said)

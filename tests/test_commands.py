@@ -8,7 +8,7 @@ import typer
 from typer.main import get_command
 
 from zeroloss.cli import app
-from zeroloss.cli.console import EXAMPLES
+from zeroloss.cli._console import EXAMPLES
 
 ROOT = Path(__file__).parent.parent
 NAMES = list(commands.summaries())
@@ -47,7 +47,7 @@ def test_help_fits_a_terminal_of_80_columns(name, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "sweep"])
 def test_every_command_has_examples_that_its_help_shows_whole(name):
-    assert EXAMPLES.get(name), f"{name} has no example: register it with zeroloss.cli.console.command"
+    assert EXAMPLES.get(name), f"{name} has no example: register it with zeroloss.cli._console.command"
     assert any(each.startswith(f"zeroloss {name} ") or each == f"zeroloss {name}" for each in EXAMPLES[name])
     lines = commands.help_of(*name.split()).splitlines()
     for example in EXAMPLES[name]:

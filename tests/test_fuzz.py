@@ -33,8 +33,8 @@ from typer.testing import CliRunner
 import zeroloss as zl
 from zeroloss import problems, report, runs
 from zeroloss.cli import app
-from zeroloss.cli.printing import as_rows
-from zeroloss.cli.request import Request
+from zeroloss.cli._options import Request
+from zeroloss.cli._printing import as_rows
 from zeroloss.errors import InputError, RunError, ZerolossError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -397,7 +397,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         | {"replicas": 2, "saves": 6}
     )
     runs.start(config, tmp_path / "whole")
-    append, appended = runs.jobs.append_path, []
+    append, appended = runs._jobs.append_path, []
 
     def dying(*arguments):
         append(*arguments)
@@ -405,7 +405,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         if len(appended) == 9:
             raise Killed
 
-    monkeypatch.setattr(runs.jobs, "append_path", dying)
+    monkeypatch.setattr(runs._jobs, "append_path", dying)
     with pytest.raises(Killed):
         runs.start(config, tmp_path / "run", every=0.0)
     monkeypatch.undo()

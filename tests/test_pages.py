@@ -11,11 +11,11 @@ from mangling import ROOM, SECONDS, memory, within
 
 from zeroloss import open_run, report, runs
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import several_page, sweep_series
-from zeroloss.report.portraits import portrait
-from zeroloss.report.stills import _style
-from zeroloss.report.sweep_series import Layout, failures, groups, layout
-from zeroloss.runs.folder import column
+from zeroloss.report import _several_page, _sweep_charts
+from zeroloss.report._matplotlib_zero_sets import _style
+from zeroloss.report._sweep_charts import Layout, failures, groups, layout
+from zeroloss.report._zero_set_pictures import portrait
+from zeroloss.runs._folder import column
 
 
 def table(**axes):
@@ -105,7 +105,7 @@ def test_an_axis_with_one_value_is_said_and_not_drawn_over():
 
 def test_failures_say_where_and_why():
     assert failures(table(step_size=STEPS, noise=NOISES)) == [("step_size=0.4, noise=weight", "too large")]
-    head, lines = sweep_series.cell_table(table(step_size=STEPS, noise=NOISES))
+    head, lines = _sweep_charts.cell_table(table(step_size=STEPS, noise=NOISES))
     assert head == ["step_size", "noise", "status", "clean loss"]
     assert lines[-1][1] == ["0.4", "weight", "failed", "\u2013"]
     assert lines[0][1] == ["0.1", "label", "complete", "0.1"]
@@ -113,11 +113,11 @@ def test_failures_say_where_and_why():
 
 def test_runs_that_cannot_be_compared():
     tree = xr.DataTree()
-    one = several_page.Told("a", {"command": "study"}, tree)
+    one = _several_page.Told("a", {"command": "study"}, tree)
     with pytest.raises(InputError, match="a is a study"):
-        several_page.page([one, one])
+        _several_page.page([one, one])
     with pytest.raises(InputError, match="at most 7 runs"):
-        several_page.page([one._replace(config={"command": "limit"})] * 8)
+        _several_page.page([one._replace(config={"command": "limit"})] * 8)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from matplotlib.image import imread
 import zeroloss as zl
 from zeroloss.dynamics import Path
 from zeroloss.problems import PROBLEMS
-from zeroloss.report.ink import DARK, LIGHT, rendered
-from zeroloss.report.portraits import portrait, portraits
+from zeroloss.report._colors import DARK, LIGHT, rendered
+from zeroloss.report._zero_set_pictures import portrait, portraits
 
 TIMES = np.linspace(0.0, 1.0, 11) ** 2
 SMALL = {

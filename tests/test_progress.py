@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from zeroloss import progress
-from zeroloss.compilation import seconds_compiling
-from zeroloss.progress import Pace, doing, progress_bar
+from zeroloss import _progress
+from zeroloss._compilation import seconds_compiling
+from zeroloss._progress import Pace, doing, progress_bar
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def clock(monkeypatch):
     """`clock.now` is the time, `clock.compiling` how much of it JAX has compiled."""
     made = SimpleNamespace(now=0.0, compiling=0.0)
     told = SimpleNamespace(perf_counter=lambda: made.now, monotonic=lambda: made.now)
-    monkeypatch.setattr(progress, "time", told)
-    monkeypatch.setattr(progress, "seconds_compiling", lambda: made.compiling)
+    monkeypatch.setattr(_progress, "time", told)
+    monkeypatch.setattr(_progress, "seconds_compiling", lambda: made.compiling)
     return made
 
 
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 def printed(monkeypatch):
     """What is printed on standard error where that is not a terminal."""
     made = io.StringIO()
-    monkeypatch.setattr(progress, "messages", Console(file=made, width=200))
+    monkeypatch.setattr(_progress, "messages", Console(file=made, width=200))
     return made
 
 
@@ -82,12 +82,12 @@ def test_a_rate_is_that_of_the_last_minute(clock):
     ("rate", "words"), [(0.01234, "0.0123"), (12.34, "12.3"), (1_234.5, "1,230"), (999.96, "1,000")]
 )
 def test_rates_have_three_digits(rate, words):
-    assert progress._three_digits(rate) == words
+    assert _progress._three_digits(rate) == words
 
 
 def test_a_terminal_shows_the_same_words(clock, monkeypatch):
     made = io.StringIO()
-    monkeypatch.setattr(progress, "messages", Console(file=made, width=100, force_terminal=True))
+    monkeypatch.setattr(_progress, "messages", Console(file=made, width=100, force_terminal=True))
     with progress_bar("training", 1000, True) as show:
         show(100.0)
         clock.now = 10.0
@@ -96,7 +96,7 @@ def test_a_terminal_shows_the_same_words(clock, monkeypatch):
 
 
 def test_work_without_progress_says_what_it_does(monkeypatch, printed):
-    monkeypatch.setattr(progress, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_progress, "_PATIENCE", 0.05)
     with doing(True) as say:
         say("label (1 of 2)")
         time.sleep(0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from zeroloss.report.ink import LIMIT, PREDICTION, TRAINING
+from zeroloss.report._colors import LIMIT, PREDICTION, TRAINING
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,20 +17,20 @@ from made_runs import FAST, SAVES, SLOW, comparison
 from matplotlib.figure import Figure
 
 from zeroloss import report, runs
-from zeroloss.cli.console import out
-from zeroloss.cli.printing import print_results
+from zeroloss.cli._console import out
+from zeroloss.cli._printing import print_results
 from zeroloss.dynamics import Path
 from zeroloss.errors import RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
-from zeroloss.report.figures import write_figures
-from zeroloss.report.labels import noise_in_words
-from zeroloss.report.markup import Board
-from zeroloss.report.notation import in_table, interval, number, percent, steps_in_words
-from zeroloss.report.path_series import sentences
-from zeroloss.report.scenes import scenes
-from zeroloss.report.series import panels, table_rows, time_axis, windows
-from zeroloss.report.words import grouped, headline, table, verdict
-from zeroloss.runs.folder import column
+from zeroloss.report._charts import panels, table_rows, time_axis, windows
+from zeroloss.report._figures import write_figures
+from zeroloss.report._html import Board
+from zeroloss.report._labels import noise_in_words
+from zeroloss.report._numbers import in_table, interval, number, percent, steps_in_words
+from zeroloss.report._plotly_zero_sets import scenes
+from zeroloss.report._sentences import grouped, headline, table, verdict
+from zeroloss.report._trajectory_charts import sentences
+from zeroloss.runs._folder import column
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -419,7 +419,7 @@ def test_only_stochastic_limits(tmp_path):
 
 def test_a_portrait_is_part_of_the_page(tmp_path, monkeypatch):
     figure = Figure(figsize=(2, 2))
-    monkeypatch.setattr("zeroloss.report.figures.portrait", lambda config, results: figure)
+    monkeypatch.setattr("zeroloss.report._figures.portrait", lambda config, results: figure)
     page = written(tmp_path / "run", {"label": comparison(SLOW)}, problem=HOSTILE)
     reader = Reader(page.read_text())
     (picture,) = [attributes for tag, attributes in reader.tags if tag == "img"]
@@ -684,7 +684,7 @@ def test_why_a_run_failed_is_said(tmp_path):
     folder = tmp_path / "run"
     runs.create(folder, {"problem": "bowl"} | asked)
     runs.write_results(folder, runs.gather({"dropout": comparison(FAST)}), complete=False)
-    runs.folder.log(folder, "failed", error="InputError: the training diverged <b>")
+    runs._folder.log(folder, "failed", error="InputError: the training diverged <b>")
     text = " ".join(Reader(report.write(folder).read_text()).text)
     assert "The next one failed: InputError: the training diverged <b>" in text and "goes on" not in text
 

@@ -10,10 +10,10 @@ from made_runs import GAPS, drifting, trivial
 from test_report import HOSTILE, Reader
 
 from zeroloss import report, runs
-from zeroloss.dynamics import Study
-from zeroloss.report.study_plots import plot_gap, plot_steps
-from zeroloss.report.study_series import log_ticks, log_window, studies
-from zeroloss.report.study_words import HEAD, findings, table
+from zeroloss.report._study_charts import log_ticks, log_window, studies
+from zeroloss.report._study_plotly import plot_gap, plot_steps
+from zeroloss.report._study_sentences import HEAD, findings, table
+from zeroloss.studies import Study
 
 
 def written(folder: FilePath, each, **config) -> FilePath:

@@ -6,9 +6,9 @@ import reference
 from problems_for_tests import HYPERBOLA_POINT, flat, flat_noisy_loss, hyperbola_loss, network_problem
 
 import zeroloss as zl
-from zeroloss.checkpoint import facts_of
+from zeroloss._checkpoint import facts_of
 from zeroloss.errors import InputError, LossError
-from zeroloss.manifold import largest_eigenvalue
+from zeroloss.zero_sets import largest_eigenvalue
 
 KEY = jax.random.key(0)
 

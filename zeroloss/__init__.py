@@ -1,27 +1,9 @@
 """What the noise in a training recipe does once the loss is zero."""
 
 from zeroloss import errors, problems
-from zeroloss.checkpoint import Checkpoint
-from zeroloss.dynamics import (
-    Comparison,
-    Drift,
-    HowLong,
-    Path,
-    Regime,
-    Study,
-    Training,
-    Uncertainty,
-    classify,
-    compare,
-    descend,
-    drift,
-    how_long,
-    limit,
-    predict,
-    regularizer,
-    study,
-)
-from zeroloss.manifold import project
+from zeroloss._checkpoint import Checkpoint
+from zeroloss.drifts import Drift, Regime, classify, drift, regularizer
+from zeroloss.dynamics import Path, Uncertainty, descend, limit
 from zeroloss.noise import (
     AntiCorrelated,
     Correlated,
@@ -43,8 +25,11 @@ from zeroloss.noise import (
     WeightNoise,
     site,
 )
+from zeroloss.prediction import HowLong, how_long, predict
 from zeroloss.runs import Run, open_run
-from zeroloss.system import LeastSquares, Loss, System
+from zeroloss.studies import Comparison, Study, Training, compare, study
+from zeroloss.systems import LeastSquares, Loss, System
+from zeroloss.zero_sets import project
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from problems_for_tests import HYPERBOLA_POINT, hyperbola_loss
 
 import zeroloss as zl
 from zeroloss.errors import InputError, LossError, UnsupportedError
-from zeroloss.manifold import largest_eigenvalue
+from zeroloss.zero_sets import largest_eigenvalue
 
 KEY = jax.random.key(0)
 WEIGHT = zl.Loss(hyperbola_loss).with_noise(zl.WeightNoise(0.1))

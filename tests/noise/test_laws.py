@@ -7,8 +7,8 @@ import pytest
 import zeroloss as zl
 from zeroloss.errors import InputError
 from zeroloss.noise import Joint, with_scales_as_arrays
-from zeroloss.noise.checks import check_draws
-from zeroloss.noise.laws import RandomSubset
+from zeroloss.noise._checks import check_draws
+from zeroloss.noise._laws import RandomSubset
 
 LAWS = [zl.Gaussian, zl.Rademacher, zl.Uniform, lambda shape: zl.TwoPoint(shape, rate=0.2)]
 
@@ -164,7 +164,7 @@ def test_noise_on_a_random_subset(chosen):
 
 
 def test_labels_drawn_from_probabilities():
-    from zeroloss.noise.laws import OneHot
+    from zeroloss.noise._laws import OneHot
 
     q = jnp.array([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0]])
     law = OneHot(q)

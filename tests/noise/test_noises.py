@@ -10,8 +10,8 @@ from problems_for_tests import network_problem
 
 import zeroloss as zl
 from zeroloss.errors import InputError
-from zeroloss.noise.activations import names_of_sites
-from zeroloss.noise.parameters import picker
+from zeroloss.noise._activations import names_of_sites
+from zeroloss.noise._parameters import picker
 
 PROBLEM, PARAMS = network_problem()
 INPUTS, TARGETS = PROBLEM.inputs, PROBLEM.targets

@@ -5,7 +5,7 @@ import pytest
 
 import zeroloss as zl
 from zeroloss.errors import InputError, UnsupportedError
-from zeroloss.noise.sites import inject, site_shapes
+from zeroloss.noise._sites import inject, site_shapes
 
 INPUTS = jnp.arange(6.0).reshape(3, 2)
 PARAMS = jnp.array([[1.0, 2.0], [3.0, 4.0]])

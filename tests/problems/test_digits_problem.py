@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import zeroloss as zl
-from zeroloss.noise.sites import site_shapes
+from zeroloss.noise._sites import site_shapes
 
 
 def test_digits_are_the_real_data():

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brentq
 
 import zeroloss as zl
-from zeroloss.manifold import largest_eigenvalue
+from zeroloss.zero_sets import largest_eigenvalue
 
 PROBLEM = zl.problems.load("ellipse")
 

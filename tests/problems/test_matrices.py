@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import zeroloss as zl
-from zeroloss.problems.matrix_sensing import product
+from zeroloss.problems._matrix_sensing import product
 
 
 def measurements_of(problem):

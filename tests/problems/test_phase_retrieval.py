@@ -3,7 +3,7 @@ import pytest
 from scipy.linalg import expm
 
 import zeroloss as zl
-from zeroloss.problems.phase_retrieval import least_norm
+from zeroloss.problems._phase_retrieval import least_norm
 
 PROBLEM = zl.problems.load("phase_retrieval")
 POINT = zl.project(PROBLEM.problem.with_noise(zl.LabelNoise(0.1)), PROBLEM.start)

@@ -6,7 +6,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 import zeroloss as zl
-from zeroloss.problems.regression_1d import Network
+from zeroloss.problems._regression_1d import Network
 
 
 def test_label_noise_ends_where_no_optimizer_finds_a_smaller_trace():

@@ -4,7 +4,7 @@ import pytest
 from scipy.optimize import linprog
 
 import zeroloss as zl
-from zeroloss.problems.sparse_regression import coefficients
+from zeroloss.problems._sparse_regression import coefficients
 
 
 def test_label_noise_recovers_the_truth():

@@ -8,8 +8,8 @@ import xarray as xr
 
 import zeroloss as zl
 from zeroloss import runs
+from zeroloss._files import replacing
 from zeroloss.errors import InputError, RunError
-from zeroloss.files import replacing
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from runs_here import Here
 
 import zeroloss as zl
 from zeroloss import report, runs
-from zeroloss.checkpoint import alone_in
+from zeroloss._checkpoint import alone_in
 from zeroloss.errors import InputError, Interrupted, RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 

@@ -7,7 +7,7 @@ import pytest
 
 import zeroloss as zl
 from zeroloss.problems import load, parse_noise
-from zeroloss.runs.views import FUNCTION, SET, SPECTRUM, views
+from zeroloss.runs._geometry import FUNCTION, SET, SPECTRUM, views
 
 
 def followed(name, noise, t1, **options):

@@ -2,8 +2,8 @@
 
 import sys
 
-from zeroloss.cli import compute, folders, running  # noqa: F401  # their commands register themselves
-from zeroloss.cli.console import app
+from zeroloss.cli import _compute, _folders, _running  # noqa: F401  # their commands register themselves
+from zeroloss.cli._console import app
 
 
 def main() -> None:

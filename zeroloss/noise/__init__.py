@@ -1,10 +1,9 @@
 """Noises: laws, the places where noise enters, and sums. Knows nothing of losses or geometry."""
 
-from zeroloss.noise.activations import Dropout, GaussianDropout
-from zeroloss.noise.base import AbstractInjection, AbstractNoise, Forward, Noises, describe, parts
-from zeroloss.noise.custom import CustomNoise
-from zeroloss.noise.data import InputNoise, LabelNoise, SampledLabels
-from zeroloss.noise.laws import (
+from zeroloss.noise._activations import Dropout, GaussianDropout
+from zeroloss.noise._custom import CustomNoise
+from zeroloss.noise._data import InputNoise, LabelNoise, SampledLabels
+from zeroloss.noise._laws import (
     AbstractLaw,
     Correlated,
     Gaussian,
@@ -17,15 +16,16 @@ from zeroloss.noise.laws import (
     is_zero,
     with_scales_as_arrays,
 )
-from zeroloss.noise.minibatch import MiniBatch
-from zeroloss.noise.parameters import (
+from zeroloss.noise._minibatch import MiniBatch
+from zeroloss.noise._noise import AbstractInjection, AbstractNoise, Forward, Noises, describe, parts
+from zeroloss.noise._parameters import (
     AntiCorrelated,
     DropConnect,
     GaussianDropConnect,
     Langevin,
     WeightNoise,
 )
-from zeroloss.noise.sites import site
+from zeroloss.noise._sites import site
 
 __all__ = [
     "AbstractInjection",

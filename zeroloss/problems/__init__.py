@@ -6,17 +6,17 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from zeroloss.errors import InputError
-from zeroloss.problems.base import DEFAULT_STRENGTHS, Problem, check_options, parse_noise, strengths_from
-from zeroloss.problems.digits import digits
-from zeroloss.problems.ellipse import ellipse
-from zeroloss.problems.hyperbola import hyperbola
-from zeroloss.problems.matrix_completion import matrix_completion
-from zeroloss.problems.matrix_sensing import matrix_sensing
-from zeroloss.problems.own import file_of, function_of, is_own, load_own, resolved, write_template
-from zeroloss.problems.phase_retrieval import phase_retrieval
-from zeroloss.problems.regression_1d import regression_1d
-from zeroloss.problems.sparse_regression import sparse_regression
-from zeroloss.problems.table import FORMATS, table
+from zeroloss.problems._digits import digits
+from zeroloss.problems._ellipse import ellipse
+from zeroloss.problems._file import file_of, function_of, is_own, load_own, resolved, write_template
+from zeroloss.problems._hyperbola import hyperbola
+from zeroloss.problems._matrix_completion import matrix_completion
+from zeroloss.problems._matrix_sensing import matrix_sensing
+from zeroloss.problems._phase_retrieval import phase_retrieval
+from zeroloss.problems._problem import DEFAULT_STRENGTHS, Problem, check_options, parse_noise, strengths_from
+from zeroloss.problems._regression_1d import regression_1d
+from zeroloss.problems._sparse_regression import sparse_regression
+from zeroloss.problems._table import FORMATS, table
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "digits": digits,

@@ -1,7 +1,7 @@
 """Runs on disk: what they compute, the folder they live in, doing them, and looking at them."""
 
-from zeroloss.runs.cluster import dask_executor
-from zeroloss.runs.config import (
+from zeroloss.runs._cluster import dask_executor
+from zeroloss.runs._config import (
     CompareConfig,
     Config,
     DescendConfig,
@@ -10,7 +10,7 @@ from zeroloss.runs.config import (
     StudyConfig,
     config_from,
 )
-from zeroloss.runs.folder import (
+from zeroloss.runs._folder import (
     check_free,
     create,
     gather,
@@ -20,11 +20,11 @@ from zeroloss.runs.folder import (
     read,
     write_results,
 )
-from zeroloss.runs.grid import SweepConfig, sweep_config
-from zeroloss.runs.jobs import configuration, digest_of_source, resume, start
-from zeroloss.runs.opened import Run, export_csv, export_netcdf, find_runs, open_run, summary
-from zeroloss.runs.rows import ends, rows
-from zeroloss.runs.sweep import Cell, cells_of, collect, resume_sweep, sweep
+from zeroloss.runs._grid import SweepConfig, sweep_config
+from zeroloss.runs._jobs import configuration, digest_of_source, resume, start
+from zeroloss.runs._run import Run, export_csv, export_netcdf, find_runs, open_run, summary
+from zeroloss.runs._sweep import Cell, cells_of, collect, resume_sweep, sweep
+from zeroloss.runs._table import ends, rows
 
 __all__ = [
     "Cell",

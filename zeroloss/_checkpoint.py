@@ -1,0 +1,449 @@
+"""A long computation's state on disk: it can be killed at any moment and goes on from there, bit for bit."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import equinox as eqx
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from zeroloss._files import PART, replacing
+from zeroloss.errors import Interrupted, RunError
+
+_State = TypeVar("_State")
+_Item = dict[str, np.ndarray]
+
+_FORMAT = 3
+_VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
+LOCK = "lock"
+"""The file that keeps other processes out of a folder."""
+
+_STATE, _SAVED, _ONCE = "state.npz", "saved", "once"
+_FACTS = "facts"
+_DEAREST = 0.05  # share of the time that saving may take
+
+
+class Checkpoint:
+    """A folder in which a long computation keeps its state, and from which the same call goes on.
+
+        path = zl.descend(system, params, 0.1, 10**8, key=key, checkpoint=zl.Checkpoint("checkpoints/mine"))
+
+    Run again after a crash, the same line goes on from the last state saved, and its result is bit-identical
+    to that of a run that was never stopped (on the same machine, devices and versions). While it works,
+    Ctrl-C (SIGINT) and SIGTERM make it finish the step, save and raise `zeroloss.errors.Interrupted`; a
+    second one stops it at once.
+
+    **Arguments:**
+
+    - `folder`: where; made if it does not exist. It must belong to this call alone.
+    - `every`: seconds from one save to the next; more where saving takes over 5 % of the time. 0 saves
+      whenever it is possible.
+    - `stop`: asked at every step, besides signals, whether to save and stop: such as `event.is_set` of a
+      `threading.Event`, where a thread does the work, for only the main one is told of signals.
+    - `published`: called after a save with the name of the part of the computation, such as "." or "limit",
+      and the `zeroloss.Path` until there: what there is to look at meanwhile.
+
+    **Raises**, when it is used: `RunError` where the folder cannot be written, another process is working in
+    it, what is in it is damaged, or belongs to a call with other arguments or to other versions. Nothing
+    is removed then. `checkpoint.remove()` deletes the state.
+
+    Costs the states of the computation on disk, and what it has saved of its path; a save takes as long as
+    writing what is new. Arrays only, no pickle: to open a checkpoint executes nothing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        every: float = 30.0,
+        stop: Callable[[], bool] = lambda: False,
+        published: Callable[[str, Any], object] | None = None,
+        _root: "_Root | None" = None,
+    ):
+        self._folder = Path(folder)
+        self._root = _Root(self._folder, every, stop, published) if _root is None else _root
+        self._written, self._earlier = 0, 0.0
+        self._segments: list[tuple[int, str]] = []  # the first item of each, and its fingerprint
+        self._began = time.perf_counter()
+        self._facts: dict[str, Any] = {}
+
+    def __truediv__(self, name: str) -> "Checkpoint":
+        """A checkpoint within this one, for a part of the computation."""
+        return Checkpoint(self._folder / name, _root=self._root)
+
+    def open(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out, and take signals as requests to save and stop."""
+        return self._root.open()
+
+    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
+        """The state to begin from: the one saved last, or `state` where there is none.
+
+        `recorder.items`, a list of dictionaries of arrays, is brought back too. What `facts()` returns says
+        what is computed, in numbers and words; a checkpoint of something else is refused.
+        """
+        self._began = time.perf_counter()
+        self._facts = json.loads(json.dumps(facts(), default=str))
+        path = self._folder / _STATE
+        if not path.exists():
+            return state
+        with _reading(path), np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays[_FACTS]))
+            self._check(path, about)
+            self._segments = [(int(first), str(found)) for first, found in about["segments"]]
+            self._earlier = float(about["seconds"])
+            self._written = int(about["count"])
+            items, restored = self._items(), _unpacked(state, arrays)
+        recorder.items[:] = items
+        return restored
+
+    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
+        """Save if it is time to, if it is the `last` state, or if a signal has come; then stop.
+
+        `recorder.path()`, where it is not None, is what there is to look at meanwhile. Raises `Interrupted`
+        after a signal, and `RunError` where the state cannot be written.
+        """
+        stopped = self._root.stopped
+        if not (last or stopped or self._root.due):
+            return
+        began = time.perf_counter()
+        items = recorder.items
+        if len(items) > self._written:
+            segment = {
+                f"{index}/{name}": value
+                for index, item in enumerate(items[self._written :])
+                for name, value in item.items()
+            }
+            with replacing(self._segment(self._written)) as file:
+                np.savez(file, allow_pickle=False, **segment)
+            self._segments.append((self._written, _digest_of_arrays(segment)))
+            self._written = len(items)
+        about = {
+            "format": _FORMAT,
+            "versions": _versions(),
+            "facts": self._facts,
+            "segments": self._segments,
+            "count": self._written,
+            "seconds": self._earlier + time.perf_counter() - self._began,
+        }
+        with replacing(self._folder / _STATE) as file:
+            np.savez(file, allow_pickle=False, **{_FACTS: np.array(json.dumps(about))}, **_packed(state()))
+        if self._root.published is not None and items and not last:
+            path = recorder.path()
+            if path is not None:
+                self._root.published(self._folder.relative_to(self._root.folder).as_posix(), path)
+        self._root.saved(time.perf_counter() - began)
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` after a signal; what is to go on must be saved already."""
+        if self._root.stopped:
+            number = self._root.signal
+            by = f"by {signal.Signals(number).name}" if number else "as asked"
+            raise Interrupted(
+                f"stopped {by}; the state is saved in {self._root.folder}, and the same call goes on from "
+                "there.",
+                number or signal.SIGTERM,
+            )
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute()` returned the first time, which JSON can hold: for choices made by clocks."""
+        path = self._folder / _ONCE / f"{name}.json"
+        place = path.relative_to(self._root.folder).as_posix()
+        if path.exists():
+            with _reading(path):
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                if kept["digest"] != _digest_of_text(f"{place} {kept['value']}"):
+                    raise ValueError("it is not what was saved there")
+                return json.loads(kept["value"])
+        text = json.dumps(compute())
+        with replacing(path) as file:
+            file.write(json.dumps({"value": text, "digest": _digest_of_text(f"{place} {text}")}).encode())
+        return json.loads(text)
+
+    @property
+    def earlier(self) -> float:
+        """The seconds spent before `begin`, in the processes that this one goes on from."""
+        return self._earlier
+
+    def remove(self) -> None:
+        """Delete what was saved, and nothing else that may be in the folder."""
+        for path in sorted(self._folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            elif path.name.removesuffix(PART) in (_STATE, LOCK) or path.parent.name in (_SAVED, _ONCE):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _segment(self, first: int) -> Path:
+        return self._folder / _SAVED / f"{first:08}.npz"
+
+    def _items(self) -> list[_Item]:
+        items: list[_Item] = [{} for _ in range(self._written)]
+        for first, fingerprint in self._segments:
+            path = self._segment(first)
+            with _reading(path), np.load(path, allow_pickle=False) as arrays:
+                segment = {where: arrays[where] for where in arrays.files}
+                if _digest_of_arrays(segment) != fingerprint:
+                    raise ValueError("it is not what was saved there")
+                for where, value in segment.items():
+                    index, _, name = where.partition("/")
+                    items[first + int(index)][name] = value
+        if not all(items):
+            raise RunError(f"the checkpoint {self._folder} is damaged: saves are missing. {_DAMAGED}")
+        return items
+
+    def _check(self, path: Path, about: Mapping[str, Any]) -> None:
+        if about["format"] != _FORMAT or about["versions"] != _versions():
+            theirs = {"format": about["format"], **about["versions"]}
+            ours = {"format": _FORMAT, **_versions()}
+            raise RunError(
+                f"the checkpoint {path} was made by {_differences(theirs, ours)}: it could not go on bit for "
+                "bit. Install what made it, or begin anew in another folder."
+            )
+        if about["facts"] != self._facts:
+            raise RunError(
+                f"the checkpoint {path} belongs to another computation: "
+                f"{_differences(about['facts'], self._facts)}. Use another folder, or repeat that call."
+            )
+
+
+class _Nowhere(Checkpoint):
+    """Saves nothing."""
+
+    def __init__(self) -> None:
+        self._earlier = 0.0
+
+    def __truediv__(self, name: str) -> Checkpoint:
+        return self
+
+    def open(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
+        return state
+
+    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
+        pass
+
+    def stop_if_asked(self) -> None:
+        pass
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+    def remove(self) -> None:
+        pass
+
+
+NOWHERE = _Nowhere()
+"""The checkpoint of a computation that saves nothing."""
+
+
+class _Root:
+    """What all parts of a computation share: the folder, who works in it, and when to save."""
+
+    def __init__(
+        self,
+        folder: Path,
+        every: float,
+        stop: Callable[[], bool],
+        published: Callable[[str, Any], object] | None,
+    ):
+        self.folder, self.published = folder, published
+        self.signal, self._stop = 0, stop
+        self._every = self._interval = every
+        self._last, self._depth = time.monotonic(), 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal, or who called, asks to stop."""
+        return bool(self.signal) or self._stop()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._interval
+
+    def saved(self, seconds: float) -> None:
+        self._last = time.monotonic()
+        self._interval = max(self._every, seconds / _DEAREST) if self._every > 0 else 0.0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            with contextlib.ExitStack() as stack:
+                if self._depth == 1:
+                    stack.enter_context(alone_in(self.folder))
+                    stack.enter_context(self._signals())
+                yield
+        finally:
+            self._depth -= 1
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        self.signal, self._last = 0, time.monotonic()
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread is told of signals
+            return
+
+        def stop(number: int, _: FrameType | None) -> None:
+            if self.signal:
+                raise Interrupted(
+                    f"stopped at once; what was saved last is in {self.folder}.", number, at_once=True
+                )
+            self.signal = number
+
+        before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep every other process out of `folder`; a process that dies, however it does, keeps nobody out.
+
+    Raises `RunError` where one is there already, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / LOCK)
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise RunError(
+            f"another process is working in {folder}; two cannot. Wait for it, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process is working in `folder`."""
+    try:
+        if (folder / LOCK).exists():
+            with filelock.FileLock(folder / LOCK, blocking=False):
+                pass
+        return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # in which nobody can work then
+        return False
+
+
+_DAMAGED = "Nothing was touched; begin anew in another folder, or delete this one."
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        if path.exists() and not path.is_file():  # to read a pipe would take for ever
+            raise ValueError("it is no file")
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # zip, NumPy and JSON raise anything on damaged files
+        raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
+
+
+def digest_of_bytes(parts: Iterable[bytes]) -> str:
+    """A short fingerprint of some bytes, however they are cut into parts."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _digest_of_text(text: str) -> str:
+    return digest_of_bytes([text.encode()])
+
+
+def _digest_of_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    return digest_of_bytes(
+        f"{name} {array.shape} {array.dtype.itemsize} ".encode() + array.tobytes()
+        for name, array in arrays.items()
+    )
+
+
+def digest(tree: PyTree) -> str:
+    """A short fingerprint of all numbers in `tree`."""
+
+    def in_bytes(leaf: Any) -> bytes:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        return f"{array.shape} {array.dtype} ".encode() + array.tobytes()
+
+    return digest_of_bytes(in_bytes(leaf) for leaf in jax.tree.leaves(tree) if eqx.is_array_like(leaf))
+
+
+def facts_of(system: Any, start: PyTree, times: np.ndarray, **more: Any) -> dict[str, Any]:
+    """What is computed when a system goes from a start and is saved at some times, for `Checkpoint.begin`.
+
+    Reads all data and parameters once.
+    """
+    said = dict(noise=system.describe(), **more)  # what people can read comes first
+    return said | dict(system=digest(system), start=digest(start), saves=digest(times))
+
+
+def _packed(state: PyTree) -> dict[str, np.ndarray]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state) if eqx.is_array_like(leaf)]
+    return {f"{index}": _plain(leaf) for index, leaf in enumerate(leaves)}
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array in a type that NumPy's files know, which bfloat16 is not."""
+    if array.dtype.isbuiltin == 1:
+        return array
+    return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
+
+
+def _unpacked(like: _State, arrays: Mapping[str, np.ndarray]) -> _State:
+    """The state that was packed, with the structure, devices and types of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    restored, index = [], 0
+    for leaf in leaves:
+        if not eqx.is_array_like(leaf):
+            restored.append(leaf)
+            continue
+        value, index = arrays[f"{index}"], index + 1
+        expected = _plain(np.asarray(leaf))
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            raise ValueError(
+                f"an array of shape {value.shape} and type {value.dtype} is in the place of one of shape "
+                f"{expected.shape} and type {expected.dtype}"
+            )
+        value = np.frombuffer(value.tobytes(), np.asarray(leaf).dtype).reshape(np.shape(leaf))
+        if isinstance(leaf, jax.Array):  # to where it was, or else wherever it is computed with
+            restored.append(jax.device_put(value, leaf.sharding) if leaf.committed else jnp.asarray(value))
+        else:
+            restored.append(value if isinstance(leaf, np.ndarray) else type(leaf)(value.item()))
+    return jax.tree.unflatten(structure, restored)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _VERSIONED}
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    return ", ".join(f"{name} {theirs.get(name)!r} (here {ours.get(name)!r})" for name in names)

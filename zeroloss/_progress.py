@@ -1,0 +1,190 @@
+"""Progress for people, on standard error: bars in a terminal, plain lines elsewhere."""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from zeroloss._compilation import seconds_compiling
+
+messages = Console(stderr=True)
+"""Where bars are drawn; what is printed on it meanwhile comes out above them."""
+
+_SECONDS_PER_LINE = 30.0
+_WINDOW = 60.0  # seconds: a rate is that of the last minute, for integrators become faster
+# An estimate of the time that is left says nothing earlier than after this many seconds and this share.
+_LEAST_SECONDS, _LEAST_SHARE = 5.0, 0.02
+_PATIENCE = 3.0  # seconds without a word that nobody minds
+_REFRESH = 0.2
+
+
+@contextlib.contextmanager
+def progress_bar(
+    description: str, total: float, shown: bool, unit: str = "steps"
+) -> Iterator[Callable[[float], None]]:
+    """A bar that is advanced by calling what this yields with the total done so far, in `unit`.
+
+    Where standard error is not a terminal, a line every half minute in its place.
+    """
+    if not shown:
+        yield lambda done: None
+        return
+    pace = Pace(total, unit)
+    if not messages.is_terminal:
+        yield _Lines(description, pace)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(description, total=total, said="")
+
+        def show(done: float) -> None:
+            pace.add(done)
+            progress.update(task, completed=done, said=pace.words)
+
+        yield show
+
+
+class Pace:
+    """How far a computation is, how fast, and how much longer it takes once that can be estimated.
+
+    - `total`: what there is to do, in `unit`.
+
+    Seconds in which JAX compiles do not count as time spent on the computation.
+    """
+
+    def __init__(self, total: float, unit: str):
+        self._total, self._unit = total, unit
+        self._first: tuple[float, float] | None = None
+        self._recent: deque[tuple[float, float]] = deque()
+
+    def add(self, done: float) -> None:
+        """Take note that so much of the total is done by now."""
+        now = (time.perf_counter() - seconds_compiling(), float(done))
+        if self._first is None:  # a computation that goes on does not begin at 0
+            self._first = now
+        self._recent.append(now)
+        while len(self._recent) > 2 and now[0] - self._recent[1][0] >= _WINDOW:
+            self._recent.popleft()
+
+    @property
+    def advanced(self) -> bool:
+        """Whether anything was done since the first report."""
+        return self._first is not None and self._recent[-1][1] > self._first[1]
+
+    @property
+    def rate(self) -> float | None:
+        """What is done in a second, of late; None before anything was measured."""
+        if len(self._recent) < 2:
+            return None
+        (began, before), (now, done) = self._recent[0], self._recent[-1]
+        return (done - before) / (now - began) if now > began and done > before else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate; None where less is measured than an estimate takes."""
+        rate = self.rate
+        if self._first is None or rate is None:
+            return None
+        now, done = self._recent[-1]
+        share = (done - self._first[1]) / self._total
+        if now - self._first[0] < _LEAST_SECONDS or share < _LEAST_SHARE:
+            return None
+        return (self._total - done) / rate
+
+    @property
+    def words(self) -> str:
+        """All of this in a few words."""
+        if not self._recent:
+            return ""
+        share, rate, left = self._recent[-1][1] / self._total, self.rate, self.seconds_left
+        parts = [f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"]
+        if rate is not None:
+            parts.append(f"{_three_digits(rate)} {self._unit}/s")
+        if left is not None:
+            parts.append(f"{_duration(left)} left")
+        return ", ".join(parts)
+
+
+class _Lines:
+    """Says in plain lines how far a computation is."""
+
+    def __init__(self, description: str, pace: Pace):
+        self._description, self._pace = description, pace
+        self._said = time.monotonic()
+
+    def __call__(self, done: float) -> None:
+        self._pace.add(done)
+        now = time.monotonic()
+        if now - self._said < _SECONDS_PER_LINE or not self._pace.advanced:
+            return
+        self._said = now
+        messages.print(f"{self._description}: {self._pace.words}", highlight=False)
+
+
+@contextlib.contextmanager
+def doing(shown: bool) -> Iterator[Callable[[str], None]]:
+    """Say what is being done, for work that reports no progress, once it takes longer than some seconds.
+
+    Yields a function that takes what is done next, in words. In a terminal they stand beside a spinner, with
+    the seconds since the beginning; elsewhere they are a line, and another every half minute.
+    """
+    if not shown:
+        yield lambda words: None
+        return
+    said = [""]
+    ended = threading.Event()
+    speaker = threading.Thread(target=_speak, args=(said, ended), daemon=True)
+    speaker.start()
+
+    def say(words: str) -> None:
+        said[0] = words
+
+    try:
+        yield say
+    finally:
+        ended.set()
+        speaker.join()
+
+
+def _speak(said: list[str], ended: threading.Event) -> None:
+    """Show the last of `said` until `ended`."""
+    began = time.monotonic()
+
+    def words() -> str:
+        return f"{said[0]}, {_duration(time.monotonic() - began)} so far"
+
+    if ended.wait(_PATIENCE):
+        return
+    if not messages.is_terminal:
+        messages.print(words(), highlight=False, markup=False)
+        while not ended.wait(_SECONDS_PER_LINE):
+            messages.print(words(), highlight=False, markup=False)
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn())
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(words(), total=None)
+        while not ended.wait(_REFRESH):
+            progress.update(task, description=words())
+
+
+def _three_digits(value: float) -> str:
+    """A number to three digits, with thousands separated."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 1000 else f"{rounded:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"

@@ -1,0 +1,175 @@
+"""The commands that look at runs on disk."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from zeroloss import problems, report, runs
+from zeroloss.cli._console import (
+    PROBLEMS,
+    RESULTS,
+    Json,
+    RunFolder,
+    UsageError,
+    command,
+    failing_in_a_line,
+    flag,
+    option,
+    out,
+    print_json,
+    print_path,
+)
+from zeroloss.cli._printing import as_rows, print_results, print_table
+from zeroloss.errors import InputError
+from zeroloss.runs._folder import FIGURES
+from zeroloss.runs._grid import SWEEP
+
+_FORMAT = "Format"  # a panel of the help
+
+
+@command("show", RESULTS, "zeroloss show runs/first", "zeroloss show runs/first --json")
+def show_command(run: RunFolder, as_json: Json = False) -> None:
+    """Print what a run has found, and whether it is complete."""
+    with failing_in_a_line():
+        opened = _opened(run)
+        config = opened.config
+        verb = config["command"]
+        if as_json:
+            print_json(
+                {
+                    "config": config,
+                    "status": opened.status,
+                    "failure": opened.failure,
+                    "verdicts": opened.verdicts,
+                    "results": as_rows(config, opened.results),
+                }
+            )
+            return
+        of = (
+            f"{config['cell']['command']} {config['cell']['problem']}" if verb == SWEEP else config["problem"]
+        )
+        what = f"{verb} {of}: {opened.status}"
+        out.print(escape(what), highlight=False, soft_wrap=True)
+        if opened.failure:
+            out.print(escape(opened.failure), highlight=False, soft_wrap=True)
+        if opened.status != "complete":
+            out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
+        print_results(config, opened.results)
+
+
+def _opened(run: Path) -> runs.Run:
+    """A run; of a sweep what its cells have found since it was stopped, too."""
+    opened, configuration = runs.open_run(run), runs.configuration(run)
+    if isinstance(configuration, runs.SweepConfig):
+        return opened._replace(results=runs.collect(configuration, run))
+    return opened
+
+
+@command("list", RESULTS, "zeroloss list", "zeroloss list runs")
+def list_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("."),
+    as_json: Json = False,
+) -> None:
+    """List all runs in a folder and below, with their status."""
+    with failing_in_a_line():
+        found = [runs.summary(path) for path in runs.find_runs(folder)]
+        if as_json:
+            print_json(found)
+            return
+        if not found:
+            out.print(f"There are no runs in {escape(str(folder))}.", soft_wrap=True)
+            return
+        print_table(["run", "command", "problem", "noise", "status"], [list(each.values()) for each in found])
+
+
+@command(
+    "export",
+    RESULTS,
+    "zeroloss export runs/first --csv",
+    "zeroloss export runs/first --netcdf --out results",
+)
+def export_command(
+    run: RunFolder,
+    csv: Annotated[bool, flag(_FORMAT, "A file of the table, and one of each path.", "--csv")] = False,
+    netcdf: Annotated[
+        bool, flag(_FORMAT, "One file, with a group for each path; needs h5netcdf.", "--netcdf")
+    ] = False,
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Where to write. By default RUN.", "--out", metavar="<folder>"),
+    ] = None,
+) -> None:
+    """Write the results of a run as CSV or netCDF files."""
+    with failing_in_a_line():
+        if csv == netcdf:
+            raise UsageError("choose one of --csv and --netcdf.")
+        opened = _opened(run)
+        if not opened.results.children and not opened.results.data_vars:
+            raise InputError(f"{run} has no results yet.")
+        folder = run if to is None else to
+        if csv:
+            written = runs.export_csv(opened, folder / "csv" if to is None else folder)
+        else:
+            written = [runs.export_netcdf(opened, folder / "results.nc")]
+        for path in written:
+            typer.echo(path)
+
+
+@command(
+    "report",
+    RESULTS,
+    "zeroloss report runs/first",
+    "zeroloss report runs/first runs/compare --out compared.html",
+)
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Of several runs: the page to write.", "--out", metavar="<file>"),
+    ] = None,
+) -> None:
+    """Write the page of a run again, or one that compares several.
+
+    Of one run it is report.html in its folder, with static figures beside it.
+    """
+    with failing_in_a_line():
+        if len(runs) == 1 and to is not None:
+            raise UsageError("the page of one run is report.html in its folder; --out is for several.")
+        if len(runs) > 1 and to is None:
+            raise UsageError("say with --out which file to write the page of several runs to.")
+        print_path("Wrote", report.write(runs[0]) if to is None else report.write_several(runs, to))
+
+
+@command(
+    "figures",
+    RESULTS,
+    "zeroloss figures runs/first --format pdf",
+    "zeroloss figures runs/first --format png --out figures",
+)
+def figures_command(
+    run: RunFolder,
+    format: Annotated[str, option(_FORMAT, "pdf, svg or png.", "--format", metavar="<format>")] = "pdf",
+    to: Annotated[
+        Path | None,
+        option(_FORMAT, "Where to write. By default figures in RUN.", "--out", metavar="<folder>"),
+    ] = None,
+) -> None:
+    """Write static figures of a run, for papers."""
+    with failing_in_a_line():
+        if to is None and (run / FIGURES).is_symlink():
+            raise InputError(f"{run / FIGURES} is a link; say with --out where to write.")
+        for path in report.write_stills_of(run, run / FIGURES if to is None else to, format):
+            typer.echo(path)
+
+
+@command("new", PROBLEMS, "zeroloss new problem.py", "zeroloss classify problem.py")
+def new_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write, such as problem.py.")],
+) -> None:
+    """Write a working problem of your own to a file, to begin from."""
+    with failing_in_a_line():
+        problems.write_template(path)
+        print_path("Wrote", path)
+        print_path("Look at it: zeroloss classify", path)

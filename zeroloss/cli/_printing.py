@@ -1,0 +1,184 @@
+"""What a run found, as tables for a terminal and as rows for machines."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from zeroloss import report, runs
+from zeroloss.cli._console import messages, out
+from zeroloss.report._charts import table_rows
+from zeroloss.report._numbers import greek, in_table
+from zeroloss.report._study_charts import studies
+from zeroloss.report._study_sentences import findings
+from zeroloss.report._sweep_charts import cell_rows, cell_table, failures
+from zeroloss.report._trajectory_charts import certainty
+from zeroloss.runs._folder import DESCRIPTION
+from zeroloss.runs._grid import SWEEP
+from zeroloss.studies._answers import which_answer
+
+_MOST_CELLS = 200
+_GAP = 2  # between two columns
+_LABELS = 26  # columns of the terminal for the labels of a comparison; longer ones are folded
+
+
+def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
+    """Print the table of a run, or what its studies found."""
+    if config["command"] == SWEEP:
+        _print_sweep(results)
+    elif not results.children:
+        out.print("There are no results yet.")
+    elif config["command"] == "compare" and not runs.noises_of(results):
+        out.print("No noise has been compared to the end yet.")
+    elif config["command"] == "compare":
+        _print_comparison(config, results)
+    elif config["command"] == "study":
+        print_title(_title(config, results))
+        for measured in studies(config, results):
+            out.print(f"[bold]{escape(measured.noise)}[/bold]")
+            for sentence in findings(measured, config.get("strengths") or {}):
+                out.print(f"  {escape(sentence)}", highlight=False)
+    else:
+        _print_paths(config, results)
+
+
+def _print_sweep(results: xr.DataTree) -> None:
+    table = results.to_dataset().load()
+    statuses = table["status"].values.ravel()
+    complete = int((statuses == "complete").sum())
+    head, lines = cell_table(table)
+    print_table(head, [line for _, line in lines[:_MOST_CELLS]])
+    if len(lines) > _MOST_CELLS:
+        out.print(f"... and {len(lines) - _MOST_CELLS} more: zeroloss export --csv writes all.")
+    out.print(f"{complete} of {len(statuses)} cells are complete.", highlight=False)
+    for name, reason in failures(table):
+        messages.print(f"[red]{escape(name)}[/red] failed: {escape(reason)}", highlight=False)
+
+
+def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, Any]]:
+    """A row for each noise, or each cell of a sweep, of numbers and words that JSON can hold."""
+    if config["command"] == SWEEP:
+        return cell_rows(results.to_dataset().load())
+    return table_rows(results) if config["command"] == "compare" else runs.rows(config["command"], results)
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table below its title. What is too wide for the terminal is folded, if it can be at spaces."""
+    print_title(title)
+    lines = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    widths = _widths([head, *lines], out.width - _GAP * (len(head) - 1))
+    for name, width in zip(head, widths, strict=True):
+        table.add_column(Text(name), overflow="fold", width=width)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    out.print(table)
+    out.print()
+
+
+def _widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
+    """How wide the columns of a table are: where there is no room for the longest cells, few are folded."""
+    cells = [[_length(cell) for cell in column] for column in zip(*lines, strict=True)]
+    words = [
+        max((cell_len(word) for cell in column for word in cell.split()), default=0)
+        for column in zip(*lines, strict=True)
+    ]
+    widths = [max(column) for column in cells]
+
+    def cost(column: int) -> tuple[int, int]:
+        return sum(length >= widths[column] for length in cells[column]), -widths[column]
+
+    for least in (words, [1] * len(widths)):
+        while sum(widths) > room and (wide := [i for i, width in enumerate(widths) if width > least[i]]):
+            widths[min(wide, key=cost)] -= 1
+    return widths
+
+
+def _length(cell: str) -> int:
+    return max(map(cell_len, cell.split("\n")))
+
+
+def print_title(title: str) -> None:
+    """Print what a table is about; nothing where there is nothing to say."""
+    if title:
+        out.print(escape(title), style="italic", highlight=False)
+
+
+def _title(config: Mapping[str, Any], results: xr.DataTree) -> str:
+    return str(results.attrs.get(DESCRIPTION) or config.get(DESCRIPTION) or "")
+
+
+def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
+    rows = table_rows(results)
+    print_title(_title(config, results))
+    for row in rows:
+        if said := which_answer(row):
+            out.print(f"[bold]{escape(row['noise'])}:[/bold] {escape(said)}", highlight=False)
+    out.print()
+    lines = report.table(rows)
+    names = [row["noise"].replace("+", "\n+") for row in rows]  # of sums a line for each
+    columns = zip(names, *(cells for _, cells in lines), strict=True)
+    for some in _side_by_side([max(map(_length, column)) for column in columns]):
+        print_table(["", *names[some]], _grouped([(label, cells[some]) for label, cells in lines]))
+    for row in rows:
+        for said in report.remarks(row):
+            out.print(f"{escape(row['noise'])}: {escape(said)}", highlight=False)
+    for row in rows:
+        if row.get("diverged_at") is not None:
+            messages.print(
+                f"[red]{escape(row['noise'])}: training diverged at step {row['diverged_at']:,.0f}[/red]; "
+                f"the results go to step {row['steps']:,.0f}."
+            )
+
+
+def _side_by_side(widths: Sequence[int]) -> Iterator[slice]:
+    """Which columns fit beside each other, and the labels before them; at least one each time."""
+    first, taken = 0, 0
+    for index, width in enumerate(widths):
+        taken += _GAP + width
+        if index > first and _LABELS + taken > out.width:
+            yield slice(first, index)
+            first, taken = index, _GAP + width
+    yield slice(first, len(widths))
+
+
+def _grouped(lines: Sequence[tuple[str, list[str]]]) -> Iterator[list[str]]:
+    """Lines with labels such as "regularizer, start" below one that says "regularizer"."""
+    for heading, parts in report.grouped(lines):
+        if heading:
+            yield [heading, *[""] * len(parts[0][1])]
+        yield from ([f"  {label}" if heading else label, *cells] for label, cells in parts)
+
+
+def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
+    groups = {
+        name: results.children[name].to_dataset(inherit=False)
+        for name in config["noise"]
+        if name in results.children
+    }
+    after = {name: _after(config, each) for name, each in groups.items()}
+    at_the_end, *others = dict.fromkeys(after.values())
+    lines, endings = [], []
+    for name, each in groups.items():
+        beside = [name, *([f"  {after[name]}"] if others else [])]
+        for index, (label, (start, end, error)) in enumerate(runs.ends(each).items()):
+            before = beside[index] if index < len(beside) else ""
+            lines.append([before, label, in_table(start, digits=4), in_table(end, error, digits=4)])
+        if "verdict" in each.attrs:
+            endings.append(f"{name}: {greek(str(each.attrs['verdict']))}")
+        if "uncertainty_model" in each:
+            endings.append(f"{name}: {certainty(each)}")
+    head = ["noise", "", "start", "at the end" if others else at_the_end]
+    print_table(head, lines, _title(config, results))
+    for ending in endings:
+        out.print(escape(ending), highlight=False)
+
+
+def _after(config: Mapping[str, Any], path: xr.Dataset) -> str:
+    last = float(path["time"].values[-1])
+    return f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"

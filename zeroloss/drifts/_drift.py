@@ -1,0 +1,193 @@
+"""The slow drift along the zero-loss set, on both time scales (theory.md, sections 2 and 5)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from zeroloss._pytrees import Vector, is_traced
+from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.errors import InputError, LossError
+from zeroloss.optimizers._sgd import optimizer
+from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
+from zeroloss.zero_sets import AbstractGeometry, AbstractSpaces, largest_eigenvalue, locate
+
+
+class Drift(eqx.Module):
+    """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
+
+    Moments of the noise beyond the second are taken to be of higher order. Bernoulli masks are rare rather
+    than small: for them `first` is right where the loss is quadratic in each mask (`Regime.rare` says
+    whether it is), and `second` lacks the part that their fourth moment adds to Sigma.
+
+    - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
+    - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
+      have a normal part, the Ito correction that keeps a diffusion on the set.
+    - `diffusion`: P_T G, a `lineax.AbstractLinearOperator` from standardized noise, a pytree like the law's,
+      to pytrees like the parameters, in units of the square root of t = alpha^2 sigma^2 k: `.mv`, `.T`,
+      and `.as_matrix()` for small problems. None where no noise can have a tangential part; otherwise
+      it acts on the noises that can (in a sum, a tuple of them).
+    """
+
+    first: PyTree[Array]
+    second: PyTree[Array]
+    diffusion: lx.AbstractLinearOperator | None
+
+
+def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
+    """Reg(w) = 1/2 Laplacian_eta L_hat(w, 0) at sigma = 1 (theory.md, section 1).
+
+    `point` must lie on the zero-loss set (`zeroloss.project`), otherwise `NotOnSetError`. In a sum of
+    noises, the regularizers add with the squared ratio of each sigma to the first. Masks that drop
+    with a small probability count as small noise here, which is exact when the loss is quadratic in
+    each mask, as for dropout before a linear last layer. Costs n gradients, n the noise components
+    (per example, for noise per example).
+    """
+    manifold, w = locate(system, point)
+    value = _regularizer(expand(system, manifold), w)
+    _check_finite_derivatives(value)
+    return value
+
+
+def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0) -> Drift:
+    """The drift along the zero-loss set at `point`, on both scales.
+
+    **Arguments:**
+
+    - `system`, `point`: a system and a point of its zero-loss set.
+    - `step_size`: 0 for the singular limit of theory.md, section 2. Otherwise alpha, and the
+      Lyapunov equation becomes the Stein equation of section 5, exact at any alpha below the
+      stability limit for training on all examples.
+
+    **Returns:** a `Drift`. It does not depend on sigma; of a sum of noises, on the ratios of their sigmas.
+
+    **Raises:** `NotOnSetError`, `RankError`; `StabilityError` when step_size * lambda_max >= 2;
+    `InputError` for a step size with minibatches, whose random Hessian is not accounted for.
+
+    Works under `jax.jit` and `jax.vmap`, where only the step size can be checked.
+    """
+    manifold, w = locate(system, point)
+    expansion = expand(system, manifold)
+    if not is_traced(step_size):
+        _check_step_size(system, float(step_size))
+        if step_size > 0 and not is_traced(w):
+            optimizer(step_size).check_stability(largest_eigenvalue(system, point))
+    if not is_traced(step_size) and step_size == 0 and expansion.hessian_multiple(w) is not None:
+        first, second = _both_scales_of_multiple(expansion, w)
+    else:
+        first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
+    _check_finite_derivatives((first, second))
+    return Drift(manifold.unravel(first), manifold.unravel(second), _diffusion(expansion, w))
+
+
+def first_drift(expansion: AbstractExpansion, w: Vector, spaces: AbstractSpaces) -> Vector:
+    """D_1 = -P_T grad Reg (theory.md, section 2)."""
+    return -spaces.tangent(jax.grad(expansion.regularizer)(w))
+
+
+def second_drift(
+    expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry, step_size: Scalar | float = 0.0
+) -> Vector:
+    """P_T b, or P_T D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
+
+    -P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
+    """
+    manifold = expansion.manifold
+    covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
+    push = -0.5 * manifold.third_of_normal(w, geometry, covariance)
+    if expansion.moving_law(w) is not None:
+        left = geometry.embed(jnp.diag(geometry.inverses))  # H^+ Q
+        push = push - manifold.third(w, left, expansion.tangential_covariance(w, geometry))
+    return geometry.tangent(push)
+
+
+def second_drift_of(expansion: AbstractExpansion, w: Vector) -> Vector:
+    """P_T b, without the spectrum of H where there is a way.
+
+    Where Sigma = c H, as of label noise, C = c P_N / 2 solves the Lyapunov equation, and
+    b = -c/4 P_T grad tr H (theory.md, section 4).
+    """
+    multiple = expansion.hessian_multiple(w)
+    if multiple is None:
+        return second_drift(expansion, w, expansion.manifold.at(w))
+    slope = jax.grad(expansion.manifold.trace)(w)
+    return -0.25 * multiple * expansion.manifold.spaces(w).tangent(slope)
+
+
+def curvature_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
+    """The normal part of b: -1/2 H^+ T[P_T Sigma P_T] (theory.md, section 2).
+
+    Ito's correction, which keeps a diffusion on the curved set; a retraction after each step does the
+    same. Costs n second derivatives, n the components of the noise with a tangential part.
+    """
+    if expansion.moving_law(w) is None:
+        return jnp.zeros_like(w)
+    factor = expansion.factor(w)
+
+    def add(total: Vector, direction: Array) -> tuple[Vector, None]:
+        velocity = geometry.tangent(factor.mv(direction))
+        return total + expansion.manifold.acceleration(w, geometry, velocity), None
+
+    return 0.5 * jax.lax.scan(add, jnp.zeros_like(w), jnp.eye(factor.in_size()))[0]
+
+
+def _diffusion(expansion: AbstractExpansion, w: Vector) -> lx.AbstractLinearOperator | None:
+    """P_T G between pytrees, or None where it vanishes identically."""
+    law, unravel = expansion.moving_law(w), expansion.manifold.unravel
+    if law is None:
+        return None
+    geometry, factor = _geometry_and_factor(expansion, w)
+
+    def moved(xi: PyTree[Array]) -> PyTree[Array]:
+        return unravel(geometry.tangent(factor.mv(ravel_pytree(xi)[0])))
+
+    return lx.FunctionLinearOperator(moved, jax.eval_shape(lambda: law.zeros(jnp.float64)))
+
+
+@eqx.filter_jit
+def _geometry_and_factor(
+    expansion: AbstractExpansion, w: Vector
+) -> tuple[AbstractGeometry, lx.AbstractLinearOperator]:
+    return expansion.manifold.at(w), expansion.factor(w)
+
+
+def _check_step_size(system: AbstractSystem, step_size: float) -> None:
+    """Raise `InputError` for a step size that the finite-alpha drift cannot serve."""
+    if not 0 <= step_size < float("inf"):
+        raise InputError(f"step_size must be >= 0 and finite, got {step_size}.")
+    if step_size > 0 and isinstance(system, LeastSquaresSystem) and system.minibatch is not None:
+        raise InputError(
+            "the drift of minibatches at a finite step size involves the random Hessian of the batch, "
+            "which this version does not compute; use step_size=0."
+        )
+
+
+@eqx.filter_jit
+def _both_scales_of_multiple(expansion: AbstractExpansion, w: Vector):
+    return first_drift(expansion, w, expansion.manifold.spaces(w)), second_drift_of(expansion, w)
+
+
+@eqx.filter_jit
+def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
+    geometry = expansion.manifold.at(w)
+    unstable = step_size * jnp.max(geometry.eigenvalues) >= 2
+    w = eqx.error_if(w, unstable, "step_size is beyond the stability limit 2 / lambda_max")
+    second = second_drift(expansion, w, geometry, step_size) + curvature_drift(expansion, w, geometry)
+    return first_drift(expansion, w, geometry), second
+
+
+@eqx.filter_jit
+def _regularizer(expansion: AbstractExpansion, w: Vector) -> Scalar:
+    return expansion.regularizer(w)
+
+
+def _check_finite_derivatives(values: PyTree) -> None:
+    if not is_traced(values) and not all(
+        bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(values)
+    ):
+        raise LossError(
+            "a derivative of the noisy loss at the point is not finite; it must be three times "
+            "differentiable in params and twice in the noise there."
+        )

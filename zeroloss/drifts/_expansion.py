@@ -1,0 +1,325 @@
+"""The noise to the order that matters: the regularizer Reg and the covariance Sigma (theory.md, section 1).
+
+Both are taken at sigma = 1 of the system's reference noise, so they do not depend on sigma.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss._chunks import over_rows
+from zeroloss._pytrees import Vector, flatten
+from zeroloss.noise import AbstractLaw, Joint, LabelNoise
+from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
+from zeroloss.zero_sets import AbstractGeometry, AbstractManifold, AbstractSpaces, GramGeometry, GramManifold
+
+
+class AbstractExpansion(eqx.Module):
+    """Reg and Sigma of a system, as functions of the flat parameters."""
+
+    system: eqx.AbstractVar[AbstractSystem]
+    manifold: eqx.AbstractVar[AbstractManifold]
+
+    @abc.abstractmethod
+    def regularizer(self, w: Vector) -> Scalar:
+        """Reg(w) = 1/2 Laplacian_eta L_hat(w, 0); for least squares, its value on the set."""
+
+    @abc.abstractmethod
+    def magnitude(self, w: Vector) -> Scalar:
+        """What Reg could be without cancellation: the scale that Reg is judged by."""
+
+    @abc.abstractmethod
+    def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
+        """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
+
+    def hessian_multiple(self, w: Vector) -> Scalar | None:
+        """The c with Sigma = c H on the set, where the kind of noise tells that there is one; else None."""
+        return None
+
+    def excess_covariance(
+        self, w: Vector, geometry: Any, fluctuations: Float[Array, "q q"]
+    ) -> Float[Array, "q q"]:
+        """What minibatches add to the noise beside the set, with iterates of covariance Q C Q^T around w.
+
+        E[(H_B - H) C (H_B - H)] of the batch's random Hessian, and the batch noise of residuals that are not
+        zero (theory.md, section 5). Does not scale with sigma.
+        """
+        return jnp.zeros_like(fluctuations)
+
+    @abc.abstractmethod
+    def moving_law(self, w: Vector) -> AbstractLaw | None:
+        """The law of the noises that may have a tangential part; None where none has."""
+
+    @abc.abstractmethod
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        """G restricted to the noises of `moving_law`, from flat standardized noise to flat parameters."""
+
+    @abc.abstractmethod
+    def total_variance(self, w: Vector) -> Scalar:
+        """Tr Sigma."""
+
+    def tangential_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "parameters q"]:
+        """P_T Sigma Q: what the noise's tangential and normal parts have in common."""
+        factor = self.factor(w)
+        return geometry.tangent(_columns(factor.mv, self.normal_factor(w, geometry).T))
+
+    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+        """Q^T G, for the noises of `moving_law`."""
+        basis = geometry.embed(jnp.eye(geometry.eigenvalues.shape[0]))
+        return _columns(self.factor(w).T.mv, basis).T
+
+    def tangential_variance(self, w: Vector, spaces: AbstractSpaces) -> Scalar:
+        """Tr P_T Sigma P_T."""
+        if self.moving_law(w) is None:
+            return jnp.zeros(())
+        factor = self.factor(w)
+
+        def moved(direction: Array) -> Scalar:
+            return jnp.sum(spaces.tangent(factor.mv(direction)) ** 2)
+
+        return jnp.sum(_for_each(moved, factor.in_size()))
+
+
+_BLOCK = 64
+_LARGEST_FACTOR = 2**28  # bytes
+
+
+class GeneralExpansion(AbstractExpansion):
+    """For any noisy loss. Costs n gradients for Reg and for G, with n the number of noise components.
+
+    G itself is kept, d x n, up to 256 MiB.
+    """
+
+    system: AbstractSystem
+    manifold: AbstractManifold
+
+    def regularizer(self, w: Vector) -> Scalar:
+        return 0.5 * jnp.sum(self._second_derivatives(w))
+
+    def magnitude(self, w: Vector) -> Scalar:
+        return 0.5 * jnp.sum(jnp.abs(self._second_derivatives(w)))
+
+    def normal_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q q"]:
+        coordinates = self.normal_factor(w, geometry)
+        return coordinates @ coordinates.T
+
+    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+        factor = self.factor(w)
+        if isinstance(factor, lx.MatrixLinearOperator):
+            return geometry.coordinates(factor.as_matrix())
+        return super().normal_factor(w, geometry)
+
+    def moving_law(self, w: Vector) -> AbstractLaw:
+        return self.system.noise_law(self.manifold.unravel(w))
+
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        zero, to_noise = _standardized(self.moving_law(w))
+        gradient = jax.grad(self._loss)
+
+        def sensitivity(direction: Array) -> Vector:
+            return jax.jvp(lambda xi: gradient(w, to_noise(xi)), (zero,), (direction,))[1]
+
+        if w.nbytes * zero.size > _LARGEST_FACTOR:
+            return lx.FunctionLinearOperator(sensitivity, jax.eval_shape(lambda: zero))
+        return lx.MatrixLinearOperator(_columns(sensitivity, jnp.eye(zero.shape[0])))
+
+    def total_variance(self, w: Vector) -> Scalar:
+        factor = self.factor(w)
+        return jnp.sum(_for_each(lambda direction: jnp.sum(factor.mv(direction) ** 2), factor.in_size()))
+
+    def _second_derivatives(self, w: Vector) -> Float[Array, " noise"]:
+        zero, to_noise = _standardized(self.moving_law(w))
+
+        def second(direction: Array) -> Scalar:
+            def slope(xi: Array) -> Scalar:
+                return jax.jvp(lambda xi: self._loss(w, to_noise(xi)), (xi,), (direction,))[1]
+
+            return jax.jvp(slope, (zero,), (direction,))[1]
+
+        return _for_each(second, zero.shape[0])
+
+    def _loss(self, w: Vector, eta: PyTree) -> Scalar:
+        return self.system.noisy_loss(self.manifold.unravel(w), eta)
+
+
+class LeastSquaresExpansion(AbstractExpansion):
+    """For least squares (theory.md, section 3): everything from B = d_eta r, example by example.
+
+    On the set the noise in the residuals gives G = J^T B / N, purely normal, with the covariance
+    J^T S J / N^2, S = E[c c^T] o B B^T and c the minibatch counts. Noise on the gradient itself (a force)
+    adds to it, and is all that can move tangentially.
+
+    Costs one gradient per output and example for B, and m x m memory.
+    """
+
+    system: LeastSquaresSystem
+    manifold: GramManifold
+
+    def regularizer(self, w: Vector) -> Scalar:
+        own, shared = self._sensitivities(w)
+        number = self.system.problem.number
+        return sum(jnp.sum(block**2) for block in (*own, *shared)) / (2 * number) + jnp.zeros(())
+
+    def magnitude(self, w: Vector) -> Scalar:
+        return self.regularizer(w)
+
+    def normal_covariance(self, w: Vector, geometry: GramGeometry) -> Float[Array, "q q"]:
+        left = geometry.jacobian_coordinates
+        covariance = left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
+        if self.moving_law(w) is not None:
+            coordinates = self.normal_factor(w, geometry)
+            covariance = covariance + coordinates @ coordinates.T
+        return covariance
+
+    def hessian_multiple(self, w: Vector) -> Scalar | None:
+        # S = s I of white label noise, with batches or without, gives Sigma = s J^T J / N^2 = (s / N) H.
+        if not self.system.injections or not all(
+            isinstance(each, LabelNoise) and each.root is None for each in self.system.injections
+        ):
+            return None
+        law, number = self._law(w), self.system.problem.number
+        ones = law.unit(jax.tree.map(jnp.ones_like, law.zeros(jnp.float64)))
+        variance = sum(jnp.ravel(part)[0] ** 2 for part in ones) + jnp.zeros(())
+        minibatch = self.system.minibatch
+        return variance / number * (1.0 if minibatch is None else minibatch.second_moments(number)[0])
+
+    def excess_covariance(
+        self, w: Vector, geometry: GramGeometry, fluctuations: Float[Array, "q q"]
+    ) -> Float[Array, "q q"]:
+        if self.system.minibatch is None:
+            return jnp.zeros_like(fluctuations)
+        left, residuals = geometry.jacobian_coordinates, self.manifold.residuals(w).reshape(-1)
+        spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
+        return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
+
+    def moving_law(self, w: Vector) -> Joint | None:
+        pushing = self.system.pushing(self.manifold.unravel(w))
+        return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
+
+    def factor(self, w: Vector) -> lx.AbstractLinearOperator:
+        law, params, moving = self._law(w), self.manifold.unravel(w), self.moving_law(w)
+        assert moving is not None
+        zero, unravel = ravel_pytree(moving.zeros(jnp.float64))
+
+        def force(xi: Array) -> Vector:
+            parts = list(law.zeros(jnp.float64))
+            for index, part in zip(self.system.pushing(params), unravel(xi), strict=True):
+                parts[index] = part
+            return flatten(self.system.force(params, law.unit(tuple(parts))))[0]
+
+        return lx.FunctionLinearOperator(
+            lambda xi: jax.jvp(force, (zero,), (xi,))[1], jax.eval_shape(lambda: zero)
+        )
+
+    def total_variance(self, w: Vector) -> Scalar:
+        jacobian = self.manifold.jacobians.at(w)
+        covariance = self._residual_covariance(w)
+        variance = jnp.sum(covariance * jacobian.gram(jacobian)) / self.system.problem.number**2
+        if self.moving_law(w) is None:
+            return variance
+        factor = self.factor(w)
+
+        def pushed(direction: Array) -> Scalar:
+            return jnp.sum(factor.mv(direction) ** 2)
+
+        return variance + jnp.sum(_for_each(pushed, factor.in_size()))
+
+    def _law(self, w: Vector) -> Joint:
+        return self.system.noise_law(self.manifold.unravel(w))
+
+    def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
+        """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
+        system, params = self.system, self.manifold.unravel(w)
+        if not system.injections:
+            return [], []
+
+        def of_one(inputs: Any, targets: Array, eta: PyTree) -> PyTree:
+            inputs, targets = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
+            law = system.law_of(params, inputs, targets)
+
+            def residual(xi: PyTree) -> Array:
+                noise = law.unit(system.per_example(lambda leaf: leaf[None], xi))
+                return system.residuals(params, inputs, targets, noise)[0].reshape(-1)
+
+            return jax.jacrev(residual)(eta)
+
+        axes = tuple(0 if part.per == "example" else None for part in system.injections)
+        derivatives = jax.vmap(of_one, in_axes=(0, 0, axes))(
+            system.problem.inputs, system.problem.targets, self._law(w).zeros(jnp.float64)
+        )
+        own: list[Array] = []
+        shared: list[Array] = []
+        pushing = system.pushing(params)
+        for index, (injection, derivative) in enumerate(zip(system.injections, derivatives, strict=True)):
+            for leaf in jax.tree.leaves(derivative) if index not in pushing else ():
+                block = leaf.reshape(*leaf.shape[:2], -1)
+                (own if injection.per == "example" else shared).append(block)
+        return own, shared
+
+    def _residual_covariance(self, w: Vector) -> Float[Array, "residuals residuals"]:
+        """S = E[c c^T] o B B^T."""
+        own, shared = self._sensitivities(w)
+        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        covariance = jnp.zeros((outputs, outputs))
+        for block in shared:
+            flat = block.reshape(outputs, -1)
+            covariance = covariance + flat @ flat.T
+        moments = self._second_moments()
+        covariance = covariance * moments
+        for block in own:
+            blocks = moments[0, 0] * jnp.einsum("ika,ila->ikl", block, block)
+            covariance = covariance + jnp.einsum("ij,ikl->ikjl", jnp.eye(number), blocks).reshape(
+                outputs, outputs
+            )
+        return covariance
+
+    def own_covariance(self, w: Vector) -> Float[Array, "examples outputs outputs"]:
+        """B_i B_i^T of the noise that each example has of its own, without minibatches."""
+        number = self.system.problem.number
+        outputs = self.system.problem.targets.size // number
+        blocks = (jnp.einsum("ika,ila->ikl", block, block) for block in self._sensitivities(w)[0])
+        return sum(blocks, jnp.zeros((number, outputs, outputs)))
+
+    def _second_moments(self) -> Float[Array, "residuals residuals"]:
+        """E[c c^T], the moments of the minibatch counts; ones without minibatches."""
+        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        minibatch = self.system.minibatch
+        same, different = (1.0, 1.0) if minibatch is None else minibatch.second_moments(number)
+        per_example = outputs // number
+        is_same = jnp.kron(jnp.eye(number), jnp.ones((per_example, per_example)))
+        return jnp.where(is_same > 0, same, different)
+
+
+def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:
+    """The expansion of a system's noise around its zero-loss set."""
+    system = system.with_scales_as_arrays()
+    if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
+        return LeastSquaresExpansion(system, manifold)
+    return GeneralExpansion(system, manifold)
+
+
+def _for_each(function: Callable[[Array], Scalar], components: int) -> Float[Array, " components"]:
+    """`function` of every standard unit vector, 64 at a time."""
+
+    def of_one(index: Array) -> Scalar:
+        return function(jax.nn.one_hot(index, components, dtype=jnp.float64))
+
+    return over_rows(jax.vmap(of_one), jnp.arange(components), _BLOCK)
+
+
+def _columns(function: Callable[[Array], Array], matrix: Float[Array, "into columns"]) -> Array:
+    """The columns of `matrix`, each put through a linear `function`."""
+    return jax.vmap(function, in_axes=1, out_axes=1)(matrix)
+
+
+def _standardized(law: AbstractLaw) -> tuple[Array, Callable[[Array], PyTree]]:
+    """Zero noise as a vector, and the way from a vector of standardized noise to the noise at sigma = 1."""
+    zero, unravel = ravel_pytree(law.zeros(jnp.float64))
+    return zero, lambda xi: law.unit(unravel(xi))

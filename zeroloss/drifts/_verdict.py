@@ -1,0 +1,345 @@
+"""The verdict: on which time scale the noise acts, and how (theory.md, section 2)."""
+
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
+from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
+from zeroloss.noise import Joint, TwoPoint, is_zero
+from zeroloss.systems import AbstractSystem, Scalar
+from zeroloss.zero_sets import (
+    ON_SET,
+    AbstractManifold,
+    AbstractSpaces,
+    length,
+    locate,
+    looks_smooth,
+    neighbours,
+)
+
+FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
+SLOW: Literal["1/(alpha^2 sigma^2)"] = "1/(alpha^2 sigma^2)"
+TimeScale = Literal["1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"]
+
+ZERO = 1e-6
+"""A dimensionless measure of motion below this counts as no motion."""
+
+_SPREAD = 0.1  # distance between the points that decide, relative to |w|
+_SMALLEST_SPREAD = 1e-3
+_KICKS = 8  # single units dropped to see whether masks act linearly
+
+
+class Regime(eqx.Module):
+    """What the noise does once the loss is zero.
+
+    A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set,
+    noise also changes where it arrives, even minibatches alone. `zeroloss.predict` and `zeroloss.descend`
+    show that.
+
+    - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
+    - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
+      which training drifts.
+    - `stochastic`: whether the limit is an SDE rather than an ODE.
+    - `margin`: the factor by which the measures below clear the threshold 1e-6; always >= 1.
+    - `towards`: what the limit minimizes, where that is known.
+    - `first`, `second`, `diffusion`: the largest over the points of |P_T grad Reg| |w|, |b| |w| and
+      |P_T G|^2, each relative to what the noise could do, so that neither the scale of the loss, of the
+      weights nor of the noise matters. `second` and `diffusion` are NaN for a problem treated matrix-free,
+      where the noise is none of white labels.
+    - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
+      terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
+      unless sigma^2 << alpha (sigma << alpha for a skewed law).
+    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg, and
+      on the slow scale Sigma, are then those of Gaussian masks of the same variance, and training with small
+      rates follows another limit.
+    - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
+      between the kinks only, and the path will cross them.
+    - `dimension`, `codimension`: of the zero-loss set; None for a loss treated matrix-free.
+    - `points`: how many points of the set decided.
+    """
+
+    name: Literal["non-degenerate", "degenerate", "trivial"]
+    time_scale: TimeScale | None
+    stochastic: bool
+    margin: float
+    towards: str
+    first: float
+    second: float
+    diffusion: float
+    affine: bool
+    rare: bool
+    smooth: bool
+    dimension: int | None
+    codimension: int | None
+    points: int
+
+    def __str__(self) -> str:
+        kind = "" if self.name == "trivial" else f", {'stochastic' if self.stochastic else 'deterministic'}"
+        scale = "no drift on the set" if self.time_scale is None else f"drift on {self.time_scale} steps"
+        text = f"{self.name}{kind}: {scale} {self.towards} (margin {self.margin:.1e})"
+        return text + (f"; {self.caveat}" if self.caveat else "")
+
+    @property
+    def caveat(self) -> str:
+        """What to keep in mind about the verdict, or an empty string."""
+        if not self.smooth:
+            return "the loss has kinks nearby (ReLU units?), across which the theory does not hold"
+        if self.rare:
+            return "masks act through a nonlinearity, where rare full drops are not small noise"
+        if self.name == "degenerate" and not self.affine:
+            return "the noise is not affine, so this holds only for sigma^2 << alpha"
+        if self.name != "trivial":
+            return ""
+        text = (
+            "this holds on the set, as alpha goes to 0; from a start off the set the noise may still change "
+            "where training arrives, which predict and descend show"
+        )
+        if self.affine:
+            return text
+        return f"the noise is not affine, so drift of higher order in sigma is possible; {text}"
+
+
+def classify(
+    system: AbstractSystem, point: PyTree, *, key: Key[Array, ""] | None = None, points: int = 6
+) -> Regime:
+    """Decide on which time scale the noise moves training along the zero-loss set, and how.
+
+    Degeneracy is a statement about the set, not about one point, so it is decided from `point` and
+    `points` - 1 random points of the set up to a tenth of |w| away.
+
+    **Arguments:**
+
+    - `system`, `point`: a system and a point of its zero-loss set.
+    - `key`: for the choice of the other points; a fixed key by default.
+    - `points`: how many points decide.
+
+    **Returns:** a `Regime`, with the measures and the margin of the decision.
+
+    **Raises:** `NotOnSetError`, `RankError`; `UnsupportedError` where a problem treated matrix-free would
+    need the drift on the slow scale.
+
+    Costs two drifts a point, compiled once.
+    """
+    if points < 2:
+        raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
+    refuse_tracing((system, point), "classify")
+    manifold, w = locate(system, point)
+    return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
+
+
+def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Regime:
+    """`classify` at a point already located."""
+    manifold = expansion.manifold
+    chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
+    measures = _measure(expansion, chosen, key)
+    first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
+    follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
+    kick, gradient_kick = (float(value) for value in measures[5])
+    is_second_known = _is_second_known(expansion, w)
+    if not is_second_known and first <= ZERO:
+        raise UnsupportedError(
+            "this noise does not drift on the fast scale, and matrix-free the slow one is not found. "
+            'Use fewer examples or parameters, or geometry="factorized" where memory allows.'
+        )
+    decisive = [first, second, diffusion, nonlinearity] if is_second_known else [first, nonlinearity]
+    if not np.isfinite(decisive).all():
+        raise LossError(
+            "a derivative of the loss near the point is not finite (measures of both drifts, of the "
+            f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
+            "the noisy loss must be three times differentiable in params and twice in the noise there."
+        )
+    codimension = manifold.rank
+    common: dict[str, Any] = dict(
+        first=first,
+        second=second,
+        diffusion=diffusion,
+        affine=nonlinearity <= ZERO,
+        rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
+        smooth=looks_smooth(manifold, w, key),
+        dimension=None if codimension is None else w.shape[0] - codimension,
+        codimension=codimension,
+        points=points,
+    )
+    slow = max(second, diffusion)
+    if first > ZERO:
+        return Regime("non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common)
+    if slow > ZERO:
+        towards = "towards smaller tr H" if follows_trace else "along b, no known potential"
+        margin = min(_ratio(ZERO, first), slow / ZERO)
+        return Regime("degenerate", SLOW, diffusion > ZERO, margin, towards, **common)
+    return Regime("trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else float("inf")
+
+
+def _other_points(
+    manifold: AbstractManifold, w: Vector, key: Key[Array, ""], count: int
+) -> Float[Array, "count parameters"]:
+    distance = _SPREAD
+    while distance >= _SMALLEST_SPREAD:
+        found, residuals = neighbours(manifold, w, key, count, distance)
+        if bool(jnp.all(residuals <= ON_SET)):
+            return found
+        distance /= 3
+    raise RankError(
+        f"no other points of the zero-loss set were found within {_SMALLEST_SPREAD:g} |w| of this one, so "
+        "degeneracy cannot be decided."
+    )
+
+
+@eqx.filter_jit
+def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
+    """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
+    manifold = expansion.manifold
+    typical_regularizer, typical_variance = _typical(expansion, points, key)
+
+    def at_point(w: Vector):
+        spaces, second, diffusion = _on_the_slow_scale(expansion, w)
+        first = first_drift(expansion, w, spaces)
+        known = _is_second_known(expansion, w)
+        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w)) if known else jnp.zeros_like(w)
+        return (
+            _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
+            _relative(jnp.linalg.norm(second) * length(w), typical_variance),
+            _relative(diffusion, typical_variance),
+            second,
+            trace_gradient,
+        )
+
+    first, second, diffusion, drifts, traces = jax.lax.map(at_point, points)
+    coefficient = jnp.sum(drifts * traces) / jnp.maximum(jnp.sum(traces**2), 1e-300)
+    remainder = jnp.linalg.norm(drifts - coefficient * traces)
+    follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
+    w = points[0]
+    return first, second, diffusion, follows, _nonlinearity(expansion, w, key), _kick(expansion, w, key)
+
+
+def _on_the_slow_scale(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector, Scalar]:
+    """Normal and tangent space, P_T b, and Tr P_T Sigma P_T, the latter two NaN where they are not known."""
+    if not _is_second_known(expansion, w):
+        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
+    if expansion.hessian_multiple(w) is not None:
+        spaces = expansion.manifold.spaces(w)
+        return spaces, second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
+    geometry = expansion.manifold.at(w)
+    return geometry, second_drift(expansion, w, geometry), expansion.tangential_variance(w, geometry)
+
+
+def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
+    return expansion.manifold.has_spectrum or expansion.hessian_multiple(w) is not None
+
+
+def _relative(value: Array, scale: Array) -> Array:
+    return jnp.where(scale == 0, 0.0 * value, value / jnp.where(scale == 0, 1.0, scale))
+
+
+def _typical(
+    expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array
+) -> tuple[Array, Array]:
+    """What Reg and tr Sigma amount to beside the set, where nothing makes them vanish by accident."""
+
+    def beside(w: Vector, key: Array) -> tuple[Array, Array]:
+        direction = jax.random.normal(key, w.shape, w.dtype)
+        w = w + _SPREAD * length(w) * direction / jnp.linalg.norm(direction)
+        slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * length(w)
+        # where a step beside the set leaves the domain of the loss, the other points have to do
+        size, variance = expansion.magnitude(w) + slope, expansion.total_variance(w)
+        return jnp.where(jnp.isfinite(size), size, jnp.nan), jnp.where(
+            jnp.isfinite(variance), variance, jnp.nan
+        )
+
+    keys = jax.random.split(key, points.shape[0])
+    regularizers, variances = jax.lax.map(lambda pair: beside(*pair), (points, keys))
+    return jnp.nanmean(regularizers), jnp.nanmean(variances)
+
+
+def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
+    """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
+    system, unravel = expansion.system, expansion.manifold.unravel
+    law = system.noise_law(unravel(w))
+    if law.size == 0 or is_zero(law.sigma):
+        return jnp.zeros(())
+    zero, unravel_noise = ravel_pytree(law.zeros(jnp.float64))
+    one, other = (ravel_pytree(law.sample(k, jnp.float64))[0] for k in jax.random.split(key))
+
+    def gradient(xi: Array) -> Vector:
+        eta = law.unit(unravel_noise(xi))
+        return jax.grad(lambda w: system.noisy_loss(unravel(w), eta))(w)
+
+    def slope(at: Array) -> Vector:
+        return jax.jvp(gradient, (at,), (one,))[1]
+
+    at_zero, elsewhere = slope(zero), slope(law.sigma * other)
+    return _relative(
+        jnp.linalg.norm(elsewhere - at_zero),
+        jnp.maximum(jnp.linalg.norm(at_zero), jnp.linalg.norm(elsewhere)),
+    )
+
+
+def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, Array]:
+    """How far dropping single units is from its expansion, for the loss and for its gradient.
+
+    The loss to second order, which decides on Reg for rare masks, the gradient to first, which decides on
+    Sigma. Both are 0 without Bernoulli masks.
+    """
+    system, unravel_params = expansion.system, expansion.manifold.unravel
+    law = system.noise_law(unravel_params(w))
+    parts = law.laws if isinstance(law, Joint) else (law,)
+    worst = jnp.zeros(()), jnp.zeros(())
+    for index, part in enumerate(parts):
+        if not isinstance(part, TwoPoint) or is_zero(part.rate):
+            continue
+        zero, unravel = ravel_pytree(part.zeros(jnp.float64))
+
+        def loss(w: Vector, mask: Array, index: int = index, unravel: Any = unravel) -> Array:
+            masks = [other.zeros(jnp.float64) for other in parts]
+            masks[index] = unravel(mask)
+            return system.noisy_loss(unravel_params(w), tuple(masks) if isinstance(law, Joint) else masks[0])
+
+        def gaps(unit: Array, loss: Any = loss, zero: Array = zero) -> tuple[Array, Array]:
+            drop = -jnp.zeros_like(zero).at[unit].set(1.0)
+
+            def both(mask: Array) -> tuple[Array, Vector]:
+                return jax.value_and_grad(loss)(w, mask)
+
+            def slopes(mask: Array) -> tuple[Array, Vector]:
+                return jax.jvp(both, (mask,), (drop,))[1]
+
+            (first, gradient_slope), (second, _) = jax.jvp(slopes, (zero,), (drop,))
+            (before, gradient_before), (after, gradient_after) = both(zero), both(drop)
+            exact, gradient = after - before, gradient_after - gradient_before
+            size = jnp.linalg.norm(gradient) + jnp.linalg.norm(gradient_slope)
+            return (
+                _relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2)),
+                _relative(jnp.linalg.norm(gradient - gradient_slope), size),
+            )
+
+        units = jax.random.randint(key, (_KICKS,), 0, zero.shape[0])
+        found = jax.lax.map(gaps, units)
+        worst = tuple(jnp.maximum(old, jnp.max(new)) for old, new in zip(worst, found, strict=True))
+    return worst  # pyright: ignore[reportReturnType]
+
+
+def power_of_step_size(time_scale: TimeScale) -> int:
+    """1 for t = alpha sigma^2 k, 2 for t = alpha^2 sigma^2 k."""
+    return {FAST: 1, SLOW: 2}[time_scale]
+
+
+def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float) -> np.ndarray:
+    """The slow time t that `steps` steps of training take."""
+    return np.asarray(np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2)
+
+
+def steps_for(t: float, time_scale: TimeScale, step_size: float, sigma: float) -> int:
+    """How many steps of training the slow time t takes."""
+    return round(t / (step_size ** power_of_step_size(time_scale) * sigma**2))

@@ -1,0 +1,247 @@
+"""Deterministic limits: an ordinary differential equation on the zero-loss set (theory.md, section 2)."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from zeroloss._checkpoint import Checkpoint, facts_of
+from zeroloss._progress import progress_bar
+from zeroloss._pytrees import Vector
+from zeroloss.drifts._drift import first_drift, second_drift_of
+from zeroloss.drifts._expansion import AbstractExpansion
+from zeroloss.drifts._verdict import FAST, TimeScale
+from zeroloss.dynamics._trajectory import Path, Recorder
+from zeroloss.errors import IntegrationError
+from zeroloss.systems import Scalar
+from zeroloss.zero_sets import ON_SET, looks_smooth
+
+_MAX_STEPS = 10_000  # of the integrator, between two times saved
+_SHORTEST = 1e-14  # step, of the whole time
+_SHORTEST_AT_KINKS = 1 / 2000  # step, of the whole time, where the loss has kinks
+_RTOL_AT_KINKS = 1e-5
+
+
+def flow(
+    expansion: AbstractExpansion,
+    start: Vector,
+    times: np.ndarray,
+    scale: TimeScale,
+    recorder: Recorder,
+    rtol: float,
+    smooth: bool,
+    progress: bool,
+    checkpoint: Checkpoint,
+) -> Path:
+    """Follow dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, saving at `times`.
+
+    Dormand-Prince 8(7) with step size control, and a retraction after each step, which keeps the order
+    (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
+
+    Where the loss is not `smooth`, as with ReLU units, the drift jumps at kinks. A path may slide along one,
+    where the drift points to it from both sides: it crosses the kink again and again, and on average follows
+    a mixture of both drifts (Filippov). An error estimate that expects derivatives would shorten steps there
+    without end. Steps are therefore no shorter than a 2000th of the whole time, and of second order (Heun; 2
+    drifts). The error across a kink is of the order of a step.
+    """
+    fast, end = scale == FAST, jnp.asarray(times[-1])
+    tolerance = jnp.asarray(rtol if smooth else max(rtol, _RTOL_AT_KINKS))
+    method = _Method(fast, smooth)
+
+    def facts() -> dict[str, Any]:
+        return facts_of(
+            expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth
+        )
+
+    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
+        state = checkpoint.begin(_begin(expansion, method, start, end, tolerance), recorder, facts)
+        for time in times[len(recorder.items) :]:
+            if time > 0:
+                state = _advance(expansion, method, state, jnp.asarray(time), end, tolerance)
+            w, residual = _at_time(expansion, method, state, jnp.asarray(time))
+            problem = _problem(expansion, state, float(time), float(residual))
+            if problem is not None:
+                so_far = recorder.path() if recorder.started else None
+                whole = expansion.manifold.rank in (None, int(state.rank))
+                stuck = smooth and whole and float(state.t) < float(time)
+                kind = (
+                    KinkError if stuck and not looks_smooth(expansion.manifold, state.w) else IntegrationError
+                )
+                raise kind(problem, so_far)
+            recorder.save(w)
+            show(float(time))
+            checkpoint.keep(lambda: state, recorder)  # noqa: B023
+        checkpoint.keep(lambda: state, recorder, last=True)
+    return recorder.path()
+
+
+class KinkError(IntegrationError):
+    """The flow got stuck at a kink of a loss that looked smooth at the start."""
+
+
+class _Method(NamedTuple):
+    """Which field is followed, and how."""
+
+    fast: bool
+    smooth: bool
+
+    @property
+    def solver(self) -> diffrax.AbstractAdaptiveSolver:
+        return diffrax.Dopri8() if self.smooth else diffrax.Heun()
+
+    @property
+    def error_order(self) -> float:
+        return 8.0 if self.smooth else 2.0
+
+    def controller(self, w: Vector, end: Scalar, rtol: Scalar) -> diffrax.PIDController:
+        typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
+        shortest = None if self.smooth else _SHORTEST_AT_KINKS * end
+        return diffrax.PIDController(rtol=rtol, atol=rtol * typical, dtmin=shortest)  # pyright: ignore
+
+
+class _State(eqx.Module):
+    """Where the integrator stands: at t, having come from `t_before` in one step.
+
+    `rank` is that of the Hessian at w: how many eigenvalues are above `fall_tolerance` times `largest`,
+    the largest at the start.
+    """
+
+    t: Scalar
+    t_before: Scalar
+    dt: Scalar
+    w: Vector
+    dense_info: Any
+    solver_state: Any
+    controller_state: Any
+    steps: Array
+    largest: Scalar
+    rank: Array
+
+
+def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
+    expansion, fast = args
+    return first_drift(expansion, w, expansion.manifold.spaces(w)) if fast else second_drift_of(expansion, w)
+
+
+_TERM = diffrax.ODETerm(_field)
+
+
+@eqx.filter_jit
+def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar, rtol: Scalar) -> _State:
+    args, solver = (expansion, method.fast), method.solver
+    zero = jnp.zeros(())
+    # The final time is for controllers that look ahead; 0 leaves the first step to the tolerance.
+    dt, controller_state = method.controller(w, end, rtol).init(
+        _TERM, zero, zero, w, None, args, solver.func, method.error_order
+    )
+    dt = jnp.asarray(dt)
+    solver_state = solver.init(_TERM, zero, dt, w, args)
+    _, _, shapes, _, _ = eqx.filter_eval_shape(
+        solver.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
+    )
+    no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    largest = expansion.manifold.largest(w)
+    rank = _rank(expansion, w, largest)
+    return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
+
+
+def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
+    return expansion.manifold.rank_above(w, expansion.manifold.fall_tolerance * largest)
+
+
+@eqx.filter_jit
+def _advance(
+    expansion: AbstractExpansion,
+    method: _Method,
+    state: _State,
+    time: Scalar,
+    end: Scalar,
+    rtol: Scalar,
+) -> _State:
+    """Step until `time` is reached or passed, but never beyond `end`."""
+    args, solver = (expansion, method.fast), method.solver
+
+    def unfinished(state: _State) -> Array:
+        regular = (state.rank == expansion.manifold.rank) | (expansion.manifold.rank is None)
+        return (state.t < time) & (state.steps < _MAX_STEPS) & regular & (state.dt > _SHORTEST * end)
+
+    def step(state: _State) -> _State:
+        t_next = jnp.minimum(state.t + state.dt, end)
+        candidate, error, dense_info, solver_state, _ = solver.step(
+            _TERM, state.t, t_next, state.w, args, state.solver_state, made_jump=False
+        )
+        error = jnp.asarray(error)
+        error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a step gone astray is rejected
+        keep, new_t0, new_t1, _, controller_state, _ = method.controller(state.w, end, rtol).adapt_step_size(
+            state.t,
+            t_next,
+            state.w,
+            candidate,
+            args,
+            error,
+            method.error_order,
+            state.controller_state,
+        )
+
+        keep = keep & jnp.all(jnp.isfinite(candidate))  # also where steps cannot become shorter
+
+        def accept() -> _State:
+            w = expansion.manifold.retract(candidate)
+            return _State(
+                t=t_next,
+                t_before=state.t,
+                dt=jnp.asarray(new_t1 - new_t0),
+                w=w,
+                dense_info=dense_info,
+                solver_state=solver_state,
+                controller_state=controller_state,
+                steps=state.steps + 1,
+                largest=state.largest,
+                rank=_rank(expansion, w, state.largest),
+            )
+
+        def reject() -> _State:
+            shorter = (new_t1 - new_t0, controller_state, state.steps + 1)
+            return eqx.tree_at(lambda s: (s.dt, s.controller_state, s.steps), state, shorter)
+
+        return jax.lax.cond(keep, accept, reject)
+
+    return jax.lax.while_loop(unfinished, step, eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0)))
+
+
+@eqx.filter_jit
+def _at_time(
+    expansion: AbstractExpansion, method: _Method, state: _State, time: Scalar
+) -> tuple[Vector, Scalar]:
+    """The point of the set at `time`, within the last step; and its relative residual."""
+    manifold = expansion.manifold
+    interpolation = method.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
+    inside = (time < state.t) & (state.t > state.t_before)
+    w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
+    return w, manifold.relative_residual(w)
+
+
+def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
+    manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
+    if manifold.rank not in (None, rank):
+        return (
+            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
+            f"fell below {manifold.fall_tolerance:g} of the largest at the start. The path has left "
+            "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
+            "solution; it can be followed up to an earlier time."
+        )
+    if t < time:
+        return (
+            f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): after {int(state.steps)} "
+            f"integrator steps, the next would be {float(state.dt):.3g} long."
+        )
+    if not residual <= ON_SET:
+        return (
+            f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
+            f"{residual:.3g}."
+        )
+    return None

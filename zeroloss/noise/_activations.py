@@ -1,0 +1,159 @@
+"""Noise on named activations: dropout, with Bernoulli or Gaussian masks (theory.md, section 4)."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree
+
+from zeroloss.errors import InputError
+from zeroloss.noise._laws import (
+    AbstractLaw,
+    Gaussian,
+    Scale,
+    TwoPoint,
+    dropping_rate,
+    positive_sigma,
+    scaled_rate,
+)
+from zeroloss.noise._noise import AbstractInjection, Forward
+from zeroloss.noise._sites import inject, site_shapes
+
+Per = Literal["example", "step"]
+
+
+class _AbstractMasks(AbstractInjection):
+    """h -> h * (1 + eta) at named activations."""
+
+    at: eqx.AbstractVar[tuple[str, ...] | None]
+
+    @property
+    def needs(self) -> str:
+        return "a model with sites"
+
+    @abc.abstractmethod
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        """The law of eta, of the given shapes."""
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        shapes = _shapes_at(forward, self.at, type(self).__name__)
+        if self.per == "step":
+            shapes = {name: shape[1:] for name, shape in shapes.items()}
+        return self._masks(shapes)
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        def multiply(noise: Array):
+            return lambda activation: activation * (1 + noise)
+
+        handlers = {name: multiply(noise) for name, noise in eta.items()}
+        return forward.replace(model=inject(forward.model, handlers))
+
+
+class Dropout(_AbstractMasks):
+    """Dropout at named activations: h -> h * (1 + eta), eta from `zeroloss.TwoPoint(rate)`.
+
+    The regularizer is 1/(2N) sum_i |d f_i / d eta_i|^2, so it is non-degenerate in general
+    (theory.md, section 4; Srivastava et al. 2014; Wei, Kakade and Ma 2020).
+
+    **Arguments:**
+
+    - `rate`: probability of being dropped, in [0, 1); sigma^2 = rate / (1 - rate).
+    - `at`: the site, or sites, named with `zeroloss.site` inside the model. For different rates at
+      different sites, add several: `Dropout(0.1, at="first") + Dropout(0.5, at="second")`. By default the
+      site of a model that has one; a model with several asks for `at`, naming them.
+    - `per`: `"example"` for a mask per example, as frameworks do; `"step"` for one mask a step.
+
+    A mask of a small rate is rarely but then fully off, so it is a small noise only where the loss is
+    quadratic in it, as before a linear last layer. Before a nonlinearity the formula above holds for
+    `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
+    """
+
+    rate: Scale
+    at: tuple[str, ...] | None = eqx.field(static=True)
+    per: Per = eqx.field(static=True)
+
+    def __init__(self, rate: float, at: str | Sequence[str] | None = None, per: Per = "example"):
+        self.rate = dropping_rate(rate)
+        self.at = names_of_sites(at)
+        self.per = check_per(per)
+
+    def scaled(self, factor: float) -> "Dropout":
+        return Dropout(scaled_rate(self.rate, factor), self.at, self.per)
+
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        return TwoPoint(shapes, self.rate)
+
+
+class GaussianDropout(_AbstractMasks):
+    """Dropout with Gaussian masks at named activations: h -> h * (1 + sigma * xi).
+
+    The same regularizer as `Dropout` with sigma^2 = rate / (1 - rate), exact before nonlinearities too
+    (theory.md, section 4; Srivastava et al. 2014). `at` and `per` as for `Dropout`.
+    """
+
+    sigma: Scale
+    at: tuple[str, ...] | None = eqx.field(static=True)
+    per: Per = eqx.field(static=True)
+
+    def __init__(self, sigma: float, at: str | Sequence[str] | None = None, per: Per = "example"):
+        self.sigma = positive_sigma(sigma)
+        self.at = names_of_sites(at)
+        self.per = check_per(per)
+
+    def _masks(self, shapes: Any) -> AbstractLaw:
+        return Gaussian(shapes, self.sigma)
+
+
+def check_per(per: str) -> Any:
+    """`per`, checked to be "example" or "step"."""
+    if per not in ("example", "step"):
+        raise InputError(f'per must be "example" or "step", got {per!r}.')
+    return per
+
+
+def names_of_sites(at: Any) -> tuple[str, ...] | None:
+    """`at` as a tuple, checked to name different sites; None is left to the model."""
+    if at is None:
+        return None
+    names = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence) else ()
+    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            "at must name one or several different sites, each named by zeroloss.site in the model, "
+            f"got {at!r}."
+        )
+    return names
+
+
+def _shapes_at(forward: Forward, names: tuple[str, ...] | None, noise: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the activations at the sites `names`; None is the only site of the model."""
+    if forward.inputs is None:
+        raise InputError("noise at a site needs a model with sites: use it with zeroloss.LeastSquares.")
+    known = site_shapes(forward.model, forward.params, forward.inputs)
+    listing = ", ".join(map(repr, known))
+    if names is None:
+        if not known:
+            raise InputError(
+                f"{noise} acts at a named activation, and the model names none. Name one inside the model, "
+                f'h = zeroloss.site(h, "hidden"), and pass {noise}(..., at="hidden").'
+            )
+        if len(known) > 1:
+            raise InputError(
+                f"{noise} without at= is for a model with one site, and this model has {len(known)}: "
+                f"{listing}. Pass at={next(iter(known))!r} or at=[{listing}]."
+            )
+        names = tuple(known)
+    number = jax.tree.leaves(forward.inputs)[0].shape[0]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"the model has no site {name!r}. Its sites: "
+                f"{listing or 'none; name one with zeroloss.site(h, name)'}."
+            )
+        if known[name][:1] != (number,):
+            raise InputError(
+                f"site {name!r} has shape {known[name]}; its leading axis must run over the "
+                f"{number} examples."
+            )
+    return {name: known[name] for name in names}

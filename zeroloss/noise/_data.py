@@ -1,0 +1,178 @@
+"""Noise on the data: inputs, labels (theory.md, section 4)."""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss._pytrees import is_traced
+from zeroloss.errors import InputError
+from zeroloss.noise._laws import (
+    AbstractLaw,
+    Correlated,
+    Gaussian,
+    Independent,
+    Matrix,
+    OneHot,
+    RandomSubset,
+    Scale,
+    positive_integer,
+    positive_sigma,
+    symmetric_root,
+)
+from zeroloss.noise._noise import AbstractInjection, Forward
+
+
+class LabelNoise(AbstractInjection):
+    """Fresh Gaussian noise on every target at every step: y_i -> y_i + sigma * xi_i.
+
+    Its regularizer is constant, so it acts on the slow scale: dW/dt = -1/(4N) P_T grad tr H
+    (theory.md, section 4; Blanc et al. 2020; Li, Wang and Arora 2022). With several outputs of unequal
+    or correlated noise it is degenerate still, but does not follow tr H.
+
+    **Arguments:**
+
+    - `sigma`: in the units of the targets.
+    - `covariance`: for targets `[N, k]`, the k x k covariance between the outputs of one example, in
+      units of sigma^2; by default the identity.
+    - `examples`: n, if at each step only n of the N labels have noise, drawn without replacement, and the
+      gradient stays that of all N examples; by default all have it.
+
+    With `examples=n` and S the set of the n examples drawn, a step is
+
+        w <- w - alpha (grad L(w) - 1/n sum_{i in S} sigma xi_i grad f_i(w)),
+
+    the clean gradient of all examples with the label noise of a batch of n. So dW/dt = -1/(4n) P_T grad tr H,
+    with t = alpha^2 sigma^2 k. For n = 1 that is the label noise gradient descent of HaoChen et al. (2021),
+    and to second order, so in verdict, drift and limit, `LabelNoise(sigma * N**0.5)` on all labels. In the
+    other reading, where one label of the mean loss over N examples is off by delta, the noise of that example
+    counts 1/N: that is `LabelNoise(delta / N, examples=1)`, to second order `LabelNoise(delta / N**0.5)`.
+
+    With minibatches the gradient is not that of all examples, so `MiniBatch` and `examples` cannot be added.
+    """
+
+    sigma: Scale
+    root: Float[Array, "outputs outputs"] | None
+    per: Literal["example"] = eqx.field(static=True)
+    examples: int | None = eqx.field(static=True)
+
+    def __init__(self, sigma: float, covariance: Matrix | None = None, examples: int | None = None):
+        self.sigma = positive_sigma(sigma)
+        self.root = None if covariance is None else symmetric_root(covariance)
+        self.per = "example"
+        self.examples = None if examples is None else positive_integer("examples of LabelNoise", examples)
+
+    @property
+    def needs(self) -> str:
+        return "targets"
+
+    def check_problem(self, number: int, *, batched: bool) -> None:
+        if self.examples is None:
+            return
+        if self.examples > number:
+            raise InputError(
+                f"LabelNoise(examples={self.examples}) cannot draw {self.examples} different examples from "
+                f"{number}."
+            )
+        if batched:
+            raise InputError(
+                f"LabelNoise(examples={self.examples}) takes the clean gradient of all {number} examples and "
+                "MiniBatch that of a batch, so their sum has no meaning. For noise on every label of a batch "
+                "use MiniBatch(size) + LabelNoise(sigma)."
+            )
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        shape = jnp.shape(_targets(forward))
+        if self.root is not None and len(shape) < 2:
+            raise InputError(f"a covariance between outputs needs targets of shape [N, k], got {shape}.")
+        if self.root is None and self.examples is None:
+            return Gaussian(shape, self.sigma)
+        one: AbstractLaw = Gaussian(shape[1:], self.sigma)
+        if self.root is not None:
+            one = Correlated(one, root=self.root)
+        if self.examples is None:
+            return Independent(one, shape[0])
+        return RandomSubset(one, shape[0], self.examples, forward.number)
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        return forward.replace(targets=forward.targets + eta)
+
+
+class SampledLabels(AbstractInjection):
+    """Labels drawn afresh from soft targets at every step: y_i -> e_c with probability y_ic.
+
+    What training on randomly relabelled, or smoothed, one-hot targets does: label noise of covariance
+    diag(y_i) - y_i y_i^T, so it is degenerate (theory.md, section 4). Zero loss is at the soft targets
+    themselves, `[N, k]`, whose rows must be probabilities. sigma is 1.
+    """
+
+    per: Literal["example"] = eqx.field(static=True, default="example", init=False)
+
+    @property
+    def needs(self) -> str:
+        return "targets"
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        targets = _targets(forward)
+        if not is_traced(targets):
+            _check_probabilities(np.asarray(targets))
+        return OneHot(targets)
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        return forward.replace(targets=forward.targets + eta)
+
+
+class InputNoise(AbstractInjection):
+    """Gaussian noise on the inputs of every example, fresh at every step: x_i -> x_i + sigma * xi_i.
+
+    Gaussian data augmentation. The regularizer is 1/(2N) sum_i |d f_i / d x_i|^2, so it is non-degenerate in
+    general (theory.md, section 4; Bishop 1995). `sigma` is in the units of the inputs; every
+    floating-point array of the inputs has noise.
+    """
+
+    sigma: Scale
+    per: Literal["example"] = eqx.field(static=True)
+
+    def __init__(self, sigma: float):
+        self.sigma = positive_sigma(sigma)
+        self.per = "example"
+
+    @property
+    def needs(self) -> str:
+        return "inputs"
+
+    def law(self, forward: Forward) -> AbstractLaw:
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(forward.inputs) if _is_floating(leaf)]
+        if not shapes:
+            raise InputError("input noise needs floating-point inputs: use it with zeroloss.LeastSquares.")
+        return Gaussian(shapes, self.sigma)
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        noises = iter(eta)
+        leaves, structure = jax.tree.flatten(forward.inputs)
+        noisy = [leaf + next(noises) if _is_floating(leaf) else leaf for leaf in leaves]
+        return forward.replace(inputs=jax.tree.unflatten(structure, noisy))
+
+
+def _is_floating(leaf: Array) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def _targets(forward: Forward) -> Array:
+    if forward.targets is None:
+        raise InputError("label noise needs targets: use it with zeroloss.LeastSquares.")
+    return forward.targets
+
+
+def _check_probabilities(targets: np.ndarray) -> None:
+    if targets.ndim != 2:
+        raise InputError(f"labels are drawn from targets of shape [N, k], got {targets.shape}.")
+    sums = targets.sum(axis=1)
+    if targets.min() < 0 or np.abs(sums - 1).max() > 1e-6:
+        raise InputError(
+            "labels are drawn from targets that are probabilities, >= 0 and summing to 1 for every example; "
+            f"the smallest is {targets.min():.3g} and the sums lie in [{sums.min():.6g}, {sums.max():.6g}]."
+        )

@@ -1,0 +1,118 @@
+"""What a noise is: something that rewrites a forward pass, and sums of such things."""
+
+import abc
+import inspect
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from zeroloss.errors import InputError, UnsupportedError
+from zeroloss.noise._laws import AbstractLaw
+
+
+class Forward(eqx.Module):
+    """A forward pass about to be made, every piece of it within a noise's reach.
+
+    `inputs` and `targets` have a leading axis over examples and are None for a loss without examples;
+    `model(params, inputs)` is the network's output, or `model(params)` the loss. `force` is added to
+    the gradient, like `params` in structure: the loss gains <force, params>. None is no force.
+    `number` is how many examples the whole problem has; `inputs` may be a part of them, such as a minibatch.
+    """
+
+    model: Callable[..., PyTree]
+    params: PyTree
+    inputs: PyTree | None = None
+    targets: PyTree | None = None
+    force: PyTree | None = None
+    number: int | None = eqx.field(static=True, default=None)
+
+    def replace(self, **pieces: PyTree) -> "Forward":
+        """A copy with some pieces exchanged."""
+        names = ("model", "params", "inputs", "targets", "force", "number")
+        return Forward(**({name: getattr(self, name) for name in names} | pieces))
+
+    def push(self, force: PyTree) -> "Forward":
+        """A copy with `force` added to the force on the parameters."""
+        total = force if self.force is None else jax.tree.map(jnp.add, self.force, force)
+        return self.replace(force=total)
+
+
+class AbstractNoise(eqx.Module):
+    """A noise, or a sum of noises; `+` combines independent ones."""
+
+    def __add__(self, other: "AbstractNoise") -> "Noises":
+        if not isinstance(other, AbstractNoise):
+            return NotImplemented
+        return Noises((*parts(self), *parts(other)))
+
+
+class AbstractInjection(AbstractNoise):
+    """A noise eta that enters the forward pass, with a law for eta.
+
+    `per` says whether each example has its own eta ("example": then every leaf of eta has a leading
+    axis over examples) or a whole step shares one ("step").
+
+    `needs` says what the noise takes beside a loss and its parameters: "examples", "inputs", "targets", "a
+    model with sites"; None if nothing. `zeroloss.Loss` refuses a noise that needs anything.
+
+    `as_increments` is for anti-correlated noise alone: training then moves the parameters by
+    eta_{k+1} - eta_k at step k, where the analysis shifts them by eta_k.
+    """
+
+    per: eqx.AbstractVar[Literal["example", "step"]]
+    as_increments: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> str | None:
+        """What the noise takes beside a loss and its parameters; None if nothing."""
+        return "examples" if self.per == "example" else None
+
+    def check_problem(self, number: int, *, batched: bool) -> None:
+        """Raise `InputError` if the noise does not suit `number` examples, or minibatches of them."""
+
+    @abc.abstractmethod
+    def law(self, forward: Forward) -> AbstractLaw:
+        """The law of eta for the given forward pass; only shapes are looked at."""
+
+    def scaled(self, factor: float) -> "AbstractInjection":
+        """The same noise with sigma multiplied by `factor`; `UnsupportedError` where it has none to scale."""
+        if not hasattr(self, "sigma"):
+            raise UnsupportedError(f"{type(self).__name__} has no scale that could be changed.")
+        return eqx.tree_at(lambda noise: noise.sigma, self, factor * self.sigma)  # pyright: ignore
+
+    @abc.abstractmethod
+    def apply(self, forward: Forward, eta: PyTree) -> "Forward":
+        """The forward pass with the noise in it; the same forward pass when eta = 0."""
+
+
+class Noises(AbstractNoise):
+    """A sum of independent noises. Reg and Sigma of its parts add; each keeps its own sigma."""
+
+    noises: tuple[AbstractNoise, ...]
+
+
+def parts(noise: AbstractNoise) -> tuple[AbstractNoise, ...]:
+    """The noises that `noise` is the sum of."""
+    if isinstance(noise, Noises):
+        return noise.noises
+    if isinstance(noise, AbstractNoise):
+        return (noise,)
+    raise InputError(f"not a noise: {noise!r}. Use for instance zeroloss.LabelNoise(sigma=0.1).")
+
+
+def describe(noise: AbstractNoise) -> str:
+    """The kind of one noise with the options that differ from their defaults, such as `MiniBatch(size=2)`.
+
+    Its sigma or rate is left out, and so are arrays and functions.
+    """
+    options = []
+    for name, parameter in inspect.signature(type(noise)).parameters.items():
+        value = getattr(noise, name, None)
+        if isinstance(value, int | float | str | tuple) and name not in ("sigma", "rate"):
+            value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+            options += [] if value == parameter.default else [f"{name}={value!r}"]
+    return type(noise).__name__ + (f"({', '.join(options)})" if options else "")

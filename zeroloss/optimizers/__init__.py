@@ -1,0 +1,1 @@
+"""Rules by which training makes a step."""

@@ -1,0 +1,128 @@
+"""Gradient descent with schedule, momentum and weight decay, as PyTorch and Optax mean them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from zeroloss._checkpoint import digest
+from zeroloss.errors import InputError, StabilityError
+from zeroloss.systems import Scalar
+
+StepSize = float | Scalar | Callable[[Int[Array, ""]], Any]
+
+_LOOKED_AT = 1000  # steps of a schedule, before anything long begins
+
+
+class Optimizer(eqx.Module):
+    """One step: g = gradient + weight_decay w; v <- momentum v + g; w <- w - step_size v.
+
+    With `nesterov`, w <- w - step_size (g + momentum v), v the new one. This is `torch.optim.SGD` without
+    dampening, and `optax.sgd` behind `optax.add_decayed_weights`. `step_size` may depend on the step.
+    """
+
+    step_size: Scalar | Callable[[Int[Array, ""]], Any]
+    momentum: Scalar
+    weight_decay: Scalar
+    nesterov: bool = eqx.field(static=True)
+    has_momentum: bool = eqx.field(static=True)
+    has_weight_decay: bool = eqx.field(static=True)
+
+    def at(self, step: Int[Array, ""]) -> Scalar:
+        """The step size at a step, counted from 0."""
+        return jnp.asarray(self.step_size(step) if callable(self.step_size) else self.step_size)
+
+    def start(self, params: PyTree) -> PyTree | None:
+        """The velocity to begin with; None without momentum."""
+        return jax.tree.map(jnp.zeros_like, params) if self.has_momentum else None
+
+    def update(
+        self, step: Int[Array, ""], params: PyTree, velocity: PyTree | None, gradient: PyTree
+    ) -> tuple[PyTree, PyTree | None]:
+        """Parameters and velocity after one step."""
+        size = self.at(step)
+        if self.has_weight_decay:
+            gradient = jax.tree.map(lambda g, w: g + self.weight_decay.astype(w.dtype) * w, gradient, params)
+        direction = gradient
+        if velocity is not None:
+            velocity = jax.tree.map(lambda v, g: self.momentum.astype(g.dtype) * v + g, velocity, gradient)
+            direction = velocity
+            if self.nesterov:
+                direction = jax.tree.map(
+                    lambda g, v: g + self.momentum.astype(g.dtype) * v, gradient, velocity
+                )
+        return jax.tree.map(lambda w, d: w - size.astype(w.dtype) * d, params, direction), velocity
+
+    @property
+    def stability_limit(self) -> Scalar:
+        """The largest stable step_size * (lambda_max + weight_decay): 2 without momentum."""
+        beta = self.momentum
+        return 2 * (1 + beta) / (1 + 2 * beta) if self.nesterov else 2 * (1 + beta)
+
+    def check_stability(self, largest_eigenvalue: float, steps: int = 1) -> None:
+        """Raise `StabilityError` when a step size among the first `steps` is beyond the stability limit."""
+        size = self.largest(steps)
+        curvature = largest_eigenvalue + float(self.weight_decay)
+        limit = float(self.stability_limit)
+        if not size * curvature < limit:
+            raise StabilityError(
+                f"step_size {size:.6g} is beyond the stability limit {limit:.4g} / "
+                f"lambda_max = {limit / curvature:.6g}: the largest eigenvalue of the Hessian "
+                f"is {curvature:.6g}. Take a smaller step size."
+            )
+
+    def largest(self, steps: int) -> float:
+        """The largest step size among the first `steps`, of which a thousand are looked at."""
+        return float(self.sizes(np.unique(np.linspace(0, steps - 1, _LOOKED_AT).astype(int))).max())
+
+    def sizes(self, steps: Int[np.ndarray, " times"]) -> np.ndarray:
+        """The step sizes at some steps, checked to be finite and not negative."""
+        if callable(self.step_size):
+            sizes = np.asarray(_schedule(self, jnp.asarray(steps)), float)
+        else:
+            sizes = np.full(len(steps), float(self.step_size))
+        bad = ~(np.isfinite(sizes) & (sizes >= 0))
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise InputError(
+                f"step_size must be finite and not negative; at step {steps[first]} it is {sizes[first]}."
+            )
+        return sizes
+
+    def facts(self, steps: Int[np.ndarray, " times"]) -> dict[str, str]:
+        """What a checkpoint knows it by."""
+        return dict(
+            step_sizes=digest(self.sizes(steps)),
+            optimizer=digest((self.momentum, self.weight_decay, self.nesterov)),
+        )
+
+
+@eqx.filter_jit
+def _schedule(optimizer: Optimizer, steps: Int[Array, " times"]) -> Array:
+    return jax.vmap(optimizer.at)(steps)
+
+
+def optimizer(
+    step_size: StepSize, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> Optimizer:
+    """An `Optimizer`, its arguments checked."""
+    if not callable(step_size) and not (float(step_size) > 0 and np.isfinite(float(step_size))):
+        raise InputError(f"step_size must be positive and finite, got {step_size}.")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum must lie in [0, 1), got {momentum}.")
+    if nesterov and momentum == 0:
+        raise InputError("nesterov=True needs momentum > 0.")
+    if not (weight_decay >= 0 and np.isfinite(weight_decay)):
+        raise InputError(f"weight_decay must be finite and not negative, got {weight_decay}.")
+    return Optimizer(
+        step_size=step_size if callable(step_size) else jnp.asarray(step_size, float),
+        momentum=jnp.asarray(momentum, float),
+        weight_decay=jnp.asarray(weight_decay, float),
+        nesterov=nesterov,
+        has_momentum=momentum > 0,
+        has_weight_decay=weight_decay > 0,
+    )

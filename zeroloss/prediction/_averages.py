@@ -1,0 +1,123 @@
+"""The loss averaged over the noise, L_bar(w) = E L_hat(w, eta) (theory.md, section 5; docs/prediction.md)."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from zeroloss._pytrees import Vector, flatten
+from zeroloss.drifts._expansion import AbstractExpansion
+from zeroloss.systems import Scalar
+from zeroloss.zero_sets import AbstractGeometry
+
+_BATCH = 32  # draws that are taken side by side
+
+_QUADRATIC = 1e-9  # third difference in the noise, relative to the loss
+
+
+class Averaged(eqx.Module):
+    """L_bar, its gradient, and the summed variance of the gradient's tangential part from sampling."""
+
+    loss: Scalar
+    gradient: Vector
+    variance: Scalar
+
+
+class AbstractAverage(eqx.Module):
+    """How to average over the noise."""
+
+    expansion: eqx.AbstractVar[AbstractExpansion]
+    sigma: eqx.AbstractVar[Scalar]
+
+    @abc.abstractmethod
+    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
+        """The average at w, with `geometry` there; from about `draws` draws where sampled."""
+
+
+class ExactAverage(AbstractAverage):
+    """L_bar = L + sigma^2 Reg, where the loss is quadratic in the noise. The cost of grad Reg."""
+
+    expansion: AbstractExpansion
+    sigma: Scalar
+
+    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
+        def average(w: Vector) -> Scalar:
+            return self.expansion.manifold.loss(w) + self.sigma**2 * self.expansion.regularizer(w)
+
+        loss, gradient = jax.value_and_grad(average)(w)
+        return Averaged(loss, gradient, jnp.zeros(()))
+
+
+class SampledAverage(AbstractAverage):
+    """The mean over draws of grad L_hat(w, eta) - d_eta grad L_hat(w, 0) eta.
+
+    The second term has mean zero and is nearly all of the gradient's scatter, which is normal to the set.
+    About three gradients a draw, memory for 32 of them.
+    """
+
+    expansion: AbstractExpansion
+    sigma: Scalar
+
+    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
+        system, params = self.expansion.system, self.expansion.manifold.unravel(w)
+        law = system.noise_law(params)
+        zero = law.zeros(w.dtype)
+
+        def loss_and_gradient(eta: PyTree) -> tuple[Scalar, Vector]:
+            loss, gradient = jax.value_and_grad(system.noisy_loss)(params, eta)
+            return loss, flatten(gradient)[0]
+
+        def one(key: Key[Array, ""]) -> tuple[Scalar, Vector]:
+            eta = law.draw(key, w.dtype)
+            loss, gradient = loss_and_gradient(eta)
+            _, (odd_loss, odd) = jax.jvp(loss_and_gradient, (zero,), (eta,))
+            return loss - odd_loss, gradient - odd
+
+        def add(index: Array, total: tuple[Scalar, Vector, Scalar]) -> tuple[Scalar, Vector, Scalar]:
+            losses, gradients = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), _BATCH))
+            tangential = geometry.tangent(gradients.T)
+            return (
+                total[0] + losses.sum(),
+                total[1] + gradients.sum(axis=0),
+                total[2] + jnp.sum(tangential**2),
+            )
+
+        start = (jnp.zeros(()), jnp.zeros_like(w), jnp.zeros(()))
+        batches = (draws + _BATCH - 1) // _BATCH
+        loss, gradient, squares = jax.lax.fori_loop(0, batches, add, start)
+        draws = batches * _BATCH
+        mean = gradient / draws
+        variance = (squares / draws - jnp.sum(geometry.tangent(mean) ** 2)) / (draws - 1)
+        return Averaged(loss / draws, mean, jnp.maximum(variance, 0.0))
+
+
+def average(expansion: AbstractExpansion, w: Vector, sigma: float) -> AbstractAverage:
+    """The exact average where the loss is quadratic in the noise around w, else the sampled one."""
+    exact = bool(_third_difference(expansion, w) <= _QUADRATIC)
+    kind = ExactAverage if exact else SampledAverage
+    return kind(expansion, jnp.asarray(sigma, float))
+
+
+@eqx.filter_jit
+def _third_difference(expansion: AbstractExpansion, w: Vector) -> Scalar:
+    """Of L_hat in three random noises of size 1, relative to its size; at w and near it."""
+    system, manifold = expansion.system, expansion.manifold
+    law = system.noise_law(manifold.unravel(w))
+    keys = jax.random.split(jax.random.key(0), 4)
+    a, b, c = (law.unit(law.sample(key, w.dtype)) for key in keys[:3])
+
+    def at(w: Vector) -> Scalar:
+        def loss(*noises: PyTree) -> Scalar:
+            zero = law.zeros(w.dtype)
+            eta = jax.tree.map(lambda zero, *leaves: sum(leaves, zero), zero, *noises)
+            return system.noisy_loss(manifold.unravel(w), eta)
+
+        values = jnp.stack(
+            [loss(a, b, c), -loss(a, b), -loss(a, c), -loss(b, c), loss(a), loss(b), loss(c), -loss()]
+        )
+        return jnp.abs(values.sum()) / jnp.max(jnp.abs(values))
+
+    near = w + 1e-2 * jnp.linalg.norm(w) * jax.random.normal(keys[3], w.shape, w.dtype) / w.size**0.5
+    return jnp.maximum(at(w), at(near))

@@ -1,0 +1,96 @@
+"""How far single training runs scatter along the zero-loss set (docs/prediction.md)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from zeroloss._linalg import eigh
+from zeroloss._pytrees import Vector, flatten
+from zeroloss.prediction._higher_orders import Excess
+from zeroloss.prediction._mean_path import MeanPath, State, relaxation
+from zeroloss.systems import Scalar
+
+_SHARED, _OWN = 16, 4  # kicks drawn for all runs together, and for each
+
+
+def pushes_of(
+    mean_path: MeanPath,
+    states: State,
+    step_size: Scalar,
+    steps: Int[Array, ""],
+    key: Key[Array, ""],
+    excess: Excess | None = None,
+) -> Float[Array, "runs parameters"]:
+    """Displacements of the runs of an ensemble along the set, like those of `steps` training steps.
+
+    `states` holds the mean path first. The sum of many independent kicks is Gaussian: some are drawn, and
+    added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is stochastic,
+    the runs stay so near the mean path that its kicks do for all.
+    """
+    pairs = (states.w.shape[0] - 1) // 2
+    to_kicks, to_weights = jax.random.split(key)
+    draws = _OWN if mean_path.stochastic else _SHARED
+    weights = jax.random.normal(to_weights, (pairs, draws)) * jnp.sqrt(steps / (draws - 1))
+    weights = jnp.concatenate([weights, -weights])
+    if not mean_path.stochastic:
+        center = jax.tree.map(lambda leaf: leaf[0], states)
+        return weights @ kicks(mean_path, center, step_size, to_kicks, draws, excess)
+    keys = jax.random.split(to_kicks, pairs)
+
+    def one(state: State, key: Key[Array, ""], weights: Array) -> Vector:
+        return weights @ kicks(mean_path, state, step_size, key, draws, excess)
+
+    runs = jax.tree.map(lambda leaf: leaf[1:], states)
+    return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), weights)
+
+
+def kicks(
+    mean_path: MeanPath,
+    state: State,
+    step_size: Scalar,
+    key: Key[Array, ""],
+    draws: int,
+    excess: Excess | None = None,
+) -> Float[Array, "draws parameters"]:
+    """Draws of what one training step adds to the displacement along the set, less their mean.
+
+    Along the set most noises act to second order, through eta and the fluctuation x = Q z of the iterate:
+    P_T (grad L_hat(w + x, eta) - grad L(w + x)) is fresh at every step, and 1/2 P_T T[x x^T] is correlated in
+    time. By the Poisson equation of z <- (1 - alpha Lambda) z - alpha xi the latter adds up to fresh
+    increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With
+    momentum that is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
+    """
+    expansion, geometry = mean_path.expansion, state.geometry
+    system, manifold = expansion.system, expansion.manifold
+    effective = step_size / (1 - mean_path.optimizer.momentum)
+    decayed = 1 - step_size * relaxation(geometry, excess)
+    rate = 1 - decayed[:, None] * decayed[None, :]
+    inverse = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)
+
+    def noisy(w: Vector, key: Key[Array, ""]) -> Vector:
+        return flatten(system.noisy_gradient(manifold.unravel(w), key))[0]
+
+    def one(key: Key[Array, ""], z: Array) -> Vector:
+        there = state.w + geometry.embed(z)
+        clean = jax.grad(manifold.loss)
+        fresh = noisy(there, key) - clean(there)
+        xi = geometry.coordinates(noisy(state.w, key) - clean(state.w))
+        mixed = jnp.outer(decayed * z, xi)
+        weights = inverse * (-step_size * (mixed + mixed.T) / 2 + step_size**2 / 2 * jnp.outer(xi, xi))
+        return fresh + manifold.third_of_normal(state.w, geometry, weights)
+
+    to_eta, to_z = jax.random.split(key)
+    total = jax.vmap(one)(jax.random.split(to_eta, draws), fluctuations(state, to_z, draws))
+    total = geometry.tangent(total.T).T
+    return -effective * (total - total.mean(axis=0))
+
+
+def fluctuations(state: State, key: Key[Array, ""], draws: int) -> Float[Array, "draws q"]:
+    """Draws of the iterate around its mean, normal to the set, in the coordinates of the geometry.
+
+    Close by, a key stands for nearly the same displacement, whatever basis the geometry has there.
+    """
+    values, vectors = eigh(state.covariance)
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
+    white = jax.random.normal(key, (state.w.shape[0], draws))
+    return state.geometry.coordinates(white).T @ root

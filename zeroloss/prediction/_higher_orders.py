@@ -1,0 +1,194 @@
+"""What the noise adds to Sigma and to the Hessian beyond first order (docs/prediction.md).
+
+To first order in eta the gradient is J^T (r + B eta) / N, with the covariance sigma^2 Sigma, and fluctuations
+relax with H = J^T J / N. But J depends on eta as well. Dropout takes a unit out of J and B together; beside
+the zero-loss set J(eta)^T r is noise too; and fluctuations relax with E[J(eta)^T J(eta)] / N.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss._pytrees import Vector
+from zeroloss.drifts._expansion import AbstractExpansion, LeastSquaresExpansion
+from zeroloss.jacobians import analyse
+from zeroloss.jacobians._jacobian import (
+    AbstractJacobian,
+    AbstractJacobians,
+    PerExampleJacobians,
+    StructuredJacobians,
+)
+from zeroloss.systems import LeastSquares, LeastSquaresSystem, Scalar
+from zeroloss.zero_sets import GramGeometry
+
+_DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
+_FEWEST_DRAWS = 4  # of all examples
+_DRAWS_OF_OUTPUT = 2  # of all examples, for each output: below that, eigenvalues scatter too much
+_NONE = 1e-9  # size of what is beyond first order, relative to the first
+_ROUNDED = 1e-3
+_NEAR = 1e-2  # |w|: where that is looked at
+
+
+class Excess(eqx.Module):
+    """What the noise adds beyond first order at a point: J (...) J^T of each of two d x d matrices.
+
+    - `noise`: Cov grad L_hat - sigma^2 Sigma.
+    - `hessian`: (E[J(eta)^T J(eta)] - J^T J) / N.
+    """
+
+    noise: Float[Array, "residuals residuals"]
+    hessian: Float[Array, "residuals residuals"]
+
+    def covariance(self, geometry: GramGeometry) -> Float[Array, "q q"]:
+        """The addition to the noise, in the coordinates of a geometry close by."""
+        return geometry.scaled_rotation.T @ self.noise @ geometry.scaled_rotation
+
+    def curvatures(self, geometry: GramGeometry) -> Float[Array, " q"]:
+        """The addition to the Hessian, along each eigenvector of H."""
+        return jnp.sum(geometry.scaled_rotation * (self.hessian @ geometry.scaled_rotation), axis=0)
+
+
+class _NoisyResiduals(eqx.Module):
+    """Residuals as a model of examples that hold their noise; noise that examples share is left out."""
+
+    system: LeastSquaresSystem
+
+    def __call__(self, params: PyTree, examples: tuple[PyTree, Array, PyTree]) -> Array:
+        inputs, targets, own = examples
+        zeros = self.system.law_of(params, inputs, targets).zeros(jnp.float64)
+        eta = tuple(zero if part is None else part for part, zero in zip(own, zeros, strict=True))
+        return self.system.residuals(params, inputs, targets, eta)
+
+
+class HigherOrders(eqx.Module):
+    """Estimates `Excess` from draws of the noise that each example has of its own.
+
+    The covariances of the examples' gradients add up, so that a few draws for each example are as good as N
+    times as many of the whole gradient.
+    """
+
+    expansion: LeastSquaresExpansion
+    model: _NoisyResiduals
+    jacobians: AbstractJacobians
+
+    def at(self, w: Vector, geometry: GramGeometry, key: Key[Array, ""]) -> Excess:
+        """An estimate at w, with `geometry` there.
+
+        The noise is sum_i Cov[Q^T J_i(eta)^T r_i(eta)] / N^2, with minibatches times E[c_i^2]. Its first
+        order, whose covariance is known, is a control variate: the draws scatter as little as eta acts beyond
+        it. 1000 / N draws, but at least 4, and 2 for each output. Each costs K(w, w0) and 10 m^3 operations;
+        m x m memory.
+        """
+        system, params = self.model.system, self.expansion.manifold.unravel(w)
+        number, outputs = system.problem.number, system.problem.targets.size // system.problem.number
+        draws = max(_FEWEST_DRAWS, _DRAWS_OF_OUTPUT * outputs, -(-_DRAWS_OF_EXAMPLES // number))
+        law = system.noise_law(params)
+        zero = self._own(law.zeros(jnp.float64))
+        clean, rotation = self._jacobian(w, zero), geometry.scaled_rotation.T
+        rows = geometry.jacobian_coordinates  # Q^T J^T
+
+        def residuals(own: PyTree) -> Array:
+            return self.model(params, self._examples(own))
+
+        def gradients(rows: Array, residuals: Array) -> Float[Array, "q examples"]:
+            return jnp.einsum("qik,ik->qi", rows.reshape(-1, number, outputs), residuals.reshape(number, -1))
+
+        mean = gradients(rows, residuals(zero))  # of the first order
+
+        def add(total: list[Array], key: Key[Array, ""]) -> tuple[list[Array], None]:
+            own = self._own(law.draw(key, jnp.float64))
+            noisy_rows = rotation @ clean.gram(self._jacobian(w, own))  # Q^T J(eta)^T
+            noisy = gradients(noisy_rows, residuals(own)) - mean
+            first = gradients(rows, jax.jvp(residuals, (zero,), (own,))[1])
+            added = [
+                *(noisy, first, noisy @ noisy.T, first @ first.T, noisy_rows @ noisy_rows.T),
+                *((noisy * first) @ (noisy * first).T, first**2 @ (first**2).T),
+            ]
+            return jax.tree.map(jnp.add, total, added), None
+
+        start = [jnp.zeros_like(mean)] * 2 + [jnp.zeros((len(rows), len(rows)))] * 5
+        sums, _ = jax.lax.scan(add, start, jax.random.split(key, draws))
+        noisy, first, noisy_squares, first_squares, hessian, common, fourth = (each / draws for each in sums)
+        blocks = law.sigma**2 * self.expansion.own_covariance(w)
+        shaped = rows.reshape(-1, number, outputs)
+        known = jnp.einsum("qik,ikl,pil->qp", shaped, blocks, shaped)
+        share = common / jnp.where(fourth > 0, fourth, 1.0)
+        drawn = (noisy_squares - noisy @ noisy.T) * draws / (draws - 1)
+        drawn_first = (first_squares - first @ first.T) * draws / (draws - 1)
+        noise = drawn - share * (drawn_first - known) - known
+        weight = 1.0 if system.minibatch is None else system.minibatch.second_moments(number)[0]
+        # As J (...) J^T, which does not depend on the basis and changes little from point to point.
+        return Excess(
+            rows.T @ (weight / number**2 * noise) @ rows,
+            rows.T @ (hessian / number - jnp.diag(geometry.eigenvalues)) @ rows,
+        )
+
+    def _own(self, eta: PyTree) -> PyTree:
+        return _own(self.model.system, eta)
+
+    def _examples(self, own: PyTree) -> tuple[PyTree, Array, PyTree]:
+        problem = self.model.system.problem
+        return problem.inputs, problem.targets, own
+
+    def _jacobian(self, w: Vector, own: PyTree) -> AbstractJacobian:
+        return eqx.tree_at(_inputs, self.jacobians, self._examples(own)).at(w)
+
+
+def higher_orders(expansion: AbstractExpansion, w: Vector) -> HigherOrders | None:
+    """`HigherOrders` of least squares where examples have noise of their own, to which J responds.
+
+    None for all other systems, and where the Jacobian of the model does not fit into its memory.
+    """
+    if not isinstance(expansion, LeastSquaresExpansion):
+        return None
+    system, manifold = expansion.system, expansion.manifold
+    if all(injection.per != "example" for injection in system.injections):
+        return None
+    problem, model, params = system.problem, _NoisyResiduals(system), manifold.unravel(w)
+    own = _own(system, system.noise_law(params).zeros(jnp.float64))
+    examples = (problem.inputs, problem.targets, own)
+    if manifold.structure is None:
+        noisy = LeastSquares(model, examples, problem.targets)
+        jacobians: AbstractJacobians = PerExampleJacobians(noisy, manifold.unravel)
+    else:
+        structure = analyse(model, params, examples, manifold.structure.maker.max_memory)
+        if not structure.fits:
+            return None
+        jacobians = StructuredJacobians(structure, manifold.unravel)
+    found = HigherOrders(expansion, model, jacobians)
+    return found if _share(expansion, found, w) > _NONE else None
+
+
+def _own(system: LeastSquaresSystem, eta: PyTree) -> PyTree:
+    """The noises that examples have of their own; None in the place of the others."""
+    pairs = zip(system.injections, eta, strict=True)
+    return tuple(part if injection.per == "example" else None for injection, part in pairs)
+
+
+def _inputs(jacobians: Any) -> PyTree:
+    if isinstance(jacobians, PerExampleJacobians):
+        return jacobians.problem.inputs
+    return jacobians.structure.inputs
+
+
+@eqx.filter_jit
+def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> Scalar:
+    """How large the excess is near w, of the noise relative to sigma^2 Sigma, and of the Hessian to H."""
+    manifold = expansion.manifold
+    near = w + _NEAR * jnp.linalg.norm(w) * jax.random.normal(jax.random.key(0), w.shape) / w.size**0.5
+    geometry = manifold.at(near)
+    excess = found.at(near, geometry, jax.random.key(1))
+    sigma = expansion.system.noise_law(manifold.unravel(near)).sigma
+    noise = sigma**2 * expansion.normal_covariance(near, geometry)
+
+    # Rounding is that of ||J||^4, also where the noise is much smaller.
+    rounding = _ROUNDED * manifold.jacobians.squared_norm(near) ** 2
+
+    def share(added: Array, to: Array) -> Scalar:
+        rows = geometry.jacobian_coordinates
+        return jnp.linalg.norm(added) / (jnp.linalg.norm(rows.T @ to @ rows) + rounding)
+
+    return share(excess.noise, noise) + share(excess.hessian, jnp.diag(geometry.eigenvalues))

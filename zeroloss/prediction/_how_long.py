@@ -1,0 +1,233 @@
+"""How many training steps the noise takes for what it does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from zeroloss._progress import doing, progress_bar
+from zeroloss._pytrees import flatten, refuse_tracing
+from zeroloss.drifts._drift import drift
+from zeroloss.drifts._verdict import FAST, Regime, classify, power_of_step_size
+from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
+from zeroloss.optimizers._sgd import StepSize, optimizer
+from zeroloss.prediction._integrator import MOST_GRADIENTS, Follower, check_budget, check_rtol
+from zeroloss.prediction._mean_path import MeanPath
+from zeroloss.prediction._predict import mean_path_of
+from zeroloss.systems import AbstractSystem, Scalar
+from zeroloss.zero_sets import largest_eigenvalue, length, project
+
+_SETTLED = 0.01  # of the whole change, within the last doubling of the number of steps
+_FEWEST = 100.0
+_WARM_UP = 10_000  # training steps, among which a schedule has its largest step size
+_REACH = 0.1  # |w|
+
+
+class HowLong(eqx.Module):
+    """How many training steps a quantity takes to reach a value. `print` it.
+
+    - `steps`: training steps, interpolated.
+    - `quantity`, `start`, `value`, `end`: what was followed; where it starts, the value asked for, and where
+      it settles (NaN where a value was asked for, and it was followed no further).
+    - `followed`: how many training steps were followed.
+    - `settled`: whether the quantity had settled by then, or a value asked for was reached. If not, `end` is
+      only where it was by then, and the steps to a fraction of the whole change may be more.
+    - `first`, `second`: the shares of the two scales in the way along the set until then: of -grad L_bar,
+      which takes 1 / (alpha sigma^2) steps, and of the fluctuations, which take 1 / (alpha^2 sigma^2).
+    """
+
+    steps: float
+    quantity: str
+    start: float
+    value: float
+    end: float
+    first: float
+    second: float
+    followed: float
+    settled: bool
+
+    def __str__(self) -> str:
+        ending = "" if np.isnan(self.end) else f", on the way to {self.end:.4g}"
+        text = (
+            f"{self.steps:,.0f} steps until {self.quantity} has gone from {self.start:.4g} to "
+            f"{self.value:.4g}{ending}; {100 * self.first:.0f} % of the way by the first scale, "
+            f"{100 * self.second:.0f} % by the second"
+        )
+        if self.settled:
+            return text
+        return (
+            f"{text}. It was followed for {self.followed:,.0f} steps and had not settled: the whole change "
+            "may be larger, and this fraction of it may take more steps"
+        )
+
+
+def how_long(
+    system: AbstractSystem,
+    params: PyTree,
+    step_size: StepSize,
+    *,
+    of: str | Callable[[PyTree], Array] | None = None,
+    fraction: float = 0.5,
+    value: float | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    most_steps: int = 10**12,
+    rtol: float = 1e-3,
+    max_gradients: float = MOST_GRADIENTS,
+    progress: bool = False,
+) -> HowLong:
+    """The number of training steps until the noise has done a fraction of what it will do.
+
+    Follows the mean path of `zeroloss.predict`, without the ensemble.
+
+    **Arguments:**
+
+    - `system`, `params`, `step_size`, `momentum`, `nesterov`, `weight_decay`: as in `zeroloss.predict`.
+    - `of`: the quantity: "regularizer" (Reg), "hessian_trace" (tr H), "loss" (of the mean parameters), or a
+      function of the parameters. By default the regularizer where the noise is non-degenerate, else tr H.
+    - `fraction`: of the change from `params` to where the quantity settles, in (0, 1).
+    - `value`: a value to reach, in the place of a fraction.
+    - `most_steps`, `max_gradients`: when to give up; what it may cost, as in `zeroloss.predict`.
+    - `rtol`: as in `zeroloss.predict`; with 1e-2 it is up to several times as fast, and good to 1 % or so.
+    - `progress`: whether to show what has been spent of `max_gradients`, in a terminal.
+
+    **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
+    while the number of steps doubles, after no fewer steps than the limit takes, at its initial speed, for a
+    tenth of |w|. Where it has not settled within `most_steps` and `max_gradients`, the answer is about the
+    change until then, and `settled` is False.
+
+    **Raises:** `InputError` where the noise is trivial, or a `value` is not reached within `most_steps`,
+    `BudgetError` within `max_gradients`; `UnsupportedError` for a stochastic limit; what `project`,
+    `classify` and `predict` raise.
+
+    Costs what `predict` does, without the ensemble, and a classification.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
+    check_rtol(rtol)
+    check_budget(max_gradients)
+    refuse_tracing((system, params, step_size), "how_long")
+    rule = optimizer(step_size, momentum, nesterov, weight_decay)
+    with doing(progress) as say:
+        say("projecting the start onto the zero-loss set")
+        point = project(system, params)
+        say("deciding on which time scale the noise acts")
+        regime = classify(system, point)
+    if regime.time_scale is None:
+        raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {regime}.")
+    if regime.stochastic:
+        raise UnsupportedError(f"this noise has no mean path to follow: {regime}. Use zeroloss.predict.")
+    rule.check_stability(largest_eigenvalue(system, params))
+    mean_path, start = mean_path_of(system, params, rule)
+    if of is None:
+        of = "regularizer" if regime.time_scale == FAST else "hessian_trace"
+    name, measure = _quantity(mean_path, of)
+    beginning = float(measure(start))
+    fewest = _steps_of_the_limit(system, point, regime, rule.largest(_WARM_UP))
+    follower = Follower(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
+    steps, values, ways = [0], [beginning], [(0.0, 0.0)]
+    with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
+        while steps[-1] < most_steps:
+            try:
+                look = follower.advance(most_steps)
+            except BudgetError as error:
+                if value is not None or values[-1] == beginning:
+                    goal = "changed" if value is None else f"reached {value:.6g}"
+                    raise BudgetError(
+                        f"{name} has not {goal} yet: it went from {beginning:.6g} to {values[-1]:.6g}. "
+                        f"{error}",
+                        None,
+                    ) from error
+                break
+            except IntegrationError as error:
+                raise IntegrationError(
+                    f"{name} has not settled after {steps[-1]:,} steps, where it is {values[-1]:.6g}, and "
+                    f"the path cannot be followed further: {error}",
+                    None,
+                ) from error
+            show(min(follower.spent, max_gradients))
+            if look.step == steps[-1]:
+                continue
+            steps.append(look.step)
+            values.append(float(measure(look.mean.w)))
+            ways.append((look.first, look.second))
+            if value is not None and (values[-1] - value) * (beginning - value) <= 0:
+                return _crossing(name, beginning, value, float("nan"), steps, values, ways, True)
+            if value is None and steps[-1] >= fewest and _has_settled(steps, values, beginning):
+                target = beginning + fraction * (values[-1] - beginning)
+                return _crossing(name, beginning, target, values[-1], steps, values, ways, True)
+    if value is not None:
+        raise InputError(
+            f"{name} has not reached {value:.6g} within {most_steps:,} steps: it went from {beginning:.6g} "
+            f"to {values[-1]:.6g}."
+        )
+    target = beginning + fraction * (values[-1] - beginning)
+    return _crossing(name, beginning, target, values[-1], steps, values, ways, False)
+
+
+def _quantity(
+    mean_path: MeanPath, of: str | Callable[[PyTree], Array]
+) -> tuple[str, Callable[[Array], Scalar]]:
+    expansion = mean_path.expansion
+    known: dict[str, Any] = {
+        "regularizer": expansion.regularizer,
+        "hessian_trace": expansion.manifold.trace,
+        "loss": expansion.manifold.loss,
+    }
+    if callable(of):
+        named = getattr(of, "func", of)  # what eqx.Partial has
+        return getattr(named, "__name__", "the quantity"), eqx.filter_jit(
+            lambda w: jnp.asarray(of(expansion.manifold.unravel(w)))
+        )
+    if of not in known:
+        raise InputError(
+            f"of must be one of {', '.join(known)}, or a function of the parameters, got {of!r}."
+        )
+    return of, eqx.filter_jit(known[of])
+
+
+def _steps_of_the_limit(system: AbstractSystem, point: PyTree, regime: Regime, step_size: float) -> float:
+    """How many steps the limit takes for a tenth of |w|, at the speed at `point`."""
+    found = drift(system, point)
+    speed = float(jnp.linalg.norm(flatten(found.first if regime.time_scale == FAST else found.second)[0]))
+    if speed == 0 or step_size == 0 or regime.time_scale is None:
+        return _FEWEST
+    t = _REACH * float(length(flatten(point)[0])) / speed
+    sigma = system.noise_law(point).sigma
+    return max(_FEWEST, t / (step_size ** power_of_step_size(regime.time_scale) * sigma**2))
+
+
+def _has_settled(steps: list[int], values: list[float], beginning: float) -> bool:
+    half = float(np.interp(steps[-1] / 2, steps, values))
+    changed = abs(values[-1] - beginning)
+    return changed > 0 and abs(values[-1] - half) <= _SETTLED * changed
+
+
+def _crossing(
+    name: str,
+    beginning: float,
+    value: float,
+    end: float,
+    steps: list[int],
+    values: list[float],
+    ways: list[tuple[float, float]],
+    settled: bool,
+) -> HowLong:
+    """The last time that the value is crossed on the way, by linear interpolation."""
+    beyond = (np.array(values) - value) * (beginning - value) <= 0
+    after = len(values) - int(np.argmin(beyond[::-1])) if not beyond.all() else 0
+    if after == 0:
+        at, (first, second) = 0.0, ways[0]
+    else:
+        before = after - 1
+        share = (value - values[before]) / (values[after] - values[before])
+        at = steps[before] + share * (steps[after] - steps[before])
+        first, second = np.array(ways[before]) + share * (np.array(ways[after]) - np.array(ways[before]))
+    whole = first + second
+    shares = (float(first / whole), float(second / whole)) if whole > 0 else (0.0, 0.0)
+    return HowLong(float(at), name, beginning, float(value), end, *shares, float(steps[-1]), settled)

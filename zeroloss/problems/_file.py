@@ -1,0 +1,182 @@
+"""Problems from a file of the user's own: `path/to/problem.py:make`."""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from zeroloss.errors import InputError, RunError, ZerolossError
+from zeroloss.noise._sites import site_shapes
+from zeroloss.problems._problem import (
+    Problem,
+    activation_noises,
+    check_options,
+    data_noises,
+    parameter_noises,
+)
+from zeroloss.systems import LeastSquares, Loss
+
+_DEFAULT = "make"
+
+TEMPLATE = '''"""A problem of your own. Look at it with
+
+    zeroloss classify {name}
+    zeroloss compare {name} --noise label:0.1 --steps 20000 --out runs/mine
+    zeroloss compare {name} --set width=100 --noise dropout:0.02 --out runs/wide
+"""
+
+import jax
+import jax.numpy as jnp
+import zeroloss as zl
+
+
+def model(params, inputs):
+    """Any JAX function of parameters (a pytree of arrays) and inputs; site() names a place for dropout."""
+    hidden = zl.site(jnp.tanh(inputs @ params["in"]), "hidden")
+    return hidden @ params["out"]
+
+
+def make(width=50, examples=30, seed=0):
+    """The options, `--set width=100`, are keyword arguments. Zero loss needs more parameters than examples.
+
+    Returns what is trained, where training starts (it need not have zero loss), and, if you like, functions
+    of the parameters to watch, by name. For a loss that is no least squares, return zl.Loss(function) first.
+    """
+    data, first, last = jax.random.split(jax.random.key(seed), 3)
+    inputs = jax.random.normal(data, (examples, 5))
+    targets = jnp.sin(inputs.sum(axis=1))
+    params = {{
+        "in": jax.random.normal(first, (5, width)) / 5**0.5,
+        "out": jax.random.normal(last, (width,)) / width**0.5,
+    }}
+    watch = {{"size_of_out": lambda params: jnp.linalg.norm(params["out"])}}
+    return zl.LeastSquares(model, inputs, targets), params, watch
+'''
+"""A working file, with a field for its own name."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a problem's name says that it comes from a file."""
+    return _split(name)[0].endswith(".py")
+
+
+def resolved(name: str) -> str:
+    """The same problem with the whole path of its file."""
+    path, function = _split(name)
+    return f"{Path(path).resolve()}:{function}"
+
+
+def file_of(name: str) -> Path:
+    """The file that a problem of the user's own comes from."""
+    return Path(_split(name)[0])
+
+
+def load_own(name: str, **options: object) -> Problem:
+    """The problem that the function in a file makes from `options`. The file is executed.
+
+    The function returns what is trained, a `LeastSquares` or a `Loss`, then a start, and perhaps a dictionary
+    of functions of the parameters to watch; or a `Problem`. Raises `InputError` with the line where the
+    file fails, or what is wrong with what the function returns.
+    """
+    path, function_name = Path(_split(name)[0]), _split(name)[1]
+    function = function_of(name)
+    check_options(f"{function_name} in {path}", function, options)
+    made = _run(path, lambda: function(**options))
+    if isinstance(made, Problem):
+        return made
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], LeastSquares | Loss)):
+        raise InputError(
+            f"{function_name} in {path} must return (problem, start) or (problem, start, watch), with a "
+            f"LeastSquares or a Loss first; it returned {_what(made)}."
+        )
+    problem, start = made[0], made[1]
+    watch = made[2] if len(made) == 3 else {}
+    if not isinstance(watch, dict) or not all(map(callable, watch.values())):
+        raise InputError(f"what is to be watched must be a dictionary of functions; it is {_what(watch)}.")
+    for each, function in watch.items():
+        _check_number(path, each, function, start)
+    noises: dict[str, Callable[..., Any]] = parameter_noises()
+    if isinstance(problem, Loss):
+        _check_number(path, "the loss", problem.function, start)
+    if isinstance(problem, LeastSquares):
+        floating = jax.numpy.issubdtype(jax.tree.leaves(problem.inputs)[0].dtype, jax.numpy.floating)
+        noises = data_noises(inputs=bool(floating)) | noises
+        sites = tuple(_run(path, lambda: site_shapes(problem.model, start, problem.inputs)))
+        noises = (activation_noises(sites) if sites else {}) | noises
+    size = sum(leaf.size for leaf in map(jax.numpy.asarray, jax.tree.leaves(start)))
+    description = f"{function_name} in {path.name}, {size:,} parameters"
+    return Problem(path.stem, problem, start, watch, noises, description)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function that makes a problem of the user's own. Its file is executed."""
+    path, function_name = Path(_split(name)[0]), _split(name)[1]
+    function = getattr(_imported(path), function_name, None)
+    if not callable(function):
+        raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
+    return function
+
+
+def _check_number(path: Path, what: object, function: Callable[..., Any], start: Any) -> None:
+    """Raise `InputError` unless a function of the parameters can be called and returns one number."""
+    found = _run(path, lambda: jax.eval_shape(function, start))
+    shape = getattr(found, "shape", None)
+    if shape != ():
+        told = _what(found) if shape is None else f"an array of shape {shape}"
+        raise InputError(f"{path}: {what} must return one number, it returns {told}.")
+
+
+def write_template(path: Path) -> None:
+    """Write a working file to begin from. Raises `RunError` where there is a file already."""
+    if path.suffix != ".py":
+        raise InputError(f"the name of a problem must end in .py, got {str(path)!r}.")
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(TEMPLATE.format(name=path))
+    except FileExistsError:
+        raise RunError(f"{path} is there already; nothing was written.") from None
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    path, colon, function = name.rpartition(":")
+    return (path, function) if colon and path.endswith(".py") else (name, _DEFAULT)
+
+
+def _imported(path: Path) -> ModuleType:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot read the problem {path}: {error.strerror}.") from None
+    specification = importlib.util.spec_from_file_location(f"zeroloss_own_{path.stem}", path)
+    assert specification is not None and specification.loader is not None
+    module, loader = importlib.util.module_from_spec(specification), specification.loader
+    sys.modules[specification.name] = module  # where dataclasses look for what their fields are
+    _run(path, lambda: loader.exec_module(module))
+    return module
+
+
+def _run(path: Path, call: Callable[[], Any]) -> Any:
+    """What `call` returns; what it raises as an error of ours, with the last line of the file involved."""
+    try:
+        return call()
+    except ZerolossError:
+        raise
+    except SyntaxError as error:
+        raise InputError(f"{path}, line {error.lineno}: {error.msg}.") from error
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f", line {frames[-1].lineno}" if frames else ""
+        raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
+
+
+def _what(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
+    return type(value).__name__

@@ -1,0 +1,98 @@
+"""Matrix sensing with a two-layer linear network (Gunasekar et al. 2017; theory.md, section 6)."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from zeroloss.noise import site
+from zeroloss.problems._problem import (
+    Problem,
+    activation_noises,
+    data_noises,
+    integer_between,
+    parameter_noises,
+    positive_integer,
+)
+from zeroloss.systems import LeastSquares
+
+
+def matrix_sensing(
+    rows: int = 8,
+    columns: int = 8,
+    rank: int = 1,
+    width: int = 8,
+    measurements: int = 36,
+    seed: int = 0,
+) -> Problem:
+    """A matrix of low rank, known through <A_i, M> for some Gaussian matrices A_i, as a product U V^T.
+
+    The hidden layer, the site `"hidden"`, has the units u_h^T A_i v_h. With S_R = sum_i A_i^T A_i / N and
+    S_L = sum_i A_i A_i^T / N the trace of the Hessian is tr V^T S_R V + tr U^T S_L U, at least
+    2 |S_L^(1/2) U V^T S_R^(1/2)|_*: label and weight noise lead to the least such nuclear norm.
+    Noise on the inputs leads to the least Frobenius norm.
+
+    **Arguments:**
+
+    - `rows`, `columns`, `rank`: of the truth, scaled to have entries of mean square 1.
+    - `width`: of the hidden layer, the number of columns of U and V.
+    - `measurements`: the number N of examples, below rows * columns.
+    - `seed`: for the measurements, the truth and the start, which is Gaussian with variance 1 / sqrt(width).
+    """
+    rows, columns = positive_integer("rows", rows), positive_integer("columns", columns)
+    width = positive_integer("width", width)
+    rank = integer_between("rank", rank, 1, min(rows, columns, width))
+    measurements = integer_between("measurements", measurements, 1, rows * columns - 1)
+    truth = low_rank(rows, columns, rank, seed)
+    inputs = np.random.default_rng([seed, 1]).normal(size=(measurements, rows, columns))
+    return Problem(
+        name="matrix_sensing",
+        problem=LeastSquares(model, jnp.asarray(inputs), jnp.einsum("irc,rc->i", inputs, truth)),
+        start=initial_factors(rows, columns, width, seed),
+        observables=matrix_observables(truth),
+        noises=activation_noises("hidden") | data_noises(replace=True) | parameter_noises(),
+        description=f"a {rows} x {columns} matrix of rank {rank} from {measurements} measurements, linear "
+        f"network of width {width}",
+        truth=truth,
+    )
+
+
+def model(params: PyTree, inputs: Float[Array, "examples rows columns"]) -> Float[Array, " examples"]:
+    """<A_i, U V^T> as the sum of the hidden units u_h^T A_i v_h."""
+    units = jnp.einsum("irc,rh,ch->ih", inputs, params["left"], params["right"])
+    return jnp.sum(site(units, "hidden"), axis=-1)
+
+
+def product(params: PyTree) -> Float[Array, "rows columns"]:
+    """U V^T."""
+    return params["left"] @ params["right"].T
+
+
+def low_rank(rows: int, columns: int, rank: int, seed: int) -> Float[Array, "rows columns"]:
+    """A product of two Gaussian factors, scaled so that its entries have mean square 1."""
+    rng = np.random.default_rng([seed, 0])
+    matrix = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
+    return jnp.asarray(matrix / np.sqrt(np.mean(matrix**2)))
+
+
+def initial_factors(rows: int, columns: int, width: int, seed: int) -> dict[str, Array]:
+    """Gaussian factors whose product has entries of variance 1."""
+    left, right = jax.random.split(jax.random.key(seed))
+    return {
+        "left": jax.random.normal(left, (rows, width)) / width**0.25,
+        "right": jax.random.normal(right, (columns, width)) / width**0.25,
+    }
+
+
+def matrix_observables(truth: Float[Array, "rows columns"]) -> dict:
+    """How far the product is from the truth, relative to it, and its nuclear norm."""
+    return {"distance_to_truth": eqx.Partial(_distance_to, truth), "nuclear_norm": _nuclear_norm}
+
+
+def _distance_to(truth: Float[Array, "rows columns"], params: PyTree) -> Float[Array, ""]:
+    return jnp.linalg.norm(product(params) - truth) / jnp.linalg.norm(truth)
+
+
+def _nuclear_norm(params: PyTree) -> Float[Array, ""]:
+    return jnp.linalg.norm(product(params), "nuc")

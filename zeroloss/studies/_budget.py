@@ -1,0 +1,188 @@
+"""What a convergence study runs: replicas and ladders chosen so that the budget is kept."""
+
+from time import perf_counter
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from zeroloss._checkpoint import Checkpoint
+from zeroloss.drifts._verdict import power_of_step_size
+from zeroloss.dynamics._descend import ensemble, train
+from zeroloss.errors import DivergenceError, InputError, UnsupportedError
+from zeroloss.optimizers._sgd import optimizer
+from zeroloss.studies._fits import expected_half_width
+from zeroloss.studies._measurement import Rung, Target, climb
+from zeroloss.systems import AbstractSystem
+
+LARGEST_STEP = 0.4
+"""Step size of the first rung, in units of 1 / lambda_max."""
+
+PRIOR = {"step sizes": 1.0, "sigmas": 0.5}
+"""Standard deviation of the corrections to the power laws, before the data are seen."""
+
+FEWEST_RUNGS = 3
+"""A ladder of fewer has no exponent; so many are climbed, whatever the time left."""
+
+_FEWEST_STEPS = 200  # that the drift should take on the first rung
+_RUNGS = 5
+_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of a ladder of step sizes
+_SIGMA_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0)
+_FEWEST, _MOST_IN_PILOT = 16, 256  # replicas
+_ENSEMBLE_IN_PILOT = 1e5  # parameters
+_MOST_REPLICAS = 4096
+_LARGEST_ENSEMBLE = 5e6  # parameters of all replicas together
+_FINEST_ERROR = 2e-3  # of a logarithm of steps: less is not worth aiming for
+_SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
+
+
+class Plan:
+    """Chooses replicas and ladders so that the budget is kept, from what a pilot rung costs and scatters.
+
+    `left` is what is left of the budget, in seconds.
+    """
+
+    def __init__(
+        self,
+        system: AbstractSystem,
+        point: PyTree,
+        target: Target,
+        largest: float,
+        seconds: float,
+        progress: bool,
+        checkpoint: Checkpoint,
+    ):
+        self.system, self.point, self.target = system, point, target
+        self.largest, self.left, self.progress = largest, seconds, progress
+        self.checkpoint = checkpoint
+        self.step_size = LARGEST_STEP / largest
+        self.power = power_of_step_size(target.time_scale)
+        self.replicas = int(np.clip(_ENSEMBLE_IN_PILOT / target.start.shape[0], _FEWEST, _MOST_IN_PILOT))
+        self.choices: list[str] = []
+
+    def pilot(self, key: Key[Array, ""]) -> None:
+        """A first rung: how many steps, how much scatter, how many seconds a step."""
+        sigma = self.system.noise_law(self.point).sigma
+        expected = self.target.t1 / (self.step_size**self.power * sigma**2)
+        self.step_size *= min(expected / _FEWEST_STEPS, 1.0) ** (1 / self.power)
+        number = 0
+        while True:
+            try:
+                rung = climb(
+                    self.system, self.point, self.target, self.step_size, self.replicas, key,
+                    checkpoint=self.checkpoint / f"pilot_{number}",
+                )  # fmt: skip
+                self.left -= rung.seconds
+            except DivergenceError as error:
+                raise InputError(
+                    f"a pilot run at the step size {self.step_size:.3g} and sigma {sigma:.3g} diverged at "
+                    f"step {error.step}: the noise is too large for its limit to say anything. Take a "
+                    "smaller sigma."
+                ) from error
+            if not np.isfinite(rung.steps):
+                raise InputError(
+                    f"at the step size {rung.step_size:.3g} and sigma {rung.sigma:.3g} training did not make "
+                    "the drift of the limit: the noise is too large for its limit to say anything. Take a "
+                    "smaller sigma, or a smaller drift."
+                )
+            if rung.steps >= _FEWEST_STEPS or rung.step_size < 1e-3 / self.largest:
+                break
+            number += 1
+            self.step_size *= max((rung.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
+        self.steps, self.scatter = rung.total_steps, max(rung.steps_error, 1e-4)
+        self.seconds_per_step = self.checkpoint.once("seconds_per_step", lambda: self._time_steps(key))
+        self.choices.append(
+            f"Largest step size {self.step_size * self.largest:.3g} / lambda_max, where the drift takes "
+            f"{rung.steps:,.0f} steps; a pilot of {self.replicas} runs costs "
+            f"{1e6 * self.seconds_per_step:.0f} microseconds a step."
+        )
+
+    def ladder(self, kind: str, key: Key[Array, ""]) -> tuple[Rung, ...]:
+        """The rungs along step sizes or sigmas, from the coarsest."""
+        if kind == "sigmas":
+            try:
+                self.system.scaled(0.5)
+            except UnsupportedError as error:
+                self.choices.append(f"No ladder of sigmas: {error}")
+                return ()
+        factors, replicas = self._choose(kind)
+        rungs: list[Rung] = []
+        for index, factor in enumerate(factors):
+            if len(rungs) >= FEWEST_RUNGS and rungs[-1].seconds > 2 * self.left:
+                self.choices.append(
+                    f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is "
+                    "used up."
+                )
+                break
+            step_size, system = self.step_size, self.system
+            if kind == "sigmas":
+                system = system.scaled(float(factor))
+            else:
+                step_size = step_size * factor
+            try:
+                rung = climb(
+                    system, self.point, self.target, float(step_size), replicas,
+                    jax.random.fold_in(key, index), self.progress,
+                    self.checkpoint / kind.replace(" ", "_") / f"{index}",
+                )  # fmt: skip
+                self.left -= rung.seconds
+            except DivergenceError as error:
+                self.choices.append(f"A rung of the ladder of {kind} was left out: {error}")
+                continue
+            if not np.isfinite(rung.steps):
+                self.choices.append(
+                    f"A rung of the ladder of {kind} was left out: training at step size {step_size:.3g} and "
+                    f"sigma {rung.sigma:.3g} did not make the drift."
+                )
+                continue
+            rungs.append(rung)
+        return tuple(rungs)
+
+    def _choose(self, kind: str) -> tuple[np.ndarray, int]:
+        """The ladder, and the replicas, that promise the narrowest interval for the time there is."""
+        seconds = _SHARES[kind] * max(self.left, 1.0)
+        power = self.power if kind == "step sizes" else 2
+        most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
+        best: tuple[float, np.ndarray, int] | None = None
+        for span in _RANGES if kind == "step sizes" else _SIGMA_RANGES:
+            factors = np.geomspace(1.0, 1 / span, _RUNGS)
+            one_run = self.steps * np.sum(factors ** -float(power)) * self.seconds_per_step / self.replicas
+            replicas = int(min(seconds / one_run, most, self.replicas * (self.scatter / _FINEST_ERROR) ** 2))
+            if replicas < _FEWEST:
+                if best is not None:
+                    continue
+                replicas = _FEWEST
+            error = max(self.scatter * np.sqrt(self.replicas / replicas), _FINEST_ERROR / 2)
+            leading = factors * self.step_size * self.largest if kind == "step sizes" else factors**2
+            width = expected_half_width(factors, error, (leading, leading**2), PRIOR[kind])
+            if best is None or width < best[0]:
+                best = (width, factors, replicas)
+        assert best is not None
+        width, factors, replicas = best
+        self.choices.append(
+            f"Ladder of {kind}: {_RUNGS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} runs "
+            f"each, to know the exponent to about ± {width:.2g}."
+        )
+        return factors, replicas
+
+    def _time_steps(self, key: Key[Array, ""]) -> float:
+        run, states = ensemble(self.system, self.point, optimizer(self.step_size), self.replicas, key)
+        count = int(min(self.steps, 500))
+        began = perf_counter()
+        train(run, states, np.array([count]), Nothing(), False)
+        return (perf_counter() - began) / count
+
+
+class Nothing:
+    """A recorder that records nothing."""
+
+    batched, started = True, False
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, np.ndarray]] = []
+
+    def save(self, w: Array) -> None:
+        pass
+
+    def path(self) -> None:
+        pass

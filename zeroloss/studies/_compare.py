@@ -1,0 +1,432 @@
+"""The limit, the prediction and the training they stand for, side by side: the only place where they meet."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._compilation import seconds_compiling
+from zeroloss._pytrees import refuse_tracing
+from zeroloss.drifts._verdict import Regime, TimeScale, classify, slow_time, steps_for
+from zeroloss.dynamics._descend import descend
+from zeroloss.dynamics._limit import limit
+from zeroloss.dynamics._trajectory import Observables, Path, flat_paths
+from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
+from zeroloss.optimizers._sgd import optimizer
+from zeroloss.prediction._predict import predict
+from zeroloss.studies._answers import what_took_longer, which_answer
+from zeroloss.systems import AbstractSystem
+from zeroloss.zero_sets import largest_eigenvalue, project
+
+_TRIVIAL_STEPS = 20_000
+_STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
+
+
+class Prediction(eqx.Module):
+    """What `zeroloss.predict` says of the training, at the same times.
+
+    - `path`: without replicas, or with them where the limit is stochastic; `path.ts` counts steps.
+    - `distance`: |mean over replicas of w - prediction|, in the unit of `Training.distance`.
+    - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling.
+    """
+
+    path: Path
+    distance: Float[np.ndarray, " time"]
+    seconds: float
+    compiling: float = 0.0
+
+
+class Training(eqx.Module):
+    """An ensemble of training runs at one step size, at the times of the limit it is compared with.
+
+    - `path`: replicas first; `path.ts` counts steps.
+    - `distance`: |mean over replicas of w - limit| at each time, relative to the distance the limit
+      travels in all; relative to |w| where it does not travel. Of a stochastic limit, its mean over
+      replicas and the root mean square of what they travel.
+    - `distance_error`: what the scatter of the ensemble, and of a stochastic limit, contributes to
+      `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
+    - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling, in
+      this process where the call went on from a checkpoint.
+    - `diverged_at`: the step at which a run left the finite numbers, or None.
+    - `prediction`: what was predicted, or None; then `no_prediction` says why.
+    """
+
+    step_size: float
+    path: Path
+    distance: Float[np.ndarray, " time"]
+    distance_error: Float[np.ndarray, " time"]
+    seconds: float
+    diverged_at: int | None
+    prediction: Prediction | None = None
+    no_prediction: str = ""
+    compiling: float = 0.0
+
+
+class Comparison(eqx.Module):
+    """A limit and trainings towards it. `print` it, take `rows()`, or `to_xarray()`.
+
+    - `noise`: the noise in words, `sigma` its scale (of a sum that of the first noise that has one), `regime`
+      the verdict.
+    - `largest_eigenvalue`: lambda_max of the Hessian at the start; training is stable below 2 / it.
+    - `limit`: in slow time; `limit_seconds` with compilation, `limit_compiling` of them.
+    - `trainings`: one per step size.
+    """
+
+    noise: str
+    sigma: float
+    regime: Regime
+    largest_eigenvalue: float
+    limit: Path
+    limit_seconds: float
+    trainings: tuple[Training, ...]
+    limit_compiling: float = 0.0
+
+    @property
+    def distance_of(self) -> str:
+        """What distances are relative to: the "way" of the limit, or "|w|" where it has none."""
+        return "|w|" if self.regime.time_scale is None else _way(self.limit)[0]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per training: what was run, what came out, how far limit and prediction are from it.
+
+        For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_prediction`, `<name>_training` and
+        its standard error `<name>_error`, all at the last time saved. What there is no prediction of is
+        None. `seconds_<which>` is how long limit, prediction and training took, `seconds_<which>_compiling`
+        how much of it JAX compiled, and `ratio` that of training to limit, compiling included.
+        """
+        return [self._row(training) for training in self.trainings]
+
+    def to_xarray(self) -> xr.DataTree:
+        """A tree of `limit`, `training_<i>` and `prediction_<i>`, with the verdict as attributes."""
+        nodes = {"limit": self.limit.to_xarray()}
+        for index, training in enumerate(self.trainings):
+            dataset = self._in_slow_time(training.path, training)
+            dataset["distance"] = ("time", training.distance)
+            dataset["distance_error"] = ("time", training.distance_error)
+            nodes[f"training_{index}"] = dataset
+            if training.prediction is not None:
+                dataset = self._in_slow_time(training.prediction.path, training)
+                reached = len(training.prediction.distance)  # a training that diverged ends earlier
+                rest = np.full(dataset.sizes["time"] - reached, np.nan)
+                dataset["distance"] = ("time", np.append(training.prediction.distance, rest))
+                nodes[f"prediction_{index}"] = dataset
+        tree = xr.DataTree.from_dict(nodes)
+        tree.attrs.update(noise=self.noise, sigma=self.sigma, verdict=str(self.regime))
+        return tree
+
+    def _in_slow_time(self, path: Path, training: Training) -> xr.Dataset:
+        dataset = path.to_xarray()
+        if self.regime.time_scale is not None:
+            slow = slow_time(path.ts, self.regime.time_scale, training.step_size, self.sigma)
+            unit = f"slow time, {self.regime.time_scale} steps"
+            dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
+        dataset.attrs["step_size"] = training.step_size
+        return dataset
+
+    def __str__(self) -> str:
+        lines = [f"{self.noise}: {self.regime}"]
+        for row in self.rows():
+            lines.append(
+                f"  step size {row['step_size']:.4g} ({row['step_size_relative']:.2g} / lambda_max), "
+                f"{row['steps']} steps, {row['replicas']} runs:"
+            )
+            lines += [f"    {said}" for said in (which_answer(row), what_took_longer(row)) if said]
+            known = row["prediction_distance"] is not None
+            predicted = f", to the prediction {row['prediction_distance']:.3g}" if known else ""
+            trace = f", {row['hessian_trace_prediction']:.5g} predicted" if known else ""
+            lines += [
+                f"    distance to the limit {row['distance']:.3g}{predicted} (ensemble error "
+                f"{row['distance_error']:.2g})",
+                f"    tr H {row['hessian_trace_start']:.5g} -> {row['hessian_trace_limit']:.5g} in the "
+                f"limit{trace}, {row['hessian_trace_training']:.5g} trained",
+                f"    seconds, of which compiling: {_seconds(row)}",
+            ]
+        return "\n".join(lines)
+
+    def _row(self, training: Training) -> dict[str, Any]:
+        prediction, last = training.prediction, len(training.path.ts) - 1
+        row: dict[str, Any] = {
+            "noise": self.noise,
+            "sigma": self.sigma,
+            "regime": self.regime.name,
+            "time_scale": self.regime.time_scale,
+            "step_size": training.step_size,
+            "step_size_relative": training.step_size * self.largest_eigenvalue,
+            "steps": int(training.path.ts[-1]),
+            "replicas": training.path.loss.shape[0],
+            "distance": float(training.distance[-1]),
+            "distance_error": float(training.distance_error[-1]),
+            "distance_of": self.distance_of,
+            "seconds_limit": self.limit_seconds,
+            "seconds_limit_compiling": self.limit_compiling,
+            "seconds_training": training.seconds,
+            "seconds_training_compiling": training.compiling,
+            "ratio": training.seconds / self.limit_seconds,
+            "diverged_at": training.diverged_at,
+            "prediction_distance": None if prediction is None else float(prediction.distance[-1]),
+            "prediction_estimate": None,
+            "seconds_prediction": None if prediction is None else prediction.seconds,
+            "seconds_prediction_compiling": None if prediction is None else prediction.compiling,
+            "no_prediction": training.no_prediction,
+        }
+        if prediction is not None and prediction.path.uncertainty is not None:
+            estimate = float(prediction.path.uncertainty.total[last])
+            row["prediction_estimate"] = estimate if np.isfinite(estimate) else None
+        for name in self.limit.measured():
+            values, _ = self.limit.mean(name)
+            mean, error = training.path.mean(name)
+            row[f"{name}_start"] = float(values[0])
+            row[f"{name}_limit"] = float(values[last])
+            row[f"{name}_prediction"] = None
+            if prediction is not None:
+                row[f"{name}_prediction"] = float(prediction.path.mean(name)[0][last])
+            row[f"{name}_training"] = float(mean[last])
+            row[f"{name}_error"] = float(error[last]) if error is not None else None
+        return row
+
+
+def compare(
+    system: AbstractSystem,
+    params: PyTree,
+    step_sizes: Sequence[float],
+    *,
+    key: Key[Array, ""],
+    t1: float | None = None,
+    steps: int = 100_000,
+    replicas: int = 8,
+    limit_replicas: int = 200,
+    saves: int = 26,
+    observables: Observables | None = None,
+    progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
+) -> Comparison:
+    """Project, classify, follow the limit, predict training, and train ensembles to the same slow time.
+
+    **Arguments:**
+
+    - `system`, `params`: a system and any start from which zero loss can be reached.
+    - `step_sizes`: one ensemble for each.
+    - `key`: for the training runs.
+    - `t1`: the slow time to go to, rounded to whole steps at the largest step size. By default, what
+      `steps` steps at the smallest step size take.
+    - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
+    - `limit_replicas`: paths of the limit where it is stochastic, and of the prediction, likewise.
+    - `saves`: how many times to save at.
+    - `observables`: functions of the parameters to measure, by name.
+    - `progress`: whether to show progress bars in a terminal.
+    - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
+
+    **Returns:** a `Comparison`. A training that diverges is kept up to there; what cannot be predicted is
+    compared without, and a trivial noise is not predicted.
+
+    **Raises:** what `project`, `classify` and `limit` raise, and `StabilityError`, before any training.
+    """
+    step_sizes = [float(step_size) for step_size in step_sizes]
+    if not step_sizes or min(step_sizes) <= 0:
+        raise InputError(f"step_sizes must be one or more positive numbers, got {step_sizes}.")
+    if min(replicas, limit_replicas) < 2:
+        raise InputError(
+            "replicas and limit_replicas must be at least 2 for error estimates, got "
+            f"{replicas} and {limit_replicas}."
+        )
+    if not steps >= 1:
+        raise InputError(f"steps must be a positive integer, got {steps}.")
+    refuse_tracing((system, params), "compare")
+    point = project(system, params)
+    largest = largest_eigenvalue(system, point)
+    for step_size in step_sizes:
+        optimizer(step_size).check_stability(largest)
+    sigma = system.noise_law(point).sigma
+    regime = classify(system, point)
+    if regime.time_scale is None:
+        shared = _save_steps(min(steps, _TRIVIAL_STEPS), saves)
+        ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
+    else:
+        ts, save_steps = _times(regime.time_scale, step_sizes, sigma, steps, t1, saves)
+    limit_key, training_key = jax.random.split(key)
+    ensemble = dict(key=limit_key, replicas=limit_replicas) if regime.stochastic else {}
+    shown: dict[str, Any] = dict(observables=observables, progress=progress)
+    with checkpoint.open():
+        clock, stage = _Clock(), checkpoint / "limit"
+        followed = limit(system, point, ts=ts, regime=regime, checkpoint=stage, **shown, **ensemble)
+        limit_seconds, limit_compiling = clock.read(stage)
+        trainings = tuple(
+            _with_prediction(
+                _train(
+                    system, point, followed, step_size, at, one_key, replicas,
+                    dict(checkpoint=checkpoint / f"training_{index}", **shown),
+                ),
+                *_predicted(
+                    system, point, regime, step_size, at, limit_replicas,
+                    dict(checkpoint=checkpoint / f"prediction_{index}", **shown),
+                ),
+                followed,
+            )
+            for index, (step_size, at, one_key) in enumerate(
+                zip(step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True)
+            )
+        )  # fmt: skip
+    return Comparison(
+        system.describe(), sigma, regime, largest, followed, limit_seconds, trainings, limit_compiling
+    )
+
+
+class _Clock:
+    """Measures from when it is made."""
+
+    def __init__(self) -> None:
+        self._began, self._compiled = time.perf_counter(), seconds_compiling()
+
+    def read(self, stage: Checkpoint) -> tuple[float, float]:
+        """The seconds of a stage, earlier processes included, and those that JAX compiled since."""
+        return stage.earlier + time.perf_counter() - self._began, seconds_compiling() - self._compiled
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    """How long limit, prediction and training took."""
+    return ", ".join(
+        f"{name} {row[f'seconds_{name}']:.1f} ({row[f'seconds_{name}_compiling']:.1f})"
+        for name in ("limit", "prediction", "training")
+        if row[f"seconds_{name}"] is not None
+    )
+
+
+def _times(
+    time_scale: TimeScale, step_sizes: list[float], sigma: float, steps: int, t1: float | None, saves: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Slow times to save at, and the training steps they are at each step size.
+
+    The times are whole numbers of steps at the largest step size, which takes the fewest.
+    """
+    if t1 is None:
+        t1 = float(slow_time(steps, time_scale, min(step_sizes), sigma))
+    if not (t1 > 0 and np.isfinite(t1)):
+        raise InputError(f"t1 must be positive and finite, got {t1}.")
+    coarsest = max(step_sizes)
+    fewest = _save_steps(steps_for(t1, time_scale, coarsest, sigma), saves)
+    ts = slow_time(fewest, time_scale, coarsest, sigma)
+    return ts, [
+        np.array([steps_for(float(t), time_scale, step_size, sigma) for t in ts]) for step_size in step_sizes
+    ]
+
+
+def _save_steps(steps: int, saves: int) -> np.ndarray:
+    if saves < 2:
+        raise InputError(f"saves must be at least 2, got {saves}.")
+    if steps < saves - 1:
+        raise InputError(
+            f"the horizon takes only {steps} training steps at the largest step size, fewer than the {saves} "
+            "times saved. Take a longer horizon, a smaller step size or less noise."
+        )
+    return np.linspace(0, steps, saves).round().astype(int)
+
+
+def _train(
+    system: AbstractSystem,
+    start: PyTree,
+    followed: Path,
+    step_size: float,
+    save_steps: np.ndarray,
+    key: Key[Array, ""],
+    replicas: int,
+    others: dict[str, Any],
+) -> Training:
+    clock, diverged_at = _Clock(), None
+    try:
+        path = descend(
+            system,
+            start,
+            step_size,
+            int(save_steps[-1]),
+            key=key,
+            replicas=replicas,
+            save_steps=save_steps,
+            **others,
+        )
+    except DivergenceError as error:
+        if error.path is None:
+            raise
+        path, diverged_at = error.path, error.step
+    seconds, compiling = clock.read(others["checkpoint"])
+    distance, distance_error = _distance(path, followed)
+    return Training(step_size, path, distance, distance_error, seconds, diverged_at, compiling=compiling)
+
+
+def _predicted(
+    system: AbstractSystem,
+    start: PyTree,
+    regime: Regime,
+    step_size: float,
+    save_steps: np.ndarray,
+    replicas: int,
+    others: dict[str, Any],
+) -> tuple[Path | None, str, tuple[float, float]]:
+    """The prediction, or why there is none, and the seconds it took, with those of compiling."""
+    if regime.time_scale is None:
+        return None, "a trivial noise does nothing that could be predicted.", (0.0, 0.0)
+    clock = _Clock()
+    path, reason = None, ""
+    try:
+        path = predict(
+            system,
+            start,
+            step_size,
+            int(save_steps[-1]),
+            save_steps=save_steps,
+            replicas=replicas if regime.stochastic else None,
+            **others,
+        )
+    except RunError:  # of the checkpoint
+        raise
+    except ZerolossError as error:
+        reason = str(error)
+    return path, reason, clock.read(others["checkpoint"])
+
+
+def _with_prediction(
+    training: Training, path: Path | None, reason: str, seconds: tuple[float, float], followed: Path
+) -> Training:
+    prediction = None
+    if path is not None:
+        distance = _distance_between(training.path, path, _way(followed)[1])
+        prediction = Prediction(path, distance, *seconds)
+    return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
+
+
+def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
+    ensemble, paths, unit = _runs(training), _runs(followed), _way(followed)[1]
+    variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[: ensemble.shape[1]]
+    return _distance_between(training, followed, unit), np.sqrt(variance) / unit
+
+
+def _distance_between(training: Path, other: Path, unit: float) -> np.ndarray:
+    """Between the means over replicas, at the times that the training reached."""
+    mean = _runs(training).mean(axis=0)
+    return np.linalg.norm(mean - _runs(other).mean(axis=0)[: len(mean)], axis=-1) / unit
+
+
+def _way(followed: Path) -> tuple[str, float]:
+    """The root mean square of what the paths of the limit travel; |w| where that is no more than rounding."""
+    paths, size = _runs(followed), float(np.linalg.norm(_runs(followed)[0, 0]))
+    travelled = float(np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1))))
+    return ("way", travelled) if travelled > _STILL * size else ("|w|", size)
+
+
+def _runs(path: Path) -> np.ndarray:
+    """Parameters, `[replica, time, parameters]`, one replica where there are none."""
+    flat = flat_paths(path.params, path.loss.ndim)
+    return flat if flat.ndim == 3 else flat[None]
+
+
+def _variance_of_mean(paths: np.ndarray) -> np.ndarray:
+    """Summed over parameters, at each time; 0 for a single path."""
+    replicas = len(paths)
+    return paths.var(axis=0, ddof=1).sum(axis=-1) / replicas if replicas > 1 else np.zeros(paths.shape[1])

@@ -1,0 +1,247 @@
+"""One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
+
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._pytrees import Vector
+from zeroloss.drifts._drift import first_drift, second_drift
+from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.drifts._verdict import FAST, Regime, TimeScale, steps_for
+from zeroloss.dynamics._descend import ensemble, train
+from zeroloss.dynamics._limit import limit
+from zeroloss.dynamics._trajectory import flat_paths
+from zeroloss.errors import InputError, IntegrationError
+from zeroloss.optimizers._sgd import optimizer
+from zeroloss.studies._fits import jackknife
+from zeroloss.systems import AbstractSystem, Scalar
+from zeroloss.zero_sets import AbstractGeometry, length, locate
+
+FROM, TO = 0.25, 1.0
+"""Steps are counted while training goes from a quarter of the drift to all of it.
+
+The first quarter is left out because the noise around the set takes a while to build up.
+"""
+
+_SAVES = 48
+_BEYOND = 1.3  # how far to train, in units of what theory says the drift takes
+_EXTENSIONS = 2
+_DEGREE = 3
+_MADE, _ARRIVED = "progress", "arrived"
+
+
+class Target(NamedTuple):
+    """The drift that training is to make, from the limit.
+
+    Progress along it is 0 at the start and 1 where the limit is at slow time `t1`: the displacement along the
+    limit's, or, where the limit is stochastic, the mean square of the tangential displacement. `size` is the
+    length of the former or the latter, `share` the part of t1 in which the limit goes from FROM to TO.
+    """
+
+    start: Vector
+    geometry: AbstractGeometry
+    t1: float
+    time_scale: TimeScale
+    stochastic: bool
+    displacement: Float[np.ndarray, " parameters"]
+    size: float
+    size_error: float
+    share: float
+
+
+def target_of(
+    system: AbstractSystem,
+    point: PyTree,
+    regime: Regime,
+    drift: float,
+    key: Key[Array, ""],
+    checkpoint: Checkpoint = NOWHERE,
+) -> Target:
+    """How far the limit goes, `drift` |w| or so, in how much slow time."""
+    assert regime.time_scale is not None
+    manifold, w = locate(system, point)
+    geometry, speed, variance = _motion(expand(system, manifold), w, regime.time_scale == FAST)
+    reach = drift * float(length(w))
+    if regime.stochastic:
+        t1 = reach**2 / float(variance)
+        replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
+        path = limit(
+            system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        moved = flat_paths(path.params, 2)[:, 0] - np.asarray(w)
+        squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
+        return Target(
+            start=w,
+            geometry=geometry,
+            t1=t1,
+            time_scale=regime.time_scale,
+            stochastic=True,
+            displacement=np.zeros(0),
+            size=float(squares.mean()),
+            size_error=float(squares.std(ddof=1) / np.sqrt(replicas)),
+            share=TO - FROM,
+        )
+    if float(speed) * float(length(w)) <= 1e-10 * max(regime.first, regime.second):
+        raise InputError(
+            "the limit does not move from this start: it is a stationary point of the drift, though the "
+            "noise is not trivial elsewhere on the set. Start somewhere else."
+        )
+    t1 = reach / float(speed)
+    for _ in range(20):
+        try:
+            path = limit(system, point, ts=np.linspace(0, t1, 33), regime=regime)
+            break
+        except IntegrationError:
+            t1 /= 2
+    else:
+        raise InputError(f"the limit cannot be followed from this start even to t = {t1:.3g}.")
+    moved = flat_paths(path.params, 1) - np.asarray(w)
+    size = float(np.linalg.norm(moved[-1]))
+    share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
+    return Target(w, geometry, t1, regime.time_scale, False, moved[-1], size, 0.0, share)
+
+
+@eqx.filter_jit
+def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
+    geometry = expansion.manifold.at(w)
+    drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
+    return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
+
+
+class Rung(NamedTuple):
+    """What training did at one step size and sigma.
+
+    - `steps`: how many steps it took from a quarter of the drift to all of it; `steps_error` is the standard
+      error of its logarithm. NaN where training did not get there.
+    - `theory`: the same from the limit's slow time.
+    - `distance`: how far the ensemble is from the limit at the same slow time, relative to the drift, with
+      the ensemble's own scatter taken out; `distance_error` its standard error. For a stochastic limit the
+      relative difference of the mean square displacements.
+    """
+
+    step_size: float
+    sigma: float
+    replicas: int
+    steps: float
+    steps_error: float
+    theory: float
+    distance: float
+    distance_error: float
+    seconds: float
+    total_steps: int
+
+
+def climb(
+    system: AbstractSystem,
+    params: PyTree,
+    target: Target,
+    step_size: float,
+    replicas: int,
+    key: Key[Array, ""],
+    progress: bool = False,
+    checkpoint: Checkpoint = NOWHERE,
+) -> Rung:
+    """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
+    sigma = system.noise_law(params).sigma
+    expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
+    began, trained, earlier = perf_counter(), 0, 0.0
+
+    def attempt(number: int, end: float) -> tuple[_Collector, float, float]:
+        nonlocal trained, earlier
+        stage = checkpoint / f"attempt_{number}"
+        at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
+        collector = _Collector(target, int(np.searchsorted(at, expected)))
+        run, states = ensemble(system, params, optimizer(step_size), replicas, key)
+        train(run, states, at, collector, progress, stage)
+        trained, earlier = trained + int(at[-1]), earlier + stage.earlier
+        made = np.stack([item[_MADE] for item in collector.items], axis=1)  # [replica, time]
+        return collector, *jackknife(made, lambda curve: np.log(_steps_between(at, curve)))
+
+    end = _BEYOND * expected
+    collector, logarithm, error = attempt(0, end)
+    for number in range(_EXTENSIONS):
+        if np.isfinite(error):
+            break
+        end *= 2
+        collector, logarithm, error = attempt(1 + number, end)
+    distance, distance_error = _distance(target, collector)
+    return Rung(
+        step_size=step_size,
+        sigma=sigma,
+        replicas=replicas,
+        steps=float(np.exp(logarithm)) if np.isfinite(error) else float("nan"),
+        steps_error=error,
+        theory=expected * target.share,
+        distance=distance,
+        distance_error=distance_error,
+        seconds=checkpoint.once("seconds", lambda: earlier + perf_counter() - began),
+        total_steps=trained,
+    )
+
+
+class _Collector:
+    """What a rung saves of an ensemble; it stands in for a `Recorder`.
+
+    Of every save the progress, and of that at `arrival`, where the limit arrives, the parameters too.
+    """
+
+    batched = True
+    started = False  # nothing of a rung is worth keeping when it diverges
+
+    def __init__(self, target: Target, arrival: int):
+        self.items: list[dict[str, np.ndarray]] = []
+        self.arrival, self._target = arrival, target
+
+    def save(self, w: Float[Array, "replicas parameters"]) -> None:
+        item = {_MADE: np.asarray(_progress(self._target, w))}
+        self.items.append(item | {_ARRIVED: np.asarray(w)} if len(self.items) == self.arrival else item)
+
+    def path(self) -> None:
+        return None
+
+
+@eqx.filter_jit
+def _progress(target: Target, states: Float[Array, "replicas parameters"]) -> Float[Array, " replicas"]:
+    moved = states - target.start
+    if target.stochastic:
+        along = jax.lax.map(target.geometry.tangent, moved)
+        return jnp.sum(along**2, axis=-1) / target.size
+    return moved @ jnp.asarray(target.displacement) / target.size**2
+
+
+def _steps_between(at: np.ndarray, curve: np.ndarray) -> float:
+    """Steps from progress FROM to TO on a smooth curve through the measurements."""
+    scale = at[-1]
+    fine = np.linspace(0, 1, 4001)
+    smooth = np.polynomial.Polynomial.fit(at / scale, curve, _DEGREE)(fine)
+    first = [np.argmax(smooth >= level) for level in (FROM, TO)]
+    if smooth.max() < TO or first[0] == 0:
+        return float("nan")
+    crossings = [
+        fine[i - 1] + (level - smooth[i - 1]) / (smooth[i] - smooth[i - 1]) * (fine[i] - fine[i - 1])
+        for i, level in zip(first, (FROM, TO), strict=True)
+    ]
+    return float((crossings[1] - crossings[0]) * scale)
+
+
+def _distance(target: Target, collector: _Collector) -> tuple[float, float]:
+    """Distance of the ensemble from the limit at t1, without its own scatter, and the standard error."""
+    arrival = collector.items[collector.arrival]
+    if target.stochastic:
+        made = arrival[_MADE]
+        error = np.hypot(made.std(ddof=1) / np.sqrt(len(made)), target.size_error / target.size)
+        return abs(float(made.mean()) - 1), float(error)
+    gap = arrival[_ARRIVED] - np.asarray(target.start) - target.displacement
+    replicas = len(gap)
+    scatter = gap.var(axis=0, ddof=1).sum() / replicas
+    squared = float(np.sum(gap.mean(axis=0) ** 2) - scatter)
+    along = gap @ gap.mean(axis=0) / max(np.linalg.norm(gap.mean(axis=0)), 1e-300)
+    error = along.std(ddof=1) / np.sqrt(replicas)
+    return float(np.sqrt(max(squared, 0.0))) / target.size, float(error) / target.size

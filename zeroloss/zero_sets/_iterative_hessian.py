@@ -1,0 +1,214 @@
+"""The zero-loss set of any loss by iteration, from Hessian-vector products alone.
+
+The normal space is the range of the Hessian H (theory.md, section 1).
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PyTree
+from matfree import stochtrace
+
+from zeroloss._linalg import power_iteration
+from zeroloss._pytrees import Vector
+from zeroloss.errors import UnsupportedError
+from zeroloss.systems import LeastSquares, Loss, Scalar
+from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
+from zeroloss.zero_sets._zero_set import AbstractManifold, AbstractSpaces, by_column, length, newton_residual
+
+TOLERANCE = 1e-11
+"""The |H (v - x)| / (lambda_max |v|) at which a projection x of v is done. Rounding allows little less."""
+
+PROBES = 32
+"""Random vectors for the trace of H outside the range of the preconditioner."""
+
+_COLUMNS = 128  # of the preconditioner
+_FAINTEST = 1e-12  # of its eigenvalues, relative to the largest
+_NEWTON_TOLERANCE = 1e-4
+
+
+class Nystrom(eqx.Module):
+    """A randomized approximation U Lambda U^T of H from below, to precondition H + s I with.
+
+    Frangella, Tropp and Udell 2023. Columns of U beyond the rank of H are zero.
+    """
+
+    basis: Float[Array, "parameters columns"]
+    eigenvalues: Float[Array, " columns"]
+
+    @property
+    def largest(self) -> Scalar:
+        """The largest eigenvalue, a little below that of H; 1 where H vanishes."""
+        return jnp.where(self.eigenvalues[0] > 0, self.eigenvalues[0], 1.0)
+
+    def precondition(self, vector: Vector, shift: Scalar) -> Vector:
+        """(lambda_q + s) U (Lambda + s)^-1 U^T v + (v - U U^T v), lambda_q the smallest eigenvalue.
+
+        Maps the range of H to itself.
+        """
+        kept = self.eigenvalues > 0
+        smallest = jnp.min(jnp.where(kept, self.eigenvalues, jnp.inf))
+        factors = jnp.where(kept, (smallest + shift) / (self.eigenvalues + shift), 1.0)
+        return vector + self.basis @ ((factors - 1) * (self.basis.T @ vector))
+
+
+def nystrom(product: Callable[[Vector], Vector], size: int) -> Nystrom:
+    """From 128 products with H, or an eighth of its size."""
+    columns = max(1, min(_COLUMNS, size // 8))
+    probes = jax.random.normal(jax.random.key(0), (size, columns))
+    root = stochtrace.nystrom_eigh()(product, probes)[0]
+    basis, singular, _ = jnp.linalg.svd(root, full_matrices=False)
+    kept = singular**2 > _FAINTEST * singular[0] ** 2
+    return Nystrom(jnp.where(kept, basis, 0.0), jnp.where(kept, singular**2, 0.0))
+
+
+class KrylovManifold(AbstractManifold):
+    """For any number of parameters, and a normal space of any dimension.
+
+    Its dimension is not found out, nor the spectrum of H on it: what needs those raises `UnsupportedError`.
+    A projection, or a step of Newton, costs 128 Hessian-vector products for a preconditioner and one for
+    each iteration, of which there are the fewer, the narrower the spectrum. 1 kB of memory per parameter.
+    """
+
+    problem: Loss | LeastSquares
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True, default=None)
+    rank_tolerance: ClassVar[float] = 1e-11
+    fall_tolerance: ClassVar[float] = 1e-11
+
+    def spaces(self, w: Vector) -> "HessianSpaces":
+        """Those at the point of the set that Newton finds from w.
+
+        Beside the set H is curved in tangent directions too, and nothing tells those from normal ones.
+        """
+        w = self.retract(w)
+        w = w + self.correction(w)
+        return HessianSpaces(self, w, nystrom(self.product(w), w.shape[0]))
+
+    def largest(self, w: Vector) -> Scalar:
+        """By power iteration, at most 1000 products."""
+        return power_iteration(self.product(w), w.shape[0])
+
+    def correction(self, w: Vector) -> Vector:
+        return self._newton(w)[0]
+
+    def _newton(self, w: Vector) -> tuple[Vector, Scalar]:
+        """-(H + s)^-1 grad L, with s = |grad L| / |w|, and the largest eigenvalue of H.
+
+        Beside the set H has curvature of that order, of either sign, in directions that are tangent on it; so
+        regularized, Newton converges quadratically all the same (Li, Fukushima, Qi and Yamashita 2004).
+        """
+        gradient, product = jax.linearize(jax.grad(self.loss), w)
+        preconditioner = nystrom(product, w.shape[0])
+        size = jnp.linalg.norm(gradient)
+        unit = gradient / jnp.where(size > 0, size, 1.0)
+        step, _ = _conjugate_gradients(product, unit, preconditioner, size / length(w), _NEWTON_TOLERANCE)
+        return -size / preconditioner.largest * step, preconditioner.largest
+
+    def trace(self, w: Vector) -> Scalar:
+        return self.trace_and_error(w)[0]
+
+    def trace_and_error(self, w: Vector) -> tuple[Scalar, Scalar]:
+        """By Hutch++ (Meyer, Musco, Musco and Woodruff 2021), always with the same random vectors.
+
+        The trace on the range of the preconditioner, and an estimate of what remains outside of it.
+        """
+        product = self.product(w)
+        basis = nystrom(product, w.shape[0]).basis
+        inside = jnp.sum(basis * jax.vmap(product, in_axes=1, out_axes=1)(basis))
+
+        def outside(vector: Vector) -> Vector:
+            vector = vector - basis @ (basis.T @ vector)
+            image = product(vector)
+            return image - basis @ (basis.T @ image)
+
+        estimate = stochtrace.estimator_monte_carlo_mean_and_sem(
+            stochtrace.monte_carlo_trace(), sampler=stochtrace.sampler_signs(w, num=PROBES)
+        )
+        rest, error = estimate(outside, jax.random.key(1))
+        return inside + rest, error
+
+    def relative_residual(self, w: Vector) -> Scalar:
+        return newton_residual(w, self.loss(w), *self._newton(w))
+
+    def rank_above(self, w: Vector, floor: Scalar) -> Array:
+        return jnp.asarray(0)
+
+    @property
+    def has_spectrum(self) -> bool:
+        return False
+
+    def at(self, w: Vector) -> NoReturn:
+        self._refuse(w)
+
+    def third(self, w: Vector, left: Array, right: Array) -> NoReturn:
+        self._refuse(w)
+
+    def third_of_normal(self, w: Vector, geometry: Any, covariance: Array) -> NoReturn:
+        self._refuse(w)
+
+    def acceleration(self, w: Vector, geometry: Any, vector: Vector) -> NoReturn:
+        self._refuse(w)
+
+    def _refuse(self, w: Vector) -> NoReturn:
+        raise UnsupportedError(
+            f"this needs the spectrum of the Hessian of {w.shape[0]} parameters, and the loss is treated "
+            "matrix-free, by iteration, which serves noise that drifts on the fast scale in `project`, "
+            '`classify` and `limit`. Pass geometry="factorized" where memory allows a basis of the normal '
+            "space."
+        )
+
+
+class HessianSpaces(AbstractSpaces):
+    """P_N v = H^+ H v by conjugate gradients, preconditioned by `Nystrom`.
+
+    An iteration costs a Hessian-vector product. What has not converged after `MOST_ITERATIONS` is NaN.
+    Directions whose curvature is below 1e-11 of the largest count as tangent.
+    """
+
+    manifold: KrylovManifold
+    w: Vector
+    preconditioner: Nystrom
+
+    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        return by_column(lambda column: self._normal(column)[0], vector)
+
+    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        return vector - self.normal(vector)
+
+    def iterations(self, vector: Vector) -> Array:
+        """How many iterations P_N v takes."""
+        return self._normal(vector)[1]
+
+    def _normal(self, vector: Vector) -> tuple[Vector, Array]:
+        product = self.manifold.product(self.w)
+        size = length(vector)
+        image = product(vector / size) / self.preconditioner.largest
+        normal, count = _conjugate_gradients(product, image, self.preconditioner, jnp.zeros(()), TOLERANCE)
+        return size * normal, count
+
+
+def _conjugate_gradients(
+    product: Callable[[Vector], Vector],
+    vector: Vector,
+    preconditioner: Nystrom,
+    shift: Scalar,
+    tolerance: float,
+) -> tuple[Vector, Array]:
+    """The x in the range with (H + s I) x = lambda_max v, and the iterations; NaN where not found."""
+    structure = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
+    scale = preconditioner.largest
+
+    def operator_of(function: Callable[[Vector], Vector]) -> lx.AbstractLinearOperator:
+        return lx.FunctionLinearOperator(function, structure, lx.positive_semidefinite_tag)
+
+    return solve(
+        operator_of(lambda v: (product(v) + shift * v) / scale),
+        vector,
+        lx.CG(rtol=0.0, atol=tolerance, norm=lx.internal.two_norm, max_steps=MOST_ITERATIONS),
+        {"preconditioner": operator_of(lambda v: preconditioner.precondition(v, shift))},
+    )

@@ -1,0 +1,121 @@
+"""Normal and tangent space of a least-squares problem by iteration, without an m x m matrix.
+
+The normal space is spanned by the rows of J = dr/dw (theory.md, section 3).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float
+
+from zeroloss._linalg import cholesky, eigh
+from zeroloss._pytrees import Vector
+from zeroloss.jacobians._jacobian import StructuredJacobian
+from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
+from zeroloss.zero_sets._zero_set import AbstractSpaces, by_column
+
+TOLERANCE = 1e-10
+"""What iterations stop at: |A^T r| / (|A| |r|) for the preconditioned A = J^T V L^-T."""
+
+_BLOCK_MEMORY = 2**31  # bytes, of the preconditioner of residuals
+
+
+class OutputBlocks(eqx.Module):
+    """Preconditions K = J J^T: the blocks of its outputs, in their principal axes.
+
+    With V the eigenvectors of sum_i J_i J_i^T, k x k, the N x N matrices K_v of the scalars v^T f, v in V,
+    are what K has on its diagonal after a rotation of every example's outputs by V. Their Cholesky factors
+    take k N^2 memory, a k-th of that of K; beyond 2 GiB examples are divided into groups.
+    """
+
+    axes: Float[Array, "outputs outputs"]
+    lower: Float[Array, "outputs groups size size"]
+    number: int = eqx.field(static=True)
+
+    def whiten(self, residuals: Float[Array, " residuals"]) -> Float[Array, " residuals"]:
+        """L^-1 V^T u."""
+        rotated = self.axes.T @ residuals.reshape(self.number, -1).T
+        groups, size = self.lower.shape[1:3]
+        padded = jnp.pad(rotated, ((0, 0), (0, groups * size - self.number))).reshape(-1, groups, size)
+        solved = jax.scipy.linalg.solve_triangular(self.lower, padded[..., None], lower=True)
+        return solved.reshape(-1, groups * size)[:, : self.number].reshape(-1)
+
+    def whiten_transposed(self, whitened: Float[Array, " residuals"]) -> Float[Array, " residuals"]:
+        """V L^-T z."""
+        return jax.linear_transpose(self.whiten, whitened)(whitened)[0]
+
+
+def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> OutputBlocks:
+    """The preconditioner of K at a point. k Gram matrices of a single output each, k N^3 / 3 operations."""
+    structure, factors = jacobian.structure, jacobian.factors
+    ridge = _RIDGE * jnp.finfo(structure.maker.dtype).eps
+    number = structure.number
+    axes = eigh(jnp.sum(structure.block_diagonal(factors), axis=0))[1].astype(jnp.float64)
+    size = max(1, min(number, memory // (8 * axes.shape[0] * number)))
+    groups = -(-number // size)
+    size = -(-number // groups)
+    positions = jnp.arange(groups * size).reshape(groups, size)
+
+    def factor(axis: Array, positions: Array) -> Array:
+        examples = jax.tree.map(lambda leaf: leaf[jnp.minimum(positions, number - 1)], structure.inputs)
+        gram = structure.gram_of_combination(factors.params, axis, examples).astype(jnp.float64)
+        both = (positions < number)[:, None] & (positions < number)[None, :]
+        gram = jnp.where(both, gram, jnp.eye(size))
+        return cholesky(gram + ridge * jnp.max(jnp.diagonal(gram)) * jnp.eye(size))
+
+    def of_axis(axis: Array) -> Array:
+        return jax.lax.map(lambda positions: factor(axis, positions), positions)
+
+    return OutputBlocks(axes, jax.lax.map(of_axis, axes.T), number)
+
+
+_RIDGE = 1e4  # times the rounding of the largest diagonal element, for a factor to exist
+_MOST_CONDITION = 1e14  # after preconditioning
+
+
+class ResidualSpaces(AbstractSpaces):
+    """P_N = J^T K^+ J by LSMR (Fong and Saunders 2011), preconditioned by `OutputBlocks`.
+
+    An iteration costs a product with J, one with J^T and two with the preconditioner. What has not converged
+    after `MOST_ITERATIONS` is NaN.
+    """
+
+    jacobian: StructuredJacobian
+    blocks: OutputBlocks
+    tolerance: float = eqx.field(static=True, default=TOLERANCE)
+
+    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        return vector - self.tangent(vector)
+
+    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+        """P_T v, what no combination of the rows of J takes away from v."""
+        return by_column(self._tangent, vector)
+
+    def lift(self, residuals: Float[Array, " residuals"]) -> Float[Array, " parameters"]:
+        """J^T K^+ u, the shortest v with J v = u."""
+        shape = jax.ShapeDtypeStruct((self.jacobian.parameters,), jnp.float64)
+        operator = lx.FunctionLinearOperator(lambda v: self.blocks.whiten(self.jacobian.mv(v)), shape)
+        return _least_squares(operator, self.blocks.whiten(residuals), self.tolerance)[0]
+
+    def iterations(self, vector: Vector) -> Array:
+        """How many iterations P_T v takes."""
+        return _least_squares(self._rows, vector, self.tolerance)[1]
+
+    def _tangent(self, vector: Vector) -> Vector:
+        return vector - self._rows.mv(_least_squares(self._rows, vector, self.tolerance)[0])
+
+    @property
+    def _rows(self) -> lx.AbstractLinearOperator:
+        """J^T V L^-T, whose columns span the normal space, and are nearly orthonormal."""
+        residuals = self.jacobian.structure.number * self.jacobian.structure.maker.outputs
+        shape = jax.ShapeDtypeStruct((residuals,), jnp.float64)
+        return lx.FunctionLinearOperator(lambda z: self.jacobian.rmv(self.blocks.whiten_transposed(z)), shape)
+
+
+def _least_squares(
+    operator: lx.AbstractLinearOperator, vector: Array, tolerance: float
+) -> tuple[Array, Array]:
+    """The shortest x with least |A x - b|, and the iterations; NaN where that has not been found."""
+    solver = lx.LSMR(rtol=tolerance, atol=0.0, max_steps=MOST_ITERATIONS, conlim=_MOST_CONDITION)
+    return solve(operator, vector, solver)
