@@ -21,7 +21,6 @@ from zeroloss.cli._console import out
 from zeroloss.cli._printing import print_results
 from zeroloss.dynamics import Path
 from zeroloss.errors import RunError
-from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.report._charts import panels, table_rows, time_axis, windows
 from zeroloss.report._figures import write_figures
 from zeroloss.report._html import Board
@@ -561,11 +560,6 @@ def test_a_folder_without_a_run_is_an_error(tmp_path):
 )
 def test_noises_in_words(name, words):
     assert noise_in_words(name, {"dropout": 0.01, "minibatch": 8.0}) == words
-
-
-def test_every_known_noise_has_words():
-    for name in (*DEFAULT_STRENGTHS, "sampled-labels"):
-        assert noise_in_words(name, {}) != name or name == "dropout"
 
 
 @pytest.mark.parametrize(

@@ -348,3 +348,16 @@ def test_where_must_pick_parameters(noise):
         PROBLEM.with_noise(noise(0.1, where=lambda params: params["d"])).check(PARAMS)
     with pytest.raises(InputError, match="parts of the parameters as they are"):
         PROBLEM.with_noise(noise(0.1, where=lambda params: 2 * params["a"])).check(PARAMS)
+
+
+def test_every_noise_has_a_name_and_a_label():
+    """But a custom noise, which is written in Python, and a sum, which has those of its parts."""
+    classes = [each for each in vars(zl.noise).values() if isinstance(each, type)]
+    noises = [each for each in classes if issubclass(each, zl.noise.AbstractNoise)]
+    listed = [each for each in noises if each.listing is not None]
+    without = {"AbstractInjection", "AbstractNoise", "CustomNoise", "Noises"}
+    assert {each.__name__ for each in noises} - {each.__name__ for each in listed} == without
+    assert {each.listing.name: each.listing for each in listed} == zl.noise.LISTINGS
+    for listing in zl.noise.LISTINGS.values():
+        assert (listing.strength is None) == (listing.default is None)
+        assert (listing.strength is None) != ("0.5" in listing.with_strength(0.5))

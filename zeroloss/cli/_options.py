@@ -26,6 +26,7 @@ from zeroloss.cli._console import (
     option,
 )
 from zeroloss.errors import InputError
+from zeroloss.noise import LISTINGS
 from zeroloss.problems import DEFAULT_STRENGTHS
 from zeroloss.runs._config import is_text
 
@@ -43,8 +44,7 @@ def _problems_like(incomplete: str) -> list[str]:
 def _noises_like(incomplete: str) -> list[str]:
     """Names of noises that begin so, also after a plus, for the Tab key."""
     before, plus, last = incomplete.rpartition("+")
-    names = (*DEFAULT_STRENGTHS, "sampled-labels")
-    return [f"{before}{plus}{name}" for name in names if name.startswith(last)]
+    return [f"{before}{plus}{name}" for name in LISTINGS if name.startswith(last)]
 
 
 _Problem = Annotated[

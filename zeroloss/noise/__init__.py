@@ -17,7 +17,7 @@ from zeroloss.noise._laws import (
     with_scales_as_arrays,
 )
 from zeroloss.noise._minibatch import MiniBatch
-from zeroloss.noise._noise import AbstractInjection, AbstractNoise, Forward, Noises, describe, parts
+from zeroloss.noise._noise import AbstractInjection, AbstractNoise, Forward, Listing, Noises, describe, parts
 from zeroloss.noise._parameters import (
     AntiCorrelated,
     DropConnect,
@@ -27,7 +27,26 @@ from zeroloss.noise._parameters import (
 )
 from zeroloss.noise._sites import site
 
+LISTINGS = {
+    noise.listing.name: noise.listing
+    for noise in (
+        Dropout,
+        GaussianDropout,
+        DropConnect,
+        GaussianDropConnect,
+        InputNoise,
+        LabelNoise,
+        SampledLabels,
+        WeightNoise,
+        AntiCorrelated,
+        Langevin,
+        MiniBatch,
+    )
+}
+"""The noises that the command line has, by name."""
+
 __all__ = [
+    "LISTINGS",
     "AbstractInjection",
     "AbstractLaw",
     "AbstractNoise",
@@ -46,6 +65,7 @@ __all__ = [
     "LabelNoise",
     "Langevin",
     "Law",
+    "Listing",
     "MiniBatch",
     "Noises",
     "Rademacher",

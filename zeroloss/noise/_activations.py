@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from zeroloss.noise._laws import (
     positive_sigma,
     scaled_rate,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward
+from zeroloss.noise._noise import AbstractInjection, Forward, Listing
 from zeroloss.noise._sites import inject, site_shapes
 
 Per = Literal["example", "step"]
@@ -70,6 +70,8 @@ class Dropout(_AbstractMasks):
     `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
     """
 
+    listing: ClassVar[Listing] = Listing("dropout", "dropout", "rate", 0.01)
+
     rate: Scale
     at: tuple[str, ...] | None = eqx.field(static=True)
     per: Per = eqx.field(static=True)
@@ -92,6 +94,8 @@ class GaussianDropout(_AbstractMasks):
     The same regularizer as `Dropout` with sigma^2 = rate / (1 - rate), exact before nonlinearities too
     (theory.md, section 4; Srivastava et al. 2014). `at` and `per` as for `Dropout`.
     """
+
+    listing: ClassVar[Listing] = Listing("gaussian-dropout", "Gaussian dropout", "sigma", 0.1)
 
     sigma: Scale
     at: tuple[str, ...] | None = eqx.field(static=True)

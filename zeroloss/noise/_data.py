@@ -1,6 +1,6 @@
 """Noise on the data: inputs, labels (theory.md, section 4)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ from zeroloss.noise._laws import (
     positive_sigma,
     symmetric_root,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward
+from zeroloss.noise._noise import AbstractInjection, Forward, Listing
 
 
 class LabelNoise(AbstractInjection):
@@ -53,6 +53,8 @@ class LabelNoise(AbstractInjection):
 
     With minibatches the gradient is not that of all examples, so `MiniBatch` and `examples` cannot be added.
     """
+
+    listing: ClassVar[Listing] = Listing("label", "label noise", "sigma", 0.3)
 
     sigma: Scale
     root: Float[Array, "outputs outputs"] | None
@@ -109,6 +111,8 @@ class SampledLabels(AbstractInjection):
     themselves, `[N, k]`, whose rows must be probabilities. sigma is 1.
     """
 
+    listing: ClassVar[Listing] = Listing("sampled-labels", "labels drawn at every step", plural=True)
+
     per: Literal["example"] = eqx.field(static=True, default="example", init=False)
 
     @property
@@ -132,6 +136,8 @@ class InputNoise(AbstractInjection):
     general (theory.md, section 4; Bishop 1995). `sigma` is in the units of the inputs; every
     floating-point array of the inputs has noise.
     """
+
+    listing: ClassVar[Listing] = Listing("input", "noise on the inputs", "sigma", 0.05)
 
     sigma: Scale
     per: Literal["example"] = eqx.field(static=True)

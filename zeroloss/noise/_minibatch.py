@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int, Key
 
 from zeroloss.errors import InputError
 from zeroloss.noise._laws import draw_subset, positive_integer
-from zeroloss.noise._noise import AbstractNoise
+from zeroloss.noise._noise import AbstractNoise, Listing
 
 
 def _size(size: float) -> int:
@@ -46,6 +46,8 @@ class MiniBatch(AbstractNoise):
     delta (grad l_i - grad l_j), it is `MiniBatch(1, strength=delta * (2 * N / (N - 1))**0.5)`. Verdicts,
     drifts and limits depend on mean and covariance of the counts alone.
     """
+
+    listing: ClassVar[Listing] = Listing("minibatch", "minibatches", "batch", 32.0, plural=True)
 
     size: int = eqx.field(static=True, converter=_size)
     replace: bool = eqx.field(static=True, default=False)

@@ -3,7 +3,7 @@
 import abc
 import inspect
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,8 +41,36 @@ class Forward(eqx.Module):
         return self.replace(force=total)
 
 
+class Listing(NamedTuple):
+    """How a noise is called on the command line and in sentences.
+
+    - `name`: its name after `--noise`, such as "gaussian-dropout".
+    - `label`: its name in sentences, such as "Gaussian dropout"; `plural` where that takes a plural verb.
+    - `strength`: the option that gives its strength, `--rate`, `--sigma` or `--batch`; None without one.
+    - `default`: the strength where none is given.
+    """
+
+    name: str
+    label: str
+    strength: Literal["rate", "sigma", "batch"] | None = None
+    default: float | None = None
+    plural: bool = False
+
+    def with_strength(self, value: object) -> str:
+        """The label with a strength, such as "dropout at rate 0.1"."""
+        if self.strength is None:
+            return self.label
+        joining = {"rate": "at rate", "sigma": "with sigma", "batch": "of"}
+        return f"{self.label} {joining[self.strength]} {value}"
+
+
 class AbstractNoise(eqx.Module):
-    """A noise, or a sum of noises; `+` combines independent ones."""
+    """A noise, or a sum of noises; `+` combines independent ones.
+
+    `listing` is None for a noise that the command line does not have.
+    """
+
+    listing: ClassVar[Listing | None] = None
 
     def __add__(self, other: "AbstractNoise") -> "Noises":
         if not isinstance(other, AbstractNoise):

@@ -27,7 +27,7 @@ from zeroloss.noise._laws import (
     scaled_rate,
     symmetric_root,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward
+from zeroloss.noise._noise import AbstractInjection, Forward, Listing
 
 Where = Callable[[PyTree], PyTree] | None
 
@@ -63,6 +63,8 @@ class WeightNoise(_AbstractOnParameters):
     - `where`: which parameters have noise, such as `lambda params: params["hidden"]`.
     """
 
+    listing: ClassVar[Listing] = Listing("weight", "weight noise", "sigma", 0.01)
+
     sigma: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
@@ -86,6 +88,8 @@ class AntiCorrelated(_AbstractOnParameters):
     z_k + eta_k: weight noise, with half the trace of the Hessian as regularizer (theory.md, section 4;
     Orvieto et al. 2022). `sigma` and `where` as for `WeightNoise`.
     """
+
+    listing: ClassVar[Listing] = Listing("anti-correlated", "anti-correlated weight noise", "sigma", 0.01)
 
     sigma: Scale
     where: Where = eqx.field(static=True)
@@ -116,6 +120,8 @@ class DropConnect(_AbstractOnParameters):
     - `where`: which parameters can be dropped, such as `lambda params: params["hidden"]`.
     """
 
+    listing: ClassVar[Listing] = Listing("dropconnect", "DropConnect", "rate", 0.01)
+
     rate: Scale
     where: Where = eqx.field(static=True)
     per: Literal["step"] = eqx.field(static=True)
@@ -140,6 +146,8 @@ class GaussianDropConnect(_AbstractOnParameters):
 
     The regularizer is 1/2 sum_j w_j^2 d_jj L (theory.md, section 4). `where` as for `DropConnect`.
     """
+
+    listing: ClassVar[Listing] = Listing("gaussian-dropconnect", "Gaussian DropConnect", "sigma", 0.1)
 
     sigma: Scale
     where: Where = eqx.field(static=True)
@@ -171,6 +179,8 @@ class Langevin(_AbstractOnParameters):
     - `covariance`: of the noise on all chosen parameters as one flat vector, in units of sigma^2; by
       default the identity.
     """
+
+    listing: ClassVar[Listing] = Listing("langevin", "Langevin noise", "sigma", 0.01)
 
     sigma: Scale
     root: Array | None

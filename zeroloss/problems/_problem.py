@@ -10,6 +10,7 @@ from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
 from zeroloss.noise import (
+    LISTINGS,
     AbstractNoise,
     AntiCorrelated,
     DropConnect,
@@ -25,28 +26,16 @@ from zeroloss.noise import (
 from zeroloss.systems import LeastSquares, Loss
 
 DEFAULT_STRENGTHS = {
-    "dropout": 0.01,
-    "gaussian-dropout": 0.1,
-    "dropconnect": 0.01,
-    "gaussian-dropconnect": 0.1,
-    "input": 0.05,
-    "label": 0.3,
-    "weight": 0.01,
-    "anti-correlated": 0.01,
-    "langevin": 0.01,
-    "minibatch": 32.0,
+    name: listing.default for name, listing in LISTINGS.items() if listing.default is not None
 }
 """The rate, sigma or size of a noise whose strength is not given."""
 
 
-_RATES, _SIZES = ("dropout", "dropconnect"), ("minibatch",)
-
-
 def strengths_from(rate: Any = None, sigma: Any = None, batch: Any = None) -> dict[str, Any]:
     """Strengths by noise: `rate` of those that have one, `batch` of minibatches, `sigma` of all others."""
-    others = set(DEFAULT_STRENGTHS) - {*_RATES, *_SIZES}
-    given = ((sorted(others), sigma), (_RATES, rate), (_SIZES, batch))
-    return {name: value for names, value in given if value is not None for name in names}
+    given = {"rate": rate, "sigma": sigma, "batch": batch}
+    values = {name: given.get(listing.strength or "") for name, listing in LISTINGS.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 class Problem(NamedTuple):
@@ -111,13 +100,8 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
 
 def parameter_noises() -> dict[str, Callable[..., AbstractNoise]]:
     """The noises on all parameters, or on their gradient, which suit any problem."""
-    return {
-        "weight": WeightNoise,
-        "anti-correlated": AntiCorrelated,
-        "dropconnect": DropConnect,
-        "gaussian-dropconnect": GaussianDropConnect,
-        "langevin": Langevin,
-    }
+    noises = (WeightNoise, AntiCorrelated, DropConnect, GaussianDropConnect, Langevin)
+    return {noise.listing.name: noise for noise in noises}
 
 
 def data_noises(*, inputs: bool = True, replace: bool = False) -> dict[str, Callable[..., AbstractNoise]]:
@@ -129,15 +113,15 @@ def data_noises(*, inputs: bool = True, replace: bool = False) -> dict[str, Call
     - `replace`: whether minibatches are drawn with replacement, as they must be where there are fewer
       examples than a minibatch holds.
     """
-    on_inputs: dict[str, Callable[..., AbstractNoise]] = {"input": InputNoise} if inputs else {}
-    return {"label": LabelNoise, **on_inputs, "minibatch": lambda size: MiniBatch(size, replace=replace)}
+    noises = {LabelNoise.listing.name: LabelNoise} | ({InputNoise.listing.name: InputNoise} if inputs else {})
+    return {**noises, MiniBatch.listing.name: lambda size: MiniBatch(size, replace=replace)}
 
 
 def activation_noises(sites: str | Sequence[str]) -> dict[str, Callable[..., AbstractNoise]]:
     """The noises on the activations at `sites`."""
     return {
-        "dropout": lambda rate: Dropout(rate, at=sites),
-        "gaussian-dropout": lambda sigma: GaussianDropout(sigma, at=sites),
+        Dropout.listing.name: lambda rate: Dropout(rate, at=sites),
+        GaussianDropout.listing.name: lambda sigma: GaussianDropout(sigma, at=sites),
     }
 
 

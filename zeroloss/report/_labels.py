@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from zeroloss.noise import LISTINGS, MiniBatch
+
 _QUANTITIES = {
     "regularizer": "regularizer Reg",
     "hessian_trace": "trace of the Hessian",
@@ -10,22 +12,6 @@ _QUANTITIES = {
     "loss": "clean loss",
     "noisy_loss": "mean loss with noise",
 }
-
-# A noise without a strength, and how the strength is added.
-_NOISES = {
-    "dropout": ("dropout", " at rate {}"),
-    "gaussian-dropout": ("Gaussian dropout", " with sigma {}"),
-    "dropconnect": ("DropConnect", " at rate {}"),
-    "gaussian-dropconnect": ("Gaussian DropConnect", " with sigma {}"),
-    "input": ("noise on the inputs", " with sigma {}"),
-    "label": ("label noise", " with sigma {}"),
-    "sampled-labels": ("labels drawn at every step", ""),
-    "weight": ("weight noise", " with sigma {}"),
-    "anti-correlated": ("anti-correlated weight noise", " with sigma {}"),
-    "langevin": ("Langevin noise", " with sigma {}"),
-    "minibatch": ("minibatches", " of {}"),
-}
-_MANY = ("minibatch", "sampled-labels")
 
 
 def label_of(name: str) -> str:
@@ -63,12 +49,13 @@ def speed(regime: str) -> str:
 
 def are_many(name: str) -> bool:
     """Whether the words for a noise take the plural."""
-    return "+" in name or name.partition(":")[0].strip() in _MANY
+    listing = LISTINGS.get(name.partition(":")[0].strip())
+    return "+" in name or (listing is not None and listing.plural)
 
 
 def alone(name: str) -> str:
     """What follows the words for minibatches that no other noise joins."""
-    return " alone" if name.partition(":")[0] == "minibatch" and "+" not in name else ""
+    return " alone" if name.partition(":")[0] == MiniBatch.listing.name and "+" not in name else ""
 
 
 def is_slow(units: str) -> bool:
@@ -89,9 +76,8 @@ def sentence_start(words: str) -> str:
 
 def _one_noise(part: str, strengths: Mapping[str, Any]) -> str:
     name, given, strength = part.partition(":")
-    if name not in _NOISES:
+    if name not in LISTINGS:
         return part
     # A problem may cap the size of its batches, so only a size that was asked for is repeated.
-    strength = strength if given else "" if name == "minibatch" else strengths.get(name, "")
-    words, added = _NOISES[name]
-    return words if strength == "" else words + added.format(strength)
+    strength = strength if given else "" if name == MiniBatch.listing.name else strengths.get(name, "")
+    return LISTINGS[name].label if strength == "" else LISTINGS[name].with_strength(strength)
