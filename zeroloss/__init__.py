@@ -25,6 +25,7 @@ from zeroloss.noise import (
     WeightNoise,
     site,
 )
+from zeroloss.optimizers import SGD
 from zeroloss.prediction import HowLong, how_long, predict
 from zeroloss.runs import Run, open_run
 from zeroloss.studies import Comparison, Study, Training, compare, study
@@ -34,6 +35,7 @@ from zeroloss.zero_sets import project
 __version__ = "0.1.0"
 
 __all__ = [
+    "SGD",
     "AntiCorrelated",
     "Checkpoint",
     "Comparison",

@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 from zeroloss._pytrees import Vector, is_traced
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
 from zeroloss.zero_sets import AbstractGeometry, AbstractSpaces, largest_eigenvalue, locate
 
@@ -73,7 +73,7 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     if not is_traced(step_size):
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
-            optimizer(step_size).check_stability(largest_eigenvalue(system, point))
+            SGD(step_size).check_stability(largest_eigenvalue(system, point))
     if not is_traced(step_size) and step_size == 0 and expansion.hessian_multiple(w) is not None:
         first, second = _both_scales_of_multiple(expansion, w)
     else:

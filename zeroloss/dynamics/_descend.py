@@ -17,7 +17,7 @@ from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._expansion import expand
 from zeroloss.dynamics._trajectory import Observables, Path, Recorder, is_positive_integer, save_steps_of
 from zeroloss.errors import DivergenceError, InputError
-from zeroloss.optimizers._sgd import Optimizer, StepSize, optimizer
+from zeroloss.optimizers import SGD, StepSize, as_optimizer
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, manifold_of
 
@@ -54,14 +54,12 @@ def descend(
     - `system`, `params`: a system and any start. Training runs in the dtype of `params`; float32
       loses drifts of less than about 1e-7 |w| a step.
     - `step_size`: alpha, below 2 / lambda_max; or a schedule, a function from the step (an integer array,
-      counted from 0) to alpha that JAX can trace, such as those of Optax.
+      counted from 0) to alpha that JAX can trace, such as those of Optax; or an optimizer, `zeroloss.SGD`.
     - `steps`: how many steps.
     - `key`: seeds noise and batches. A run is a function of key, start and step size alone; it does not
       depend on what is saved.
     - `replicas`: None for one run without a replica axis, R for R independent runs side by side.
-    - `momentum`, `nesterov`, `weight_decay`: as in `torch.optim.SGD` (no dampening) and `optax.sgd`:
-      v <- momentum v + gradient + weight_decay w, w <- w - step_size v. Weight decay moves the minima off
-      the zero-loss set.
+    - `momentum`, `nesterov`, `weight_decay`: those of `zeroloss.SGD`, where `step_size` is not an optimizer.
     - `saves`, `save_steps`: how many evenly spaced steps to save at, or which (0 is the start); the last
       step is always saved.
     - `observables`: functions of the parameters to measure at the steps saved, by name.
@@ -82,7 +80,7 @@ def descend(
     if replicas is not None and not is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
     refuse_tracing((system, params, step_size), "descend")
-    rule = optimizer(step_size, momentum, nesterov, weight_decay)
+    rule = as_optimizer(step_size, momentum, nesterov, weight_decay)
     system.check(params)
     rule.check_stability(largest_eigenvalue(system, params), steps)
     params = jax.tree.map(jnp.asarray, params)
@@ -100,7 +98,7 @@ class Run(NamedTuple):
 
     system: AbstractSystem
     keys: Key[Array, " replicas"]
-    optimizer: Optimizer
+    optimizer: SGD
 
 
 class States(NamedTuple):
@@ -111,7 +109,7 @@ class States(NamedTuple):
 
 
 def ensemble(
-    system: AbstractSystem, params: PyTree, rule: Optimizer, replicas: int, key: Key[Array, ""]
+    system: AbstractSystem, params: PyTree, rule: SGD, replicas: int, key: Key[Array, ""]
 ) -> tuple[Run, States]:
     """The run of `replicas` replicas, and their states: each at `params`, at rest."""
     tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (replicas,) + (1,) * jnp.ndim(leaf)), params)

@@ -13,16 +13,30 @@ from zeroloss._checkpoint import digest
 from zeroloss.errors import InputError, StabilityError
 from zeroloss.systems import Scalar
 
-StepSize = float | Scalar | Callable[[Int[Array, ""]], Any]
-
 _LOOKED_AT = 1000  # steps of a schedule, before anything long begins
 
 
-class Optimizer(eqx.Module):
-    """One step: g = gradient + weight_decay w; v <- momentum v + g; w <- w - step_size v.
+class SGD(eqx.Module):
+    """Gradient descent with a step size or a schedule, momentum and weight decay.
 
-    With `nesterov`, w <- w - step_size (g + momentum v), v the new one. This is `torch.optim.SGD` without
-    dampening, and `optax.sgd` behind `optax.add_decayed_weights`. `step_size` may depend on the step.
+    One step: g = gradient + weight_decay w; v <- momentum v + g; w <- w - step_size v. With `nesterov`,
+    w <- w - step_size (g + momentum v), v the new one. This is `torch.optim.SGD` without dampening, and
+    `optax.sgd` behind `optax.add_decayed_weights`. The gradient is that of the noisy loss at this step.
+
+    **Arguments:**
+
+    - `step_size`: alpha, positive; or a schedule, a function from the step (an integer array, counted from 0)
+      to alpha that JAX can trace, such as those of Optax.
+    - `momentum`: in [0, 1).
+    - `nesterov`: whether to look ahead along the velocity; needs momentum.
+    - `weight_decay`: not negative. It moves the minima off the zero-loss set.
+
+    **Raises:** `InputError` for an argument outside of these bounds.
+
+    ```python
+    optimizer = zl.SGD(0.1, momentum=0.9)
+    path = zl.predict(system, params, optimizer, steps=1000)
+    ```
     """
 
     step_size: Scalar | Callable[[Int[Array, ""]], Any]
@@ -31,6 +45,29 @@ class Optimizer(eqx.Module):
     nesterov: bool = eqx.field(static=True)
     has_momentum: bool = eqx.field(static=True)
     has_weight_decay: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        step_size: float | Scalar | Callable[[Int[Array, ""]], Any],
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        if not callable(step_size) and not (float(step_size) > 0 and np.isfinite(float(step_size))):
+            raise InputError(f"step_size must be positive and finite, got {step_size}.")
+        if not 0 <= momentum < 1:
+            raise InputError(f"momentum must lie in [0, 1), got {momentum}.")
+        if nesterov and momentum == 0:
+            raise InputError("nesterov=True needs momentum > 0.")
+        if not (weight_decay >= 0 and np.isfinite(weight_decay)):
+            raise InputError(f"weight_decay must be finite and not negative, got {weight_decay}.")
+        self.step_size = step_size if callable(step_size) else jnp.asarray(step_size, float)
+        self.momentum = jnp.asarray(momentum, float)
+        self.weight_decay = jnp.asarray(weight_decay, float)
+        self.nesterov = nesterov
+        self.has_momentum = momentum > 0
+        self.has_weight_decay = weight_decay > 0
 
     def at(self, step: Int[Array, ""]) -> Scalar:
         """The step size at a step, counted from 0."""
@@ -101,28 +138,26 @@ class Optimizer(eqx.Module):
         )
 
 
+StepSize = float | Scalar | Callable[[Int[Array, ""]], Any] | SGD
+"""A step size, a schedule, or an optimizer."""
+
+
 @eqx.filter_jit
-def _schedule(optimizer: Optimizer, steps: Int[Array, " times"]) -> Array:
+def _schedule(optimizer: SGD, steps: Int[Array, " times"]) -> Array:
     return jax.vmap(optimizer.at)(steps)
 
 
-def optimizer(
+def as_optimizer(
     step_size: StepSize, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
-) -> Optimizer:
-    """An `Optimizer`, its arguments checked."""
-    if not callable(step_size) and not (float(step_size) > 0 and np.isfinite(float(step_size))):
-        raise InputError(f"step_size must be positive and finite, got {step_size}.")
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum must lie in [0, 1), got {momentum}.")
-    if nesterov and momentum == 0:
-        raise InputError("nesterov=True needs momentum > 0.")
-    if not (weight_decay >= 0 and np.isfinite(weight_decay)):
-        raise InputError(f"weight_decay must be finite and not negative, got {weight_decay}.")
-    return Optimizer(
-        step_size=step_size if callable(step_size) else jnp.asarray(step_size, float),
-        momentum=jnp.asarray(momentum, float),
-        weight_decay=jnp.asarray(weight_decay, float),
-        nesterov=nesterov,
-        has_momentum=momentum > 0,
-        has_weight_decay=weight_decay > 0,
-    )
+) -> SGD:
+    """The optimizer that the arguments of a verb say: one that is given whole, or the parts of one."""
+    if not isinstance(step_size, SGD):
+        return SGD(step_size, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    given = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    twice = [name for name, value in given.items() if value]
+    if twice:
+        raise InputError(
+            f"{' and '.join(twice)} cannot be given beside an optimizer, which has its own: write "
+            f"zeroloss.SGD(step_size, {', '.join(f'{name}={given[name]}' for name in twice)})."
+        )
+    return step_size

@@ -14,7 +14,7 @@ from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._drift import drift
 from zeroloss.drifts._verdict import FAST, Regime, classify, power_of_step_size
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
-from zeroloss.optimizers._sgd import StepSize, optimizer
+from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import MOST_GRADIENTS, Follower, check_budget, check_rtol
 from zeroloss.prediction._mean_path import MeanPath
 from zeroloss.prediction._predict import mean_path_of
@@ -112,7 +112,7 @@ def how_long(
     check_rtol(rtol)
     check_budget(max_gradients)
     refuse_tracing((system, params, step_size), "how_long")
-    rule = optimizer(step_size, momentum, nesterov, weight_decay)
+    rule = as_optimizer(step_size, momentum, nesterov, weight_decay)
     with doing(progress) as say:
         say("projecting the start onto the zero-loss set")
         point = project(system, params)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.optimizers._sgd import Optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay, geometric, responses
@@ -96,7 +96,7 @@ class MeanPath(eqx.Module):
 
     expansion: AbstractExpansion
     average: AbstractAverage
-    optimizer: Optimizer
+    optimizer: SGD
     higher_orders: HigherOrders | None
     stochastic: bool = eqx.field(static=True)
 

@@ -33,7 +33,7 @@ from zeroloss.errors import (
     SpreadError,
     StabilityError,
 )
-from zeroloss.optimizers._sgd import Optimizer, StepSize, optimizer
+from zeroloss.optimizers import SGD, StepSize, as_optimizer
 from zeroloss.prediction._averages import ExactAverage, average
 from zeroloss.prediction._closure import neglected
 from zeroloss.prediction._ensemble import fluctuations
@@ -103,7 +103,7 @@ def predict(
 
     - `system`, `params`: a system and any start.
     - `step_size`, `steps`, `momentum`, `nesterov`, `weight_decay`: those of the training, as in
-      `zeroloss.descend`; `step_size` may be a schedule.
+      `zeroloss.descend`; `step_size` may be a schedule or an optimizer, `zeroloss.SGD`.
     - `saves`, `save_steps`, `observables`, `progress`, `checkpoint`: as in `zeroloss.descend`.
     - `rtol`: by how much predictor and corrector may differ in a step of the integrator, relative to the
       distance travelled, or to |w| / 10 where that is larger.
@@ -143,7 +143,7 @@ def predict(
     check_budget(max_gradients)
     require_float64("predict")
     refuse_tracing((system, params, step_size), "predict")
-    rule = optimizer(step_size, momentum, nesterov, weight_decay)
+    rule = as_optimizer(step_size, momentum, nesterov, weight_decay)
     system.check(params)
     _check_observables(observables, params)
     rule.check_stability(largest_eigenvalue(system, params), steps)
@@ -207,7 +207,7 @@ def predict(
     return found
 
 
-def mean_path_of(system: AbstractSystem, params: PyTree, rule: Optimizer) -> tuple[MeanPath, Vector]:
+def mean_path_of(system: AbstractSystem, params: PyTree, rule: SGD) -> tuple[MeanPath, Vector]:
     """The mean of training a system, and its start as a flat vector.
 
     Two things are decided at the point of the set that `params` leads to: how many eigenvalues of the Hessian
@@ -535,7 +535,7 @@ def _check_spread(start: Vector, sights: list[_Sight], path: Path, steps: int) -
     )
 
 
-def _check_mean_square(mean_path: MeanPath, start: Vector, rule: Optimizer) -> None:
+def _check_mean_square(mean_path: MeanPath, start: Vector, rule: SGD) -> None:
     """Raise `StabilityError` where minibatches make the fluctuations grow from the start."""
     size = float(rule.sizes(np.zeros(1, int))[0])
     factor = float(_amplification(mean_path, start, jnp.asarray(size)))

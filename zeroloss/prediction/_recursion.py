@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zeroloss.optimizers._sgd import Optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.systems import Scalar
 
 _BITS = 50  # of a number of steps
@@ -28,7 +28,7 @@ class Response(NamedTuple):
 
 
 def responses(
-    optimizer: Optimizer, step_size: Scalar, curvatures: Float[Array, " modes"], steps: Int[Array, ""]
+    optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"], steps: Int[Array, ""]
 ) -> tuple[Response, Response]:
     """The change of position, and the velocity, after `steps` steps along modes of the given curvatures.
 
@@ -79,7 +79,7 @@ class Decay(NamedTuple):
     gain: Float[Array, "modes modes"]
 
 
-def decay(optimizer: Optimizer, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
+def decay(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
     """How the covariance of the iterates decays, and what gradient noise of covariance S adds to it.
 
     Without momentum rate = l_i + l_j - l_i l_j with l = step_size * curvature, and gain = step_size^2: the

@@ -17,7 +17,7 @@ from zeroloss.drifts import classify
 from zeroloss.drifts._verdict import Regime
 from zeroloss.dynamics import Path, descend, limit
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.prediction import how_long, predict
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.runs._config import (
@@ -177,9 +177,9 @@ def _prepared(config: Config, progress: bool = False) -> _Prepared:
         point = project(first, problem.start)
         largest = largest_eigenvalue(first, point)
     if isinstance(config, CompareConfig):
-        optimizer(config.step_size / largest).check_stability(largest)
+        SGD(config.step_size / largest).check_stability(largest)
     elif isinstance(config, PredictConfig | DescendConfig):
-        optimizer(config.step_size / largest, **config.rule).check_stability(largest)
+        SGD(config.step_size / largest, **config.rule).check_stability(largest)
     return _Prepared(problem, systems, point, largest)
 
 

@@ -10,7 +10,7 @@ from zeroloss._checkpoint import Checkpoint
 from zeroloss.drifts._verdict import power_of_step_size
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.errors import DivergenceError, InputError, UnsupportedError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import expected_half_width
 from zeroloss.studies._measurement import Rung, Target, climb
 from zeroloss.systems import AbstractSystem
@@ -166,7 +166,7 @@ class Plan:
         return factors, replicas
 
     def _time_steps(self, key: Key[Array, ""]) -> float:
-        run, states = ensemble(self.system, self.point, optimizer(self.step_size), self.replicas, key)
+        run, states = ensemble(self.system, self.point, SGD(self.step_size), self.replicas, key)
         count = int(min(self.steps, 500))
         began = perf_counter()
         train(run, states, np.array([count]), Nothing(), False)

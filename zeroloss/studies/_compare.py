@@ -19,7 +19,7 @@ from zeroloss.dynamics._descend import descend
 from zeroloss.dynamics._limit import limit
 from zeroloss.dynamics._trajectory import Observables, Path, flat_paths
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.prediction._predict import predict
 from zeroloss.studies._answers import what_took_longer, which_answer
 from zeroloss.systems import AbstractSystem
@@ -242,7 +242,7 @@ def compare(
     point = project(system, params)
     largest = largest_eigenvalue(system, point)
     for step_size in step_sizes:
-        optimizer(step_size).check_stability(largest)
+        SGD(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
     regime = classify(system, point)
     if regime.time_scale is None:

@@ -18,7 +18,7 @@ from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.dynamics._limit import limit
 from zeroloss.dynamics._trajectory import flat_paths
 from zeroloss.errors import InputError, IntegrationError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import jackknife
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import AbstractGeometry, length, locate
@@ -158,7 +158,7 @@ def climb(
         stage = checkpoint / f"attempt_{number}"
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         collector = _Collector(target, int(np.searchsorted(at, expected)))
-        run, states = ensemble(system, params, optimizer(step_size), replicas, key)
+        run, states = ensemble(system, params, SGD(step_size), replicas, key)
         train(run, states, at, collector, progress, stage)
         trained, earlier = trained + int(at[-1]), earlier + stage.earlier
         made = np.stack([item[_MADE] for item in collector.items], axis=1)  # [replica, time]

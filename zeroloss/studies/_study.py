@@ -15,7 +15,7 @@ from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts._verdict import Regime, classify, power_of_step_size
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.errors import InputError
-from zeroloss.optimizers._sgd import optimizer
+from zeroloss.optimizers import SGD
 from zeroloss.studies._budget import FEWEST_RUNGS, LARGEST_STEP, PRIOR, Nothing, Plan
 from zeroloss.studies._fits import Approach, Exponent, approach, power_law
 from zeroloss.studies._measurement import Rung, target_of
@@ -265,7 +265,7 @@ def _bound(
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
-    run, states = ensemble(system, point, optimizer(step_size), _REPLICAS, key)
+    run, states = ensemble(system, point, SGD(step_size), _REPLICAS, key)
 
     def seconds_per_step() -> float:
         train(run, states, np.array([10]), Nothing(), False)  # compiles
