@@ -80,7 +80,7 @@ def test_a_chart_for_every_place_on_the_other_axes():
     (group,) = groups(table(step_size=STEPS, noise=NOISES, sigma=[0.1, 0.2]))
     assert [chart.strong for chart in group.charts] == NOISES
     assert [entry.name for entry in group.entries] == ["sigma 0.1", "sigma 0.2"]
-    assert {line.looks for chart in group.charts for line in chart.lines} == {
+    assert {line.style for chart in group.charts for line in chart.lines} == {
         "series-0-points", "series-1-points",
     }  # fmt: skip
 
@@ -90,8 +90,8 @@ def test_training_prediction_and_limit_look_different_between_noises():
     made = made.assign(loss_prediction=2 * made["loss_training"], loss_limit=3 * made["loss_training"])
     made.attrs["command"] = "compare"
     (group,) = groups(made)
-    looks = {line.looks for chart in group.charts for line in chart.lines}
-    assert looks == {f"series-{k}{how}-points" for k in (0, 1) for how in ("", "-cross", "-thin")}
+    style = {line.style for chart in group.charts for line in chart.lines}
+    assert style == {f"series-{k}{how}-points" for k in (0, 1) for how in ("", "-cross", "-thin")}
     styles = [_style(line) for line in group.charts[0].lines]
     assert len({tuple(sorted(style.items())) for style in styles}) == len(styles)
 

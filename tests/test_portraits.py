@@ -75,7 +75,7 @@ def test_portraits_for_dark_and_for_narrow_screens(name):
     light, dark, narrow = portraits({"problem": name, "options": options}, results, looks)
     assert narrow.get_figwidth() < 4 < light.get_figwidth() == dark.get_figwidth()
     assert narrow.get_figheight() / narrow.get_figwidth() > light.get_figheight() / light.get_figwidth()
-    pixels = pixels_of(rendered(dark, look=DARK))
+    pixels = pixels_of(rendered(dark, theme=DARK))
     paper = np.array([0x14, 0x16, 0x1A])
     assert (np.abs(pixels - paper).max(axis=-1) <= 1).mean() > 0.3  # most of it is paper
     assert (pixels.min(axis=-1) > 250).mean() < 0.001  # and nothing of it is white

@@ -15,7 +15,7 @@ from zeroloss.drifts._drift import drift
 from zeroloss.drifts._verdict import FAST, Regime, classify, power_of_step_size
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
-from zeroloss.prediction._integrator import MOST_GRADIENTS, Follower, check_budget, check_rtol
+from zeroloss.prediction._integrator import MOST_GRADIENTS, Integrator, check_budget, check_rtol
 from zeroloss.prediction._mean_path import MeanPath
 from zeroloss.prediction._predict import mean_path_of
 from zeroloss.systems import AbstractSystem, Scalar
@@ -129,12 +129,12 @@ def how_long(
     name, measure = _quantity(mean_path, of)
     beginning = float(measure(start))
     fewest = _steps_of_the_limit(system, point, regime, rule.largest(_WARM_UP))
-    follower = Follower(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
+    integrator = Integrator(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
     with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
         while steps[-1] < most_steps:
             try:
-                look = follower.advance(most_steps)
+                reached = integrator.advance(most_steps)
             except BudgetError as error:
                 if value is not None or values[-1] == beginning:
                     goal = "changed" if value is None else f"reached {value:.6g}"
@@ -150,12 +150,12 @@ def how_long(
                     f"the path cannot be followed further: {error}",
                     None,
                 ) from error
-            show(min(follower.spent, max_gradients))
-            if look.step == steps[-1]:
+            show(min(integrator.spent, max_gradients))
+            if reached.step == steps[-1]:
                 continue
-            steps.append(look.step)
-            values.append(float(measure(look.mean.w)))
-            ways.append((look.first, look.second))
+            steps.append(reached.step)
+            values.append(float(measure(reached.mean.w)))
+            ways.append((reached.first, reached.second))
             if value is not None and (values[-1] - value) * (beginning - value) <= 0:
                 return _crossing(name, beginning, value, float("nan"), steps, values, ways, True)
             if value is None and steps[-1] >= fewest and _has_settled(steps, values, beginning):

@@ -17,7 +17,7 @@ from zeroloss.prediction._mean_path import MeanPath, Outcome, State
 from zeroloss.zero_sets import length, looks_smooth
 
 MOST_GRADIENTS = 1e6
-"""What following a path may cost by default, in gradients of the loss: those of so many training steps."""
+"""The default bound on the cost of following a path, in gradients of the loss: one for a step of training."""
 
 _LARGEST_RTOL = 1e-2
 _MANY = 500  # steps of the integrator, after which it is asked whether kinks hold it up
@@ -34,8 +34,8 @@ _UNSETTLED = 0.1
 _NEAR = 0.1  # |w|: on a shorter way errors need not be smaller still
 
 
-class Look(NamedTuple):
-    """What there is to see at a training step: the states, the step size, and what has added up until then.
+class PathState(NamedTuple):
+    """A path and its ensemble at a training step: their states, the step size, and sums up to this step.
 
     - `states`: with a leading axis: the mean path, then the runs of an ensemble around it.
     - `variance`: of the displacement, from sampled averages.
@@ -61,12 +61,12 @@ class Look(NamedTuple):
 
 
 def expected_gradients(mean_path: MeanPath) -> float:
-    """What following a path costs as a rule, in gradients of the loss: 100 steps, with few draws."""
+    """The usual cost of following a path, in gradients of the loss: 100 steps with few draws."""
     return _STEPS_EXPECTED * _cost(mean_path, _FEWEST_DRAWS)
 
 
 def _cost(mean_path: MeanPath, draws: int) -> float:
-    """What a step of the integrator costs for each path followed, in gradients of the loss, about."""
+    """The cost of a step of the integrator for each path, in gradients of the loss, roughly."""
     sampled = 0.0 if isinstance(mean_path.average, ExactAverage) else _GRADIENTS_A_DRAW * draws
     return _GRADIENTS_A_STEP + sampled
 
@@ -83,7 +83,7 @@ def check_budget(max_gradients: float) -> None:
         raise InputError(f"max_gradients must be positive, got {max_gradients}.")
 
 
-class Follower:
+class Integrator:
     """Follows a `MeanPath` from a start; `to` may be called with ever later training steps.
 
     With `pairs`, an ensemble goes along: each run is kicked along the set as training is, and one of each
@@ -106,11 +106,11 @@ class Follower:
         self._taken, self._spent, self._most = 0, 0.0, most_gradients
         self._attempts, self._has_kinks = 0, False
         states = _start(mean_path, start, 1 + 2 * pairs)
-        self.now = Look(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
+        self.now = PathState(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
 
     @property
     def snapshot(self) -> PyTree:
-        """All that the rest of the way depends on."""
+        """Everything on which the rest of the path depends."""
         return self.now, self._steps, self._draws, self._taken, self._spent, self._attempts, self._has_kinks
 
     def restore(self, snapshot: PyTree) -> None:
@@ -121,17 +121,17 @@ class Follower:
 
     @property
     def spent(self) -> float:
-        """What each path followed has cost so far, in gradients of the loss, about."""
+        """The cost of each path so far, in gradients of the loss, roughly."""
         return self._spent
 
-    def to(self, target: int, report: Callable[[float], Any] = lambda _: None) -> Look:
+    def to(self, target: int, report: Callable[[float], Any] = lambda _: None) -> PathState:
         """Advance to training step `target`. Raises `StabilityError` or `IntegrationError`."""
         while self.now.step < target:
             self.advance(target)
             report(float(self.now.step))
         return self.now
 
-    def advance(self, target: int) -> Look:
+    def advance(self, target: int) -> PathState:
         """Take one step of the integrator, not beyond training step `target`; it may not get anywhere."""
         if self._spent >= self._most:
             raise BudgetError(
@@ -167,7 +167,7 @@ class Follower:
         factor = _SAFETY * np.sqrt(self.rtol / max(error, 1e-30)) if finite else _LARGEST_SHRINK
         if accepted:
             self._taken += 1
-            self.now = Look(
+            self.now = PathState(
                 self.now.step + steps,
                 size,
                 states,

@@ -40,8 +40,8 @@ from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._higher_orders import higher_orders
 from zeroloss.prediction._integrator import (
     MOST_GRADIENTS,
-    Follower,
-    Look,
+    Integrator,
+    PathState,
     check_budget,
     check_rtol,
     expected_gradients,
@@ -64,7 +64,7 @@ _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOSS_DRAWS = 512
 _FLUCTUATIONS = 16  # draws of single runs, at least, that observables are averaged over
 _UNRELIABLE, _WIDE = 0.05, 0.3  # shares of the way: errors and spreads beyond both are refused
-_LOOKS = 8  # at what is left out
+_CHECKS = 8  # at what is left out
 _NEXT_ORDER = 0.5  # what the spread's effect on the mean leaves out, relative to itself
 
 
@@ -107,7 +107,7 @@ def predict(
     - `saves`, `save_steps`, `observables`, `progress`, `checkpoint`: as in `zeroloss.descend`.
     - `rtol`: by how much predictor and corrector may differ in a step of the integrator, relative to the
       distance travelled, or to |w| / 10 where that is larger.
-    - `max_gradients`: what following a path may cost, in gradients of the clean loss over all examples, as
+    - `max_gradients`: the largest cost of a path, in gradients of the clean loss over all examples, as
       much as so many steps of training a single run. It is an estimate: a step of the integrator counts as
       60, a draw of a sampled average as 4. Algebra of m x m matrices is not counted. Each run of the ensemble
       may cost as much again.
@@ -158,7 +158,7 @@ def predict(
     pairs, coarser = (_PROBED, _PROBE_COARSER) if replicas is None else ((replicas + 1) // 2, _COARSER)
     _announce(mean_path, steps, progress)
     members = Recorder(mean_path.expansion, observables, times, batched=True)
-    journey = _Journey(
+    evolution = _Evolution(
         mean_path, start, rtol, max_gradients, key, pairs, coarser, times,
         measure=members.measure if replicas is None else None,
     )  # fmt: skip
@@ -174,19 +174,19 @@ def predict(
         recorder = Recorder(
             mean_path.expansion, observables, times, steps=times, batched=replicas is not None
         )
-        for sight in journey.sights:
+        for snapshot in evolution.snapshots:
             if replicas is None:
-                recorder.save_measured(*_mean(sight))
+                recorder.save_measured(*_mean(snapshot))
             else:
-                recorder.save(jnp.asarray(sight.crowd.drawn + sight.shift)[:replicas])
-        uncertainty = _uncertainty(start, journey.sights, members.measure)
+                recorder.save(jnp.asarray(snapshot.ensemble.drawn + snapshot.shift)[:replicas])
+        uncertainty = _uncertainty(start, evolution.snapshots, members.measure)
         return eqx.tree_at(lambda path: path.uncertainty, recorder.path(), uncertainty, is_leaf=_is_none)
 
     try:
         with checkpoint.open():
             with progress_bar("prediction", float(times[-1]), progress) as show:
-                journey.look(show, checkpoint / "mean", facts)
-            if replicas is None and _spread_matters(start, journey.sights):
+                evolution.run(show, checkpoint / "mean", facts)
+            if replicas is None and _spread_matters(start, evolution.snapshots):
                 for number in range(_MOST_PAIRS // _PAIRS):
                     description = f"spread of the runs, part {number + 1} of at most {_MOST_PAIRS // _PAIRS}"
                     # A mean that is known less well is a better answer than none: the uncertainty tells.
@@ -194,16 +194,16 @@ def predict(
                         contextlib.suppress(BudgetError),
                         progress_bar(description, float(times[-1]), progress) as show,
                     ):
-                        journey.enlarge(number > 0, show, checkpoint / f"ensemble_{number}", facts)
-                        if _scatters(start, journey.sights):
+                        evolution.enlarge(number > 0, show, checkpoint / f"ensemble_{number}", facts)
+                        if _scatters(start, evolution.snapshots):
                             continue
                     break
     except (IntegrationError, StabilityError) as error:
-        error.path = path() if journey.sights else None
+        error.path = path() if evolution.snapshots else None
         raise
     found = path()
     if replicas is None:
-        _check_spread(start, journey.sights, found, steps)
+        _check_spread(start, evolution.snapshots, found, steps)
     return found
 
 
@@ -229,8 +229,8 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: SGD) -> tuple[Mea
     return MeanPath(expansion, averaged, rule, higher, bool(along > _STOCHASTIC)), w
 
 
-class _Crowd(NamedTuple):
-    """What is kept of an ensemble and the mean path in its midst.
+class _Ensemble(NamedTuple):
+    """An ensemble and the mean path in its midst, at a time saved.
 
     - `mean`, `mean_losses`, `mean_measured`: of the mean path, with averages to second order in the noise.
     - `runs`: runs kicked one way, then those kicked the opposite way; `drawn` with fluctuations normal to
@@ -254,7 +254,7 @@ class _Crowd(NamedTuple):
         """The mean square distance of the runs from their mean, along the set."""
         return float(np.mean(np.sum((self.runs - self.runs.mean(axis=0)) ** 2, axis=1)))
 
-    def joined(self, other: "_Crowd") -> "_Crowd":
+    def joined(self, other: "_Ensemble") -> "_Ensemble":
         """With the runs of another ensemble."""
         first, second = len(self.runs) // 2, len(other.runs) // 2
 
@@ -274,13 +274,13 @@ class _Crowd(NamedTuple):
         )
 
 
-class _Sight(NamedTuple):
-    """What is kept of a time saved.
+class _Snapshot(NamedTuple):
+    """The fine mean path and its ensemble at a time saved.
 
     - `step`, `mean`, `losses`, `measured`, `variance`: of the mean path, followed finely.
     - `left_out`: what the recursion leaves out of a training step, and `excess` of the fluctuations, or NaN
-      where it was not looked at.
-    - `crowd`: the ensemble and the mean path in its midst, followed coarsely.
+      where they were not computed.
+    - `ensemble`: the ensemble and the mean path in its midst, followed coarsely.
     - `integration`: the error of the fine mean path, from that of a coarse one; `integration_of` what is
       measured on it, by name.
     """
@@ -292,22 +292,22 @@ class _Sight(NamedTuple):
     variance: np.ndarray
     left_out: Float[np.ndarray, " parameters"]
     excess: np.ndarray
-    crowd: _Crowd
+    ensemble: _Ensemble
     integration: np.ndarray
     integration_of: dict[str, np.ndarray]
 
     @property
     def shift(self) -> np.ndarray:
         """From the coarse mean path to the fine one."""
-        return self.mean - self.crowd.mean
+        return self.mean - self.ensemble.mean
 
 
-class _Journey:
-    """A mean path, and an ensemble around it, looked at from time to time.
+class _Evolution:
+    """A mean path and an ensemble around it, with snapshots at the times saved.
 
     Where averages have to be sampled the ensemble takes them to second order in the noise, which is quiet:
     only differences between its runs count. Where the limit is stochastic, the ensemble is all there is.
-    With `measure`, what the mean of training needs is looked at too.
+    With `measure`, snapshots have the losses and observables that the mean of training needs.
     """
 
     def __init__(
@@ -323,34 +323,34 @@ class _Journey:
         *,
         measure: Callable[[Array], dict[str, np.ndarray]] | None,
     ):
-        self.sights: list[_Sight] = []
+        self.snapshots: list[_Snapshot] = []
         self._mean_path, self._quiet, self._start, self._rtol = mean_path, _quiet(mean_path), start, rtol
-        self._key = self._follower_key = key
+        self._key = self._integrator_key = key
         self._times, self._measure, self._most = times, measure, max_gradients
-        self._looked_at = set(np.linspace(0, len(times) - 1, _LOOKS).round().astype(int))
+        self._checked = set(np.linspace(0, len(times) - 1, _CHECKS).round().astype(int))
         sampled, stochastic = not isinstance(mean_path.average, ExactAverage), mean_path.stochastic
-        own = Follower(mean_path, start, rtol, key, pairs if stochastic else 0, self._most)
+        own = Integrator(mean_path, start, rtol, key, pairs if stochastic else 0, self._most)
         self._fine, self._coarser = own, coarser
         self._around, self._compared = own, own
         if not stochastic:
-            self._around = Follower(self._quiet, start, coarser * rtol, key, pairs, self._most)
+            self._around = Integrator(self._quiet, start, coarser * rtol, key, pairs, self._most)
             if sampled:
-                self._compared = Follower(self._quiet, start, rtol, key, 0, self._most)
+                self._compared = Integrator(self._quiet, start, rtol, key, 0, self._most)
 
-    def look(
+    def run(
         self, show: Callable[[float], Any], checkpoint: Checkpoint, facts: Callable[[], dict[str, Any]]
     ) -> None:
         """Follow the mean path and the ensemble to the end."""
-        followers = list(dict.fromkeys((self._fine, self._around, self._compared)))
+        integrators = list(dict.fromkeys((self._fine, self._around, self._compared)))
 
-        def see(index: int) -> _Sight:
+        def snapshot_at(index: int) -> _Snapshot:
             fine, around, compared = (each.now for each in (self._fine, self._around, self._compared))
             gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
             left_out, excess = np.full_like(self._start, np.nan), np.nan
-            if index in self._looked_at:
+            if index in self._checked:
                 key = jax.random.fold_in(self._key, index)
                 left_out, excess = neglected(self._mean_path, fine.mean, jnp.asarray(fine.step_size), key)
-            crowd, share = self._crowd(around, 0), 1 / (self._coarser**_ORDER - 1)
+            ensemble, share = self._ensemble(around, 0), 1 / (self._coarser**_ORDER - 1)
             losses, measured, integration_of = {}, {}, {}
             if self._measure is not None:
                 losses = jax.tree.map(np.asarray, _losses(self._mean_path, fine.mean, self._key))
@@ -358,9 +358,9 @@ class _Journey:
                 measured = {name: values[0] for name, values in both.items()}
                 finely = {name: values[1] for name, values in both.items()}
                 finely |= jax.tree.map(np.asarray, _losses(self._quiet, compared.mean, self._key))
-                coarsely = crowd.mean_measured | crowd.mean_losses
+                coarsely = ensemble.mean_measured | ensemble.mean_losses
                 integration_of = {name: share * (finely[name] - coarsely[name]) for name in finely}
-            return _Sight(
+            return _Snapshot(
                 step=np.asarray(fine.step),
                 mean=np.asarray(fine.mean.w),
                 losses=losses,
@@ -368,16 +368,16 @@ class _Journey:
                 variance=np.asarray(fine.variance, float),
                 left_out=np.asarray(left_out, float),
                 excess=np.asarray(excess, float),
-                crowd=crowd,
+                ensemble=ensemble,
                 integration=np.asarray(gap * share, float),
                 integration_of=integration_of,
             )
 
-        seen = _Seen(lambda: see(-1))
+        recorder = _PytreeRecorder(lambda: snapshot_at(-1))
         try:
-            self._follow(followers, see, seen, show, checkpoint, facts)
+            self._advance(integrators, snapshot_at, recorder, show, checkpoint, facts)
         finally:
-            self.sights = seen.all()
+            self.snapshots = recorder.all()
 
     def enlarge(
         self,
@@ -387,92 +387,92 @@ class _Journey:
         facts: Callable[[], dict[str, Any]],
     ) -> None:
         """Take a better ensemble, or more runs that `join` the one there is."""
-        self._follower_key = jax.random.fold_in(self._follower_key, 1)
-        more = Follower(
-            self._quiet, self._start, _COARSER * self._rtol, self._follower_key, _PAIRS, self._most
+        self._integrator_key = jax.random.fold_in(self._integrator_key, 1)
+        more = Integrator(
+            self._quiet, self._start, _COARSER * self._rtol, self._integrator_key, _PAIRS, self._most
         )
-        part = len(self.sights[0].crowd.runs) if join else 0
-        seen = _Seen(lambda: self._crowd(more.now, part))
-        self._follow([more], lambda _: self._crowd(more.now, part), seen, show, checkpoint, facts)
-        self.sights = [
-            sight._replace(crowd=sight.crowd.joined(crowd) if join else crowd)
-            for sight, crowd in zip(self.sights, seen.all(), strict=True)
+        part = len(self.snapshots[0].ensemble.runs) if join else 0
+        recorder = _PytreeRecorder(lambda: self._ensemble(more.now, part))
+        self._advance([more], lambda _: self._ensemble(more.now, part), recorder, show, checkpoint, facts)
+        self.snapshots = [
+            snapshot._replace(ensemble=snapshot.ensemble.joined(ensemble) if join else ensemble)
+            for snapshot, ensemble in zip(self.snapshots, recorder.all(), strict=True)
         ]
 
-    def _follow(
+    def _advance(
         self,
-        followers: list[Follower],
-        see: Callable[[int], Any],
-        seen: "_Seen",
+        integrators: list[Integrator],
+        snapshot_at: Callable[[int], Any],
+        recorder: "_PytreeRecorder",
         show: Callable[[float], Any],
         checkpoint: Checkpoint,
         facts: Callable[[], dict[str, Any]],
     ) -> None:
-        """Take the followers to all times, and have `seen` collect what there is to `see`."""
-        begun = checkpoint.begin([each.snapshot for each in followers], seen, facts)
-        for follower, snapshot in zip(followers, begun, strict=True):
-            follower.restore(snapshot)
+        """Advance the integrators to all times, and record `snapshot_at` of each time."""
+        begun = checkpoint.begin([each.snapshot for each in integrators], recorder, facts)
+        for integrator, snapshot in zip(integrators, begun, strict=True):
+            integrator.restore(snapshot)
 
         def keep(last: bool = False) -> None:
-            checkpoint.keep(lambda: [each.snapshot for each in followers], seen, last=last)
+            checkpoint.keep(lambda: [each.snapshot for each in integrators], recorder, last=last)
 
         def report(_: float) -> None:
-            show(float(min(each.now.step for each in followers)))
+            show(float(min(each.now.step for each in integrators)))
             keep()
 
-        for index, time in list(enumerate(self._times))[len(seen.items) :]:
-            for follower in followers:
-                follower.to(int(time), report)
-            seen.add(see(index))
+        for index, time in list(enumerate(self._times))[len(recorder.items) :]:
+            for integrator in integrators:
+                integrator.to(int(time), report)
+            recorder.add(snapshot_at(index))
         keep(last=True)
 
-    def _crowd(self, look: Look, part: int) -> _Crowd:
-        key = jax.random.fold_in(self._key, look.step % 2**32)
+    def _ensemble(self, at: PathState, part: int) -> _Ensemble:
+        key = jax.random.fold_in(self._key, at.step % 2**32)
         key = jax.random.fold_in(key, part) if part else key
-        runs, parameters = look.runs.w.shape
+        runs, parameters = at.runs.w.shape
         draws = 1 if self._measure is None else max(1, _FLUCTUATIONS // runs)
         drawn = jnp.stack(
-            [_scattered(self._mean_path, look.runs, jax.random.fold_in(key, draw)) for draw in range(draws)],
+            [_scattered(self._mean_path, at.runs, jax.random.fold_in(key, draw)) for draw in range(draws)],
             axis=1,
         )
         losses, mean_measured, runs_measured, drawn_measured = {}, {}, {}, {}
         if self._measure is not None:
-            losses = _losses_of_all(self._quiet, look.states, self._key)
-            at_paths = self._measure(look.states.w)
+            losses = _losses_of_all(self._quiet, at.states, self._key)
+            at_paths = self._measure(at.states.w)
             mean_measured = {name: values[0] for name, values in at_paths.items()}
             runs_measured = {name: values[1:] for name, values in at_paths.items()}
             at_draws = self._measure(drawn.reshape(-1, parameters))
             drawn_measured = {name: values.reshape(runs, draws) for name, values in at_draws.items()}
-        return _Crowd(
-            mean=np.asarray(look.mean.w),
+        return _Ensemble(
+            mean=np.asarray(at.mean.w),
             mean_losses={name: np.asarray(values[0]) for name, values in losses.items()},
             mean_measured=mean_measured,
-            runs=np.asarray(look.runs.w),
+            runs=np.asarray(at.runs.w),
             drawn=np.asarray(drawn[:, 0]),
             losses={name: np.asarray(values[1:]) for name, values in losses.items()},
-            normal=np.asarray(jnp.trace(look.runs.covariance, axis1=1, axis2=2)),
+            normal=np.asarray(jnp.trace(at.runs.covariance, axis1=1, axis2=2)),
             runs_measured=runs_measured,
             drawn_measured=drawn_measured,
         )
 
 
-class _Seen:
-    """Pytrees of arrays as a checkpoint keeps them; `example` makes one like those it brings back."""
+class _PytreeRecorder:
+    """Records pytrees of arrays for a checkpoint; `example` makes one with their structure."""
 
     def __init__(self, example: Callable[[], Any]):
         self.items: list[dict[str, np.ndarray]] = []
         self._example = example
 
-    def add(self, seen: Any) -> None:
-        leaves, structure = jax.tree_util.tree_flatten_with_path(seen)
+    def add(self, tree: Any) -> None:
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
         self.items.append({jax.tree_util.keystr(where): leaf for where, leaf in leaves})
         self._example = lambda: jax.tree.unflatten(structure, [0] * len(leaves))
 
     def path(self) -> None:
-        """There is none to look at before the end."""
+        """None: a prediction has no path before the end."""
 
     def all(self) -> list[Any]:
-        """Everything, in the order it was seen."""
+        """All pytrees, in the order in which they were recorded."""
         if not self.items:
             return []
         leaves, structure = jax.tree_util.tree_flatten_with_path(self._example())
@@ -512,10 +512,10 @@ def _announce(mean_path: MeanPath, steps: int, shown: bool) -> None:
         messages.print(text, highlight=False)
 
 
-def _check_spread(start: Vector, sights: list[_Sight], path: Path, steps: int) -> None:
+def _check_spread(start: Vector, snapshots: list[_Snapshot], path: Path, steps: int) -> None:
     """Raise `SpreadError` where the mean is not known well enough to be called a prediction."""
     assert path.uncertainty is not None
-    ways = np.array([np.linalg.norm(sight.mean - start) for sight in sights])
+    ways = np.array([np.linalg.norm(snapshot.mean - start) for snapshot in snapshots])
     parts = (path.uncertainty.integration, path.uncertainty.sampling, path.uncertainty.model)
     errors = np.sqrt(np.nansum(np.square(parts), axis=0)) * ways  # of those that are known
     spreads = path.uncertainty.spread * ways
@@ -527,7 +527,7 @@ def _check_spread(start: Vector, sights: list[_Sight], path: Path, steps: int) -
     scatter = spreads[worst] / longest
     raise SpreadError(
         f"the mean of training cannot be predicted to better than {100 * errors[worst] / longest:.0f} % of "
-        f"its way at step {sights[worst].step:,}: single runs scatter by {100 * scatter:.0f} % of the way "
+        f"its way at step {snapshots[worst].step:,}: single runs scatter by {100 * scatter:.0f} % of the way "
         "there, too widely for a mean path and small fluctuations around it. Take a smaller step size, less "
         f"noise or larger batches; or run zeroloss.descend with replicas=, {steps:,} gradients for each. The "
         "error's `path` has what was found.",
@@ -569,39 +569,41 @@ def _quiet(mean_path: MeanPath) -> MeanPath:
     return eqx.tree_at(lambda path: path.average, mean_path, exact)
 
 
-def _spread_matters(start: Vector, sights: list[_Sight]) -> bool:
+def _spread_matters(start: Vector, snapshots: list[_Snapshot]) -> bool:
     """Whether the spread of the runs moves their mean."""
 
-    def effect(sight: _Sight) -> float:
-        shift, variance = _shift(sight)
+    def effect(snapshot: _Snapshot) -> float:
+        shift, variance = _shift(snapshot)
         return float(np.sqrt(shift @ shift + variance))
 
-    return max(map(effect, sights)) > _NEGLIGIBLE * _longest_way(start, sights)
+    return max(map(effect, snapshots)) > _NEGLIGIBLE * _longest_way(start, snapshots)
 
 
-def _scatters(start: Vector, sights: list[_Sight]) -> bool:
+def _scatters(start: Vector, snapshots: list[_Snapshot]) -> bool:
     """Whether more runs are called for, since the mean of those there are is not sharp."""
-    if len(sights[-1].crowd.runs) >= 2 * _MOST_PAIRS:
+    if len(snapshots[-1].ensemble.runs) >= 2 * _MOST_PAIRS:
         return False
-    return max(_shift(sight)[1] for sight in sights) > (_SCATTER * _longest_way(start, sights)) ** 2
+    return (
+        max(_shift(snapshot)[1] for snapshot in snapshots) > (_SCATTER * _longest_way(start, snapshots)) ** 2
+    )
 
 
-def _longest_way(start: Vector, sights: list[_Sight]) -> float:
-    return max(float(np.linalg.norm(sight.mean - start)) for sight in sights)
+def _longest_way(start: Vector, snapshots: list[_Snapshot]) -> float:
+    return max(float(np.linalg.norm(snapshot.mean - start)) for snapshot in snapshots)
 
 
-def _mean(sight: _Sight) -> tuple[Vector, dict[str, Any]]:
+def _mean(snapshot: _Snapshot) -> tuple[Vector, dict[str, Any]]:
     """The mean of training and what is measured of it, corrected for the spread."""
-    crowd = sight.crowd
+    ensemble = snapshot.ensemble
     known = {
-        name: sight.measured[name] + values.mean() - crowd.mean_measured[name]
-        for name, values in crowd.drawn_measured.items()
+        name: snapshot.measured[name] + values.mean() - ensemble.mean_measured[name]
+        for name, values in ensemble.drawn_measured.items()
     }
     losses = {
-        name: sight.losses[name] + values.mean() - crowd.mean_losses[name]
-        for name, values in crowd.losses.items()
+        name: snapshot.losses[name] + values.mean() - ensemble.mean_losses[name]
+        for name, values in ensemble.losses.items()
     }
-    return jnp.asarray(sight.mean + _correction(sight)[0]), known | losses
+    return jnp.asarray(snapshot.mean + _correction(snapshot)[0]), known | losses
 
 
 @eqx.filter_jit
@@ -632,37 +634,37 @@ def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[A
     return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), signs)
 
 
-def _correction(sight: _Sight) -> tuple[np.ndarray, float]:
+def _correction(snapshot: _Snapshot) -> tuple[np.ndarray, float]:
     """What the spread adds to the mean, and the squared standard error of that.
 
     Shrunk by as much of its square as is due to its error (James and Stein 1961).
     """
-    shift, variance = _shift(sight)
+    shift, variance = _shift(snapshot)
     squared = float(shift @ shift)
     return shift * (max(0.0, 1 - variance / squared) if squared > 0 else 0.0), variance
 
 
-def _shift(sight: _Sight) -> tuple[np.ndarray, float]:
+def _shift(snapshot: _Snapshot) -> tuple[np.ndarray, float]:
     """From the coarse mean path to the mean of the ensemble around it, and the squared error of that."""
-    runs = sight.crowd.runs
+    runs = snapshot.ensemble.runs
     pairs = len(runs) // 2
     middles = (runs[:pairs] + runs[pairs:]) / 2
     variance = float(middles.var(axis=0, ddof=1).sum()) / pairs if pairs > 1 else 0.0
-    return middles.mean(axis=0) - sight.crowd.mean, variance
+    return middles.mean(axis=0) - snapshot.ensemble.mean, variance
 
 
 def _uncertainty(
-    start: Vector, sights: list[_Sight], measure: Callable[[Array], dict[str, np.ndarray]]
+    start: Vector, snapshots: list[_Snapshot], measure: Callable[[Array], dict[str, np.ndarray]]
 ) -> Uncertainty:
-    steps = np.array([sight.step for sight in sights], float)
+    steps = np.array([snapshot.step for snapshot in snapshots], float)
     # What is wrong in one step is taken to be neither undone nor enlarged by later ones.
-    moved = _added_up(steps, _interpolated(steps, np.array([sight.left_out for sight in sights])))
-    excess = _interpolated(steps, np.array([sight.excess for sight in sights]))
+    moved = _added_up(steps, _interpolated(steps, np.array([snapshot.left_out for snapshot in snapshots])))
+    excess = _interpolated(steps, np.array([snapshot.excess for snapshot in snapshots]))
     rows = [
-        _one_uncertainty(start, sight, gap)
-        for sight, gap in zip(sights, np.linalg.norm(moved, axis=1), strict=True)
+        _one_uncertainty(start, snapshot, gap)
+        for snapshot, gap in zip(snapshots, np.linalg.norm(moved, axis=1), strict=True)
     ]
-    return Uncertainty(*np.transpose(rows), measured=_of_measured(sights, moved, excess, measure))
+    return Uncertainty(*np.transpose(rows), measured=_of_measured(snapshots, moved, excess, measure))
 
 
 def _interpolated(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -683,7 +685,7 @@ def _added_up(steps: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def _of_measured(
-    sights: list[_Sight],
+    snapshots: list[_Snapshot],
     moved: Float[np.ndarray, "time parameters"],
     excess: Float[np.ndarray, " time"],
     measure: Callable[[Array], dict[str, np.ndarray]],
@@ -692,54 +694,59 @@ def _of_measured(
 
     `moved`: how far what is left out has moved the parameters.
     """
-    if not sights[0].measured:
+    if not snapshots[0].measured:
         return {}
     known = np.asarray(np.isfinite(moved).all(axis=1))
-    means = np.array([sight.mean for sight in sights])
+    means = np.array([snapshot.mean for snapshot in snapshots])
     displaced = measure(jnp.asarray(means + np.where(known.reshape(-1, 1), moved, 0.0)))
-    names = [*sights[0].measured, *(name for name in sights[0].losses if name not in sights[0].measured)]
+    names = [
+        *snapshots[0].measured,
+        *(name for name in snapshots[0].losses if name not in snapshots[0].measured),
+    ]
 
     def errors(name: str) -> np.ndarray:
         source = "loss" if name == "noisy_loss" else name  # both move alike with the parameters
         found = [
-            _one_error(sight, name, float(value - sight.measured[source]), float(factor))
-            for sight, value, factor in zip(sights, displaced[source], excess, strict=True)
+            _one_error(snapshot, name, float(value - snapshot.measured[source]), float(factor))
+            for snapshot, value, factor in zip(snapshots, displaced[source], excess, strict=True)
         ]
         return np.where(known, found, np.nan)
 
     return {name: errors(name) for name in names}
 
 
-def _one_error(sight: _Sight, name: str, left_out: float, excess: float) -> float:
+def _one_error(snapshot: _Snapshot, name: str, left_out: float, excess: float) -> float:
     """The standard error of one quantity at one time; `left_out`: what the terms left out do to it."""
-    crowd = sight.crowd
-    pairs = len(crowd.runs) // 2
-    if name in crowd.losses:  # the mean over fluctuations is known there, up to their covariance
-        coarse, at_runs = crowd.mean_losses[name], crowd.losses[name]
+    ensemble = snapshot.ensemble
+    pairs = len(ensemble.runs) // 2
+    if name in ensemble.losses:  # the mean over fluctuations is known there, up to their covariance
+        coarse, at_runs = ensemble.mean_losses[name], ensemble.losses[name]
         drawn = at_runs[:, None]
-        left_out = float(np.hypot(left_out, excess * (sight.losses["loss"] - sight.measured["loss"])))
+        left_out = float(np.hypot(left_out, excess * (snapshot.losses["loss"] - snapshot.measured["loss"])))
     else:
-        coarse, at_runs = crowd.mean_measured[name], crowd.runs_measured[name]
-        drawn = crowd.drawn_measured[name]
-    spread = crowd.variance_along**0.5
+        coarse, at_runs = ensemble.mean_measured[name], ensemble.runs_measured[name]
+        drawn = ensemble.drawn_measured[name]
+    spread = ensemble.variance_along**0.5
     # Errors of sampled averages point where the kicks of the runs do.
-    sampling = at_runs.std() * float(sight.variance) ** 0.5 / spread if spread > 0 else 0.0
+    sampling = at_runs.std() * float(snapshot.variance) ** 0.5 / spread if spread > 0 else 0.0
     # The parts of a pair's two values that are odd in its kicks and fluctuations cancel.
     even = (drawn[:pairs] + drawn[pairs:]) / 2
     between = even.mean(axis=1).std(ddof=1) / np.sqrt(pairs) if pairs > 1 else abs(even.mean() - coarse)
     within = even.std(ddof=1) / np.sqrt(even.size) if even.size > 1 else 0.0
     next_order = _NEXT_ORDER * (at_runs.mean() - coarse)
-    parts = (sampling, max(between, within), next_order, sight.integration_of[name], left_out)
+    parts = (sampling, max(between, within), next_order, snapshot.integration_of[name], left_out)
     return float(np.linalg.norm(np.array(parts, float)))
 
 
-def _one_uncertainty(start: Vector, sight: _Sight, left_out: float) -> tuple[float, float, float, float]:
-    way = float(np.linalg.norm(sight.mean - start))
+def _one_uncertainty(
+    start: Vector, snapshot: _Snapshot, left_out: float
+) -> tuple[float, float, float, float]:
+    way = float(np.linalg.norm(snapshot.mean - start))
     unit = way if way > 0 else 1.0
-    correction, variance = _correction(sight)
+    correction, variance = _correction(snapshot)
     return (
-        float(sight.integration) / unit,
-        float(sight.variance) ** 0.5 / unit,
+        float(snapshot.integration) / unit,
+        float(snapshot.variance) ** 0.5 / unit,
         float(np.hypot(np.sqrt(variance / 2 + _NEXT_ORDER**2 * correction @ correction), left_out)) / unit,
-        float(np.sqrt(sight.crowd.normal.mean() + sight.crowd.variance_along)) / unit,
+        float(np.sqrt(snapshot.ensemble.normal.mean() + snapshot.ensemble.variance_along)) / unit,
     )

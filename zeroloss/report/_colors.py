@@ -21,7 +21,7 @@ BOX = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 THOUSANDS = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
 
-class Look(NamedTuple):
+class Theme(NamedTuple):
     """The colours of a figure, and whether it is for a screen on which panels cannot stand side by side.
 
     - `diverging`: the colours of negative numbers, zero and positive numbers, or a colormap.
@@ -49,21 +49,21 @@ class Look(NamedTuple):
         return colors | ticks | papers if self.paper != "white" else {}
 
 
-LIGHT = Look()
-DARK = Look(
+LIGHT = Theme()
+DARK = Theme(
     paper="#14161a", text="#e9eaec", limit="#f2f2f2", training="#56b4e9", truth="#f0955a", muted="#a3a8b1",
     grid="#343841", curve="#666b76", diverging=("#f0a24a", "#14161a", "#b3a2ff"), sequence=(0.35, 1.0),
 )  # fmt: skip
 """The colours of `page.css` where the screen is dark."""
 
 
-def lighten(axes: Axes, look: Look = LIGHT) -> None:
+def lighten(axes: Axes, theme: Theme = LIGHT) -> None:
     """A light grid, muted ticks, and no frame at the top and right."""
-    axes.grid(color=look.grid, linewidth=0.8)
+    axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color=look.muted, labelcolor=look.muted)
+    axes.tick_params(labelsize=8.5, color=theme.muted, labelcolor=theme.muted)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(look.muted)
+    axes.spines[["left", "bottom"]].set_color(theme.muted)
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -74,12 +74,15 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def rendered(figure: Figure, format: str = "png", look: Look = LIGHT) -> bytes:
+def rendered(figure: Figure, format: str = "png", theme: Theme = LIGHT) -> bytes:
     """A figure as the contents of a file."""
-    settings: dict[Any, Any] = look.settings | {"pdf.fonttype": 42, "svg.fonttype": "none"}  # text stays text
+    settings: dict[Any, Any] = theme.settings | {
+        "pdf.fonttype": 42,
+        "svg.fonttype": "none",
+    }  # text stays text
     with rc_context(settings):
         drawn = BytesIO()
-        FigureCanvasAgg(figure).print_figure(drawn, dpi=180, facecolor=look.paper, format=format)
+        FigureCanvasAgg(figure).print_figure(drawn, dpi=180, facecolor=theme.paper, format=format)
     return drawn.getvalue()
 
 

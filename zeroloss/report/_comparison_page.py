@@ -34,7 +34,7 @@ _HINT = (
     "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "
     "and the loss."
 )
-_LOOKS = {
+_THEMES = {
     "dark wide": DARK,
     "light narrow": LIGHT._replace(narrow=True),
     "dark narrow": DARK._replace(narrow=True),
@@ -93,10 +93,10 @@ def _portrait(config: Mapping[str, Any], results: xr.DataTree, figures: Path) ->
     if not path.is_file():
         return ""
     problem = config.get("problem", "the problem")
-    drawn = portraits(config, results, list(_LOOKS.values()))
+    drawn = portraits(config, results, list(_THEMES.values()))
     pngs = {
-        name: rendered(figure, look=look)
-        for (name, look), figure in zip(_LOOKS.items(), drawn, strict=bool(drawn))
+        name: rendered(figure, theme=theme)
+        for (name, theme), figure in zip(_THEMES.items(), drawn, strict=bool(drawn))
     }
     pngs = {"light wide": path.read_bytes()} | pngs
     return _html.picture(pngs, f"What noise does to {problem}, from the start to the end")

@@ -192,9 +192,9 @@ def picture(pngs: Mapping[str, bytes], description: str) -> str:
     where there are no others, and "dark wide", "light narrow", "dark narrow".
     """
     images = "".join(
-        f'<img class="{text(look)}" alt="{text(description)}" '
+        f'<img class="{text(theme)}" alt="{text(description)}" '
         f'src="data:image/png;base64,{b64encode(png).decode("ascii")}">'
-        for look, png in pngs.items()
+        for theme, png in pngs.items()
     )
     return f'<figure class="picture">{images}</figure>'
 

@@ -19,7 +19,7 @@ _MOST_TICKS = 8
 class Line(NamedTuple):
     """Values against others.
 
-    - `looks`: how it is drawn; `page.js` knows the names. `button`: what in the legend shows or hides it.
+    - `style`: how it is drawn; `page.js` knows the names. `button`: what in the legend shows or hides it.
     - `says`: what is said of it where the mouse is, a template of Plotly's; nothing where empty. No text from
       a run goes in, because Plotly reads some of it as HTML.
     - `error`: a standard error: two of them are a band around a line, and bars at points.
@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
     x: np.ndarray
     y: np.ndarray
-    looks: str
+    style: str
     button: str
     says: str = ""
     error: np.ndarray | None = None
@@ -87,9 +87,9 @@ def figure(chart: Chart, height: int = HEIGHT) -> dict[str, Any]:
     for line in chart.lines:
         if line.error is not None and not line.points:
             shown = band(line.x, line.y - 2 * line.error, line.y + 2 * line.error)
-            data.append(_trace(f"{line.looks}-band", line) | shown)
+            data.append(_trace(f"{line.style}-band", line) | shown)
         hover = {"hovertemplate": f"{line.says}<extra></extra>"} if line.says else {"hoverinfo": "skip"}
-        trace = _trace(line.looks, line) | {"x": plain(line.x), "y": plain(line.y)} | hover
+        trace = _trace(line.style, line) | {"x": plain(line.x), "y": plain(line.y)} | hover
         if line.points:
             trace["mode"] = "markers"
             if line.error is not None:
@@ -136,9 +136,9 @@ def _plain_text(value: str) -> str:
     return escape(value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "\u2026", quote=False)
 
 
-def _trace(looks: str, line: Line) -> dict[str, Any]:
+def _trace(style: str, line: Line) -> dict[str, Any]:
     return {
-        "meta": looks,
+        "meta": style,
         "legendgroup": line.button,
         "type": "scatter",
         "mode": "lines",

@@ -38,7 +38,7 @@ def _draw(group: Group, title: str) -> Figure:
         _chart(axes, chart)
     for row in grid:
         row[0].set_ylabel(group.heading, fontsize=9.5, parse_math=False)
-    shown = {line.button: line for chart in group.charts for line in chart.lines if line.looks != "none"}
+    shown = {line.button: line for chart in group.charts for line in chart.lines if line.style != "none"}
     named = [entry for entry in group.entries if entry.shows in shown]
     handles = [_handle(shown[entry.shows]) for entry in named]
     names = [entry.name.replace("$", r"\$") for entry in named]
@@ -73,7 +73,7 @@ def _chart(axes: Axes, chart: Chart) -> None:
 
 
 def _style(line: Line) -> dict[str, Any]:
-    base, _, rest = line.looks.partition("-")
+    base, _, rest = line.style.partition("-")
     if base == "series":
         number, _, rest = rest.partition("-")
         index = int(number)
@@ -87,7 +87,7 @@ def _style(line: Line) -> dict[str, Any]:
             "marker": "x" if rest.startswith("cross") else marker,
             "markersize": 4.5,
         } | hollow
-    dashes = "--" if base == "series" and rest == "thin" else _DASHES.get(line.looks, "-")
+    dashes = "--" if base == "series" and rest == "thin" else _DASHES.get(line.style, "-")
     return {"color": color, "linewidth": 0.9 if rest == "thin" else 1.8, "linestyle": dashes}
 
 

@@ -110,8 +110,8 @@ def legend_entries(shown: Sequence[Panel]) -> list[Entry]:
     ]
 
 
-def _role(looks: str, button: str) -> dict[str, Any]:
-    return {"meta": looks, "legendgroup": button}
+def _role(style: str, button: str) -> dict[str, Any]:
+    return {"meta": style, "legendgroup": button}
 
 
 def _line(curve: Curve, word: str, at: str, steps_per_unit: float) -> dict[str, Any]:

@@ -65,10 +65,10 @@ def _spectrum(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     index = dataset["index"].values.astype(float)
     every = {str(where): dataset["eigenvalue"].sel(where=where).values for where in dataset["where"].values}
     single = len(index) == 1
-    looks = {"start": "start", "end": "limit-ends"} if single else {"start": "before", "end": "limit"}
+    style = {"start": "start", "end": "limit-ends"} if single else {"start": "before", "end": "limit"}
     swatches = {"start": "start-dot", "end": "ink-dots"} if single else {"start": "scatter", "end": "limit"}
     lines = [
-        Line(index, values, looks[where], where, f"{where} %{{y:.3~g}}", points=single)
+        Line(index, values, style[where], where, f"{where} %{{y:.3~g}}", points=single)
         for where, values in every.items()
     ]
     sizes = np.concatenate([values[np.isfinite(values)] for values in every.values()])
@@ -135,8 +135,8 @@ def _zero_loss_set(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
             continue
         paths, ends = dataset[name].values, dataset[f"{name}_end"].values
         several = len(ends) > 1
-        looks = f"{name}-thin" if several else name
-        lines += [_line(path, looks, name) for path in paths]
+        style = f"{name}-thin" if several else name
+        lines += [_line(path, style, name) for path in paths]
         lines.append(_line(ends, f"{name}-ends", name, f"{word} ends at", points=True))
         if several:
             total = max(replicas.get(name, 1), len(ends))
@@ -162,10 +162,10 @@ def _zero_loss_set(dataset: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     return chart, drawn, entries
 
 
-def _line(values: np.ndarray, looks: str, button: str, word: str = "", *, points: bool = False) -> Line:
+def _line(values: np.ndarray, style: str, button: str, word: str = "", *, points: bool = False) -> Line:
     z = values[:, 2] if values.shape[1] == 3 else None
     says = f"{word} (%{{x:.4~g}}, %{{y:.4~g}}{', %{z:.4~g}' if z is not None else ''})" if word else ""
-    return Line(values[:, 0], values[:, 1], looks, button, says, points=points, z=z)
+    return Line(values[:, 0], values[:, 1], style, button, says, points=points, z=z)
 
 
 def _with_room(low: float, high: float) -> list[float]:

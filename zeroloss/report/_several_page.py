@@ -69,11 +69,11 @@ def groups(runs: Sequence[Told]) -> list[Group]:
     charts: dict[str, dict[tuple[str, str], list[Line]]] = {}
     for index, run in enumerate(runs):
         for noise in noises_of(run.results):
-            for path, looks in _paths(run, noise):
+            for path, style in _paths(run, noise):
                 units = str(path["time"].attrs.get("units", ""))
                 for quantity in ends(path):
                     lines = charts.setdefault(quantity, {}).setdefault((noise, units), [])
-                    lines.append(_line(path, quantity, f"series-{index}{looks}", f"series-{index}", index))
+                    lines.append(_line(path, quantity, f"series-{index}{style}", f"series-{index}", index))
     entries = [
         Entry(f"series-{index}", f"series s{index}", _lettered(index, run)) for index, run in enumerate(runs)
     ]
@@ -105,11 +105,11 @@ def _paths(run: Told, noise: str) -> list[tuple[xr.Dataset, str]]:
     return [(training, ""), (in_steps, "-thin")]
 
 
-def _line(path: xr.Dataset, quantity: str, looks: str, button: str, index: int) -> Line:
+def _line(path: xr.Dataset, quantity: str, style: str, button: str, index: int) -> Line:
     x, (_, mean, error) = path["time"].values.astype(float), over_replicas(path[quantity])
-    thin = looks.endswith("-thin")
+    thin = style.endswith("-thin")
     says = f"{string.ascii_uppercase[index]}{', limit' if thin else ''} %{{y:.4~g}}"
-    return Line(x, mean, looks, button, says, None if thin else error)
+    return Line(x, mean, style, button, says, None if thin else error)
 
 
 def _chart(quantity: str, noise: str, units: str, lines: list[Line]) -> Chart:

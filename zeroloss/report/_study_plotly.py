@@ -103,19 +103,19 @@ def _axis(low: float, high: float) -> dict[str, Any]:
 
 
 def _curve(
-    curve: tuple[np.ndarray, np.ndarray] | None, looks: str, button: str, template: str
+    curve: tuple[np.ndarray, np.ndarray] | None, style: str, button: str, template: str
 ) -> dict[str, Any] | None:
     if curve is None:
         return None
     x, y = curve
     hover = {"hovertemplate": f"{template}<extra></extra>"} if template else {"hoverinfo": "skip"}
-    return _trace(looks, button, "lines") | {"x": plain(x), "y": plain(y)} | hover
+    return _trace(style, button, "lines") | {"x": plain(x), "y": plain(y)} | hover
 
 
-def _points(points: Points, ladder: Ladder, looks: str, button: str, template: str) -> dict[str, Any] | None:
+def _points(points: Points, ladder: Ladder, style: str, button: str, template: str) -> dict[str, Any] | None:
     if not points.x.size:
         return None
-    trace = _trace(looks, button, "markers") | {
+    trace = _trace(style, button, "markers") | {
         "x": points.x.tolist(),
         "y": points.y.tolist(),
         "customdata": [[f"{a:,.3g}", f"{b:,.3g}"] for a, b in zip(points.low, points.high, strict=True)],
@@ -131,8 +131,8 @@ def _points(points: Points, ladder: Ladder, looks: str, button: str, template: s
     return trace
 
 
-def _trace(looks: str, button: str, mode: str) -> dict[str, Any]:
-    return {"meta": looks, "legendgroup": button, "type": "scatter", "mode": mode, "showlegend": False}
+def _trace(style: str, button: str, mode: str) -> dict[str, Any]:
+    return {"meta": style, "legendgroup": button, "type": "scatter", "mode": mode, "showlegend": False}
 
 
 def _note(text: str, horizontally: str, vertically: str, color: str) -> dict[str, Any]:

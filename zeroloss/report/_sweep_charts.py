@@ -144,10 +144,10 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, _Part]]:
             if name.endswith(_MEASURED):
                 found[name] = {"training": _Part(name, f"{name}_half_width", 2.0)}
             continue
-        for looks, (end, error) in _ENDS.items():
+        for style, (end, error) in _ENDS.items():
             quantity = name.removesuffix(f"_{end}")
             if quantity != name and f"{quantity}_start" in names:
-                found.setdefault(quantity, {})[looks] = _Part(name, f"{quantity}_{error}")
+                found.setdefault(quantity, {})[style] = _Part(name, f"{quantity}_{error}")
         quantity = name.removesuffix("_end")
         if quantity != name and f"{quantity}_start" in names:
             found[quantity] = {WORDS.get(command, "training"): _Part(name, f"{quantity}_error")}
@@ -155,7 +155,7 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, _Part]]:
         found["distance"] = {"training": _Part("distance", "distance_error")}
     # Every looks in the order of _ENDS, whatever the order on the disk.
     return {
-        name: {looks: found[name][looks] for looks in _ENDS if looks in found[name]}
+        name: {style: found[name][style] for style in _ENDS if style in found[name]}
         for name in sorted(found, key=reading_order)
     }
 
@@ -170,22 +170,22 @@ def _lines(table: xr.Dataset, parts: Mapping[str, _Part], where: Layout) -> tupl
     for index, value in enumerate(values):
         at = table if where.colours is None else table.sel({where.colours: value})
         word = "" if where.colours is None else f"{where.colours} {in_words(plain(value))}"
-        for looks, part in parts.items():
+        for style, part in parts.items():
             x, mean, error = _mean(at, part, where.across)
             if not np.isfinite(mean).any():
                 continue
             # A line says that there is something between two places.
-            points = looks == "training" or not ordered or np.isfinite(mean).sum() < 2
-            button = f"series-{index}" if word else looks
+            points = style == "training" or not ordered or np.isfinite(mean).sum() < 2
+            button = f"series-{index}" if word else style
             drawn = button
             if word and len(parts) > 1:
-                drawn += {"limit": "-thin", "prediction": "-cross" if points else ""}.get(looks, "")
+                drawn += {"limit": "-thin", "prediction": "-cross" if points else ""}.get(style, "")
             drawn += "-points" if points else ""
-            says = f"{names[looks]} %{{y:.4~g}}"
+            says = f"{names[style]} %{{y:.4~g}}"
             lines.append(Line(x, mean, drawn, button, says, error, points=points, knots=len(parts) == 1))
             if not word:
                 scatter = "" if error is None or names is not _NAMES else " ± 2 standard errors"
-                entries.append(Entry(button, _DOTS[looks] if points else looks, f"{names[looks]}{scatter}"))
+                entries.append(Entry(button, _DOTS[style] if points else style, f"{names[style]}{scatter}"))
         if word:
             entries.append(Entry(f"series-{index}", f"series s{index}", word))
     return lines, entries

@@ -35,34 +35,34 @@ def paths(results: xr.DataTree) -> dict[str, xr.Dataset]:
 
 def groups(config: Mapping[str, Any], results: xr.DataTree) -> list[Group]:
     """A group for each quantity, with a chart for each noise."""
-    looks, every = WORDS[str(config["command"])], paths(results)
+    style, every = WORDS[str(config["command"])], paths(results)
     found = []
     for quantity in dict.fromkeys(name for path in every.values() for name in ends(path)):
         if all(
             np.abs(path[quantity].values).max() <= ROUNDING for path in every.values() if quantity in path
         ):
             continue
-        charts = [_chart(noise, quantity, path, looks) for noise, path in every.items() if quantity in path]
+        charts = [_chart(noise, quantity, path, style) for noise, path in every.items() if quantity in path]
         runs = max((path.sizes.get("replica", 1) for path in every.values()), default=1)
-        name = looks if runs == 1 else f"{looks}, mean of {runs} {'runs' if looks == 'training' else 'paths'}"
-        entries = [Entry("mean", looks if looks != "training" else "training line", name)]
+        name = style if runs == 1 else f"{style}, mean of {runs} {'runs' if style == 'training' else 'paths'}"
+        entries = [Entry("mean", style if style != "training" else "training line", name)]
         if runs > 1:
-            swatch = "training" if looks == "training" else looks
+            swatch = "training" if style == "training" else style
             entries[0] = Entry("mean", swatch, f"{name} ± 2 standard errors")
         if runs >= _FEWEST:
-            entries.append(Entry("spread", f"{looks} line thin", "5 and 95 % of them"))
+            entries.append(Entry("spread", f"{style} line thin", "5 and 95 % of them"))
         label = label_of(quantity)
         found.append(Group(sentence_start(label), entries, charts))
     return found
 
 
-def _chart(noise: str, quantity: str, path: xr.Dataset, looks: str) -> Chart:
+def _chart(noise: str, quantity: str, path: xr.Dataset, style: str) -> Chart:
     values, x = path[quantity], path["time"].values.astype(float)
     each, mean, error = over_replicas(values)
     lines = []
     if len(each) >= _FEWEST:
-        lines += [Line(x, q, f"{looks}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
-    lines.append(Line(x, mean, looks, "mean", "%{y:.4~g}", error))
+        lines += [Line(x, q, f"{style}-thin", "spread") for q in np.quantile(each, _LEVELS, axis=0)]
+    lines.append(Line(x, mean, style, "mean", "%{y:.4~g}", error))
     description = f"{label_of(quantity)} under {noise}: from {number(mean[0])} to {number(mean[-1])}."
     title, header = over_time(_units(path))
     return Chart(noise, "", description, lines, title, header=header)

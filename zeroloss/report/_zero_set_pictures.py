@@ -25,7 +25,7 @@ from zeroloss.problems import Problem
 from zeroloss.problems._matrix_sensing import product
 from zeroloss.problems._phase_retrieval import least_norm
 from zeroloss.problems._sparse_regression import coefficients
-from zeroloss.report._colors import LIGHT, Look, lighten
+from zeroloss.report._colors import LIGHT, Theme, lighten
 from zeroloss.report._numbers import number
 from zeroloss.runs._validation import load
 
@@ -62,12 +62,12 @@ class _Run(NamedTuple):
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[:, -1].mean(axis=0)), self.training)
 
 
-def portrait(config: Mapping[str, Any], results: xr.DataTree, look: Look = LIGHT) -> Figure | None:
+def portrait(config: Mapping[str, Any], results: xr.DataTree, theme: Theme = LIGHT) -> Figure | None:
     """The picture of a run, or None where its problem has none. See `portraits`."""
-    return next(iter(portraits(config, results, [look])), None)
+    return next(iter(portraits(config, results, [theme])), None)
 
 
-def portraits(config: Mapping[str, Any], results: xr.DataTree, looks: Sequence[Look]) -> list[Figure]:
+def portraits(config: Mapping[str, Any], results: xr.DataTree, themes: Sequence[Theme]) -> list[Figure]:
     """The picture of a run in several looks; none where its problem has no picture.
 
     **Arguments:**
@@ -77,7 +77,7 @@ def portraits(config: Mapping[str, Any], results: xr.DataTree, looks: Sequence[L
       `<noise>/training_0` with all parameters.
     """
     name = config.get("problem")
-    if name not in _PORTRAITS:
+    if name not in _PICTURES:
         return []
     options = _options(name, config)
     if not _is_small(name, options, results):
@@ -101,9 +101,9 @@ def portraits(config: Mapping[str, Any], results: xr.DataTree, looks: Sequence[L
         if "limit" in group.children
     ]
     figures = []
-    for look in looks if runs else ():
-        with rc_context(look.settings):
-            figures.append(_PORTRAITS[name](problem, runs, look))
+    for theme in themes if runs else ():
+        with rc_context(theme.settings):
+            figures.append(_PICTURES[name](problem, runs, theme))
     return figures
 
 
@@ -174,63 +174,63 @@ def _parameters(dataset: xr.Dataset, like: PyTree) -> PyTree[np.ndarray]:
     return jax.tree_util.tree_map_with_path(saved, like)
 
 
-def _hyperbola(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _hyperbola(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     largest = 1.2 * max(np.abs(run.limit).max() for run in runs)
     s = np.linspace(-np.log(largest), np.log(largest), 200)
-    figure, grid = _panels(runs, 3.1, look)
+    figure, grid = _panels(runs, 3.1, theme)
     for axes, run in zip(grid, runs, strict=True):
-        axes.plot(np.exp(s), np.exp(-s), color=look.curve, linewidth=1.5, zorder=1)
-        _draw_path(axes, run, look)
+        axes.plot(np.exp(s), np.exp(-s), color=theme.curve, linewidth=1.5, zorder=1)
+        _draw_path(axes, run, theme)
         axes.set_aspect("equal")
         axes.set_xlim(0, largest)
         axes.set_ylim(0, largest)
-    _legend(figure, grid, look)
+    _legend(figure, grid, theme)
     return figure
 
 
-def _ellipse(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _ellipse(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     angle = np.linspace(0, 2 * np.pi, 400)
-    figure, grid = _panels(runs, 2.7, look)
+    figure, grid = _panels(runs, 2.7, theme)
     for axes, run in zip(grid, runs, strict=True):
-        axes.plot(2 * np.cos(angle), np.sin(angle), color=look.curve, linewidth=1.5, zorder=1)
+        axes.plot(2 * np.cos(angle), np.sin(angle), color=theme.curve, linewidth=1.5, zorder=1)
         if run.limit.shape[0] > 1:
-            _draw_density(axes, run, angle, look)
+            _draw_density(axes, run, angle, theme)
         else:
-            _draw_path(axes, run, look)
+            _draw_path(axes, run, theme)
         axes.set_aspect("equal")
         axes.set_xlim(-2.8, 2.8)
         axes.set_ylim(-1.75, 1.75)
-    _legend(figure, grid, look)
+    _legend(figure, grid, theme)
     return figure
 
 
-def _draw_path(axes: Axes, run: _Run, look: Look) -> None:
+def _draw_path(axes: Axes, run: _Run, theme: Theme) -> None:
     """The limit as a line from a dot to a dot, and where the training runs ended."""
     if run.limit.shape[0] == 1:
-        axes.plot(*run.limit[0].T, color=look.limit, linewidth=2.5, label="limit")
-        axes.plot(*run.limit[0, -1], "o", color=look.limit, markersize=8, label="end of the limit")
+        axes.plot(*run.limit[0].T, color=theme.limit, linewidth=2.5, label="limit")
+        axes.plot(*run.limit[0, -1], "o", color=theme.limit, markersize=8, label="end of the limit")
     else:
         axes.plot(
-            *run.limit[:, -1].T, "o", color=look.limit, alpha=0.25, markersize=5, label="ends of the limit"
+            *run.limit[:, -1].T, "o", color=theme.limit, alpha=0.25, markersize=5, label="ends of the limit"
         )
     axes.plot(
-        *run.limit[0, 0], "o", color=look.paper, markeredgecolor=look.limit, markersize=8, label="start"
+        *run.limit[0, 0], "o", color=theme.paper, markeredgecolor=theme.limit, markersize=8, label="start"
     )
     if run.training is not None:
         ends = run.training[:, -1]
-        axes.plot(ends[:, 0], ends[:, 1], "x", color=look.training, markersize=6, label="ends of training")
+        axes.plot(ends[:, 0], ends[:, 1], "x", color=theme.training, markersize=6, label="ends of training")
 
 
-def _draw_density(axes: Axes, run: _Run, angle: np.ndarray, look: Look) -> None:
+def _draw_density(axes: Axes, run: _Run, angle: np.ndarray, theme: Theme) -> None:
     """Densities with respect to arc length, outwards: exact, 1 / |grad g|, and of what was sampled.
 
     With w = (2 cos a, sin a) the exact one is uniform in a, so a histogram in a divided by ds/da compares.
     """
     slope = np.sqrt(4 * np.sin(angle) ** 2 + np.cos(angle) ** 2)  # |grad g| = ds/da
     edge = _outwards(angle, 1 / (2 * np.pi * slope))
-    axes.fill(edge[0], edge[1], color=look.truth, alpha=0.25, linewidth=0, label="exact density", zorder=0)
-    axes.fill(2 * np.cos(angle), np.sin(angle), color=look.paper, linewidth=0, zorder=0.5)
-    samples = (("limit", run.limit, look.limit), ("training", run.training, look.training))
+    axes.fill(edge[0], edge[1], color=theme.truth, alpha=0.25, linewidth=0, label="exact density", zorder=0)
+    axes.fill(2 * np.cos(angle), np.sin(angle), color=theme.paper, linewidth=0, zorder=0.5)
+    samples = (("limit", run.limit, theme.limit), ("training", run.training, theme.training))
     for name, params, color in samples:
         if params is None:
             continue
@@ -241,7 +241,7 @@ def _draw_density(axes: Axes, run: _Run, angle: np.ndarray, look: Look) -> None:
         height = heights / np.sqrt(4 * np.sin(fine) ** 2 + np.cos(fine) ** 2)
         axes.plot(*_outwards(fine, height), color=color, linewidth=1.2, label=f"density of {name}")
     axes.plot(
-        *run.limit[0, 0], "o", color=look.paper, markeredgecolor=look.limit, markersize=8, label="start"
+        *run.limit[0, 0], "o", color=theme.paper, markeredgecolor=theme.limit, markersize=8, label="start"
     )
 
 
@@ -252,35 +252,35 @@ def _outwards(angle: np.ndarray, height: np.ndarray) -> np.ndarray:
     return np.stack([2 * np.cos(angle), np.sin(angle)]) + _SCALE * height * normal
 
 
-def _sparse_regression(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _sparse_regression(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     truth = np.asarray(problem.truth)
     order = np.argsort(-np.abs(truth), kind="stable")
     place = np.arange(len(truth))
-    figure, grid = _panels(runs, 2.6, look)
+    figure, grid = _panels(runs, 2.6, theme)
     for axes, run in zip(grid, runs, strict=True):
         start, end = (np.asarray(coefficients(run.limit_at(time)))[order] for time in (0, -1))
-        axes.plot(place, start, ".", color=look.curve, markersize=5, label="start")
-        axes.vlines(place, 0, end, color=look.limit, linewidth=1.2)
-        axes.plot(place, end, ".", color=look.limit, markersize=5, label="end of the limit")
+        axes.plot(place, start, ".", color=theme.curve, markersize=5, label="start")
+        axes.vlines(place, 0, end, color=theme.limit, linewidth=1.2)
+        axes.plot(place, end, ".", color=theme.limit, markersize=5, label="end of the limit")
         trained = run.trained()
         if trained is not None:
             reached = np.asarray(coefficients(trained))[order]
-            axes.plot(place, reached, "x", color=look.training, markersize=4, label="end of training")
+            axes.plot(place, reached, "x", color=theme.training, markersize=4, label="end of training")
         support = truth[order] != 0
         axes.plot(
-            place[support], truth[order][support], "o", color="none", markeredgecolor=look.truth,
+            place[support], truth[order][support], "o", color="none", markeredgecolor=theme.truth,
             markersize=9, markeredgewidth=1.6, label="truth, where not zero",
         )  # fmt: skip
         axes.set_xlabel("coefficient", fontsize=9.5)
-    _legend(figure, grid, look)
+    _legend(figure, grid, theme)
     return figure
 
 
-def _matrices(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _matrices(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     """Above, the truth and the matrix at the end; below, how the singular values got there."""
     runs = runs[:_COLUMNS]
     truth = np.asarray(problem.truth)
-    if look.narrow:  # the same turned round: the truth and the start at the top
+    if theme.narrow:  # the same turned round: the truth and the start at the top
         figure = Figure(figsize=(_NARROW, 2.2 * (len(runs) + 1)), layout="constrained")
         grid = figure.subplots(len(runs) + 1, 2, squeeze=False).T
     else:
@@ -291,69 +291,69 @@ def _matrices(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
     bound = np.abs(truth).max()
     titles = ["truth", *(f"{run.noise}, end" for run in runs)]
     for axes, title, matrix in zip(grid[0], titles, [truth, *ends], strict=True):
-        _image(axes, matrix, bound, title, look)
-    _image(grid[1, 0], start, bound, "start", look)
+        _image(axes, matrix, bound, title, theme)
+    _image(grid[1, 0], start, bound, "start", theme)
     values = np.linalg.svd(truth, compute_uv=False)
     values = values[values > 1e-9 * values[0]]
     for index, (axes, run) in enumerate(zip(grid[1, 1:], runs, strict=True)):
         along = run.limit["left"][0] @ np.swapaxes(run.limit["right"][0], -1, -2)
         every = np.linalg.svd(along, compute_uv=False)
         for value in values:
-            axes.axhline(value, color=look.truth, linewidth=5, alpha=0.35, label="truth")
+            axes.axhline(value, color=theme.truth, linewidth=5, alpha=0.35, label="truth")
         for singular in every.T:
-            axes.plot(run.times, singular, color=look.limit, linewidth=1.3, label="limit")
-        _style(axes, look)
+            axes.plot(run.times, singular, color=theme.limit, linewidth=1.3, label="limit")
+        _style(axes, theme)
         axes.set_yscale("log")
         axes.set_ylim(max(1e-6, 0.5 * every.min()), 2 * every.max())
         axes.set_xlabel("slow time t", fontsize=9.5)
         if index == 0:
             axes.set_ylabel("singular values", fontsize=9.5)
-    _legend(figure, list(grid[1, 1:]), look)
+    _legend(figure, list(grid[1, 1:]), theme)
     return figure
 
 
-def _phase_retrieval(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _phase_retrieval(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     inputs = problem.problem.inputs  # pyright: ignore[reportAttributeAccessIssue]
-    figure, grid = _panels(runs, 3.1, look)
+    figure, grid = _panels(runs, 3.1, theme)
     for axes, run in zip(grid, runs, strict=True):
         start, end = run.limit_at(0), run.limit_at(-1)
         exact = np.asarray(least_norm(start, inputs))
         bound = 1.1 * np.abs(np.concatenate([exact, start])).max()
-        axes.plot([-bound, bound], [-bound, bound], color=look.truth, linewidth=4, alpha=0.35, zorder=0)
+        axes.plot([-bound, bound], [-bound, bound], color=theme.truth, linewidth=4, alpha=0.35, zorder=0)
         axes.plot(
-            exact, start, "o", color=look.paper, markeredgecolor=look.muted, markersize=6, label="start"
+            exact, start, "o", color=theme.paper, markeredgecolor=theme.muted, markersize=6, label="start"
         )
         trained = run.trained()
         if trained is not None:
-            axes.plot(exact, trained, "x", color=look.training, markersize=7, label="end of training")
-        axes.plot(exact, end, ".", color=look.limit, markersize=8, label="end of the limit")
+            axes.plot(exact, trained, "x", color=theme.training, markersize=7, label="end of training")
+        axes.plot(exact, end, ".", color=theme.limit, markersize=8, label="end of the limit")
         axes.set_xlabel("coordinate of least weighted norm", fontsize=9.5)
         axes.set_ylabel("coordinate of w" if axes is grid[0] else "", fontsize=9.5)
-    _legend(figure, grid, look)
+    _legend(figure, grid, theme)
     return figure
 
 
-def _regression_1d(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _regression_1d(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     least_squares: Any = problem.problem
     line = jnp.linspace(-1.1, 1.1, 441)
     # One point after another, for a network may be as wide as the parameters that are saved.
     model = jax.jit(lambda params: jax.lax.map(lambda x: least_squares.model(params, x[None])[0], line))
-    figure, grid = _panels(runs, 3.0, look)
+    figure, grid = _panels(runs, 3.0, theme)
     for axes, run in zip(grid, runs, strict=True):
         chosen = _moments(run.times)
         for index, color in zip(
-            chosen, colormaps["viridis"](np.linspace(*look.sequence, len(chosen))), strict=True
+            chosen, colormaps["viridis"](np.linspace(*theme.sequence, len(chosen))), strict=True
         ):
             value = np.asarray(model(run.limit_at(index)))
             axes.plot(line, value, color=color, linewidth=1.8, label=f"t = {number(run.times[index])}")
         trained = run.trained()
         if trained is not None:
             axes.plot(
-                line, np.asarray(model(trained)), color=look.training, linewidth=1.6, linestyle=":",
+                line, np.asarray(model(trained)), color=theme.training, linewidth=1.6, linestyle=":",
                 label="end of training",
             )  # fmt: skip
         axes.plot(
-            least_squares.inputs, least_squares.targets, "o", color=look.limit, markersize=5.5, zorder=3
+            least_squares.inputs, least_squares.targets, "o", color=theme.limit, markersize=5.5, zorder=3
         )
         axes.legend(frameon=False, fontsize=8)
         axes.set_xlabel("x", fontsize=9.5)
@@ -367,7 +367,7 @@ def _moments(times: np.ndarray) -> list[int]:
     return sorted({int(np.argmin(np.abs(times - time))) for time in wanted})
 
 
-def _digits(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
+def _digits(problem: Problem, runs: Sequence[_Run], theme: Theme) -> Figure:
     """The weights into the first hidden layer as images, before and after: those that changed most."""
 
     def images(params: PyTree) -> np.ndarray:
@@ -377,21 +377,21 @@ def _digits(problem: Problem, runs: Sequence[_Run], look: Look) -> Figure:
         return np.linalg.norm(images(run.limit_at(-1)) - images(run.limit_at(0)), axis=(1, 2))
 
     moving = sorted(runs, key=lambda run: -change(run).max())[: _ROWS_OF_UNITS - 1]
-    units = np.argsort(-change(moving[0]))[: _UNITS_IF_NARROW if look.narrow else _UNITS]
+    units = np.argsort(-change(moving[0]))[: _UNITS_IF_NARROW if theme.narrow else _UNITS]
     rows = [("start", images(moving[0].limit_at(0)))]
     rows += [(f"{run.noise}", images(run.limit_at(-1))) for run in moving]
-    size = (_NARROW, 0.8 * len(rows)) if look.narrow else (0.85 * len(units) + 1.2, 0.95 * len(rows) + 0.3)
+    size = (_NARROW, 0.8 * len(rows)) if theme.narrow else (0.85 * len(units) + 1.2, 0.95 * len(rows) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(units), squeeze=False)
     bound = np.abs(rows[0][1][units]).max()
     for line, (title, every) in zip(grid, rows, strict=True):
         for axes, image in zip(line, every[units], strict=True):
-            _image(axes, image, bound, "", look)
+            _image(axes, image, bound, "", theme)
         line[0].set_ylabel(title, fontsize=9.5, rotation=0, ha="right", va="center", parse_math=False)
     return figure
 
 
-_PORTRAITS: dict[str, Callable[[Problem, Sequence[_Run], Look], Figure]] = {
+_PICTURES: dict[str, Callable[[Problem, Sequence[_Run], Theme], Figure]] = {
     "digits": _digits,
     "ellipse": _ellipse,
     "hyperbola": _hyperbola,
@@ -403,29 +403,29 @@ _PORTRAITS: dict[str, Callable[[Problem, Sequence[_Run], Look], Figure]] = {
 }
 
 
-def _panels(runs: Sequence[_Run], height: float, look: Look) -> tuple[Figure, list[Axes]]:
+def _panels(runs: Sequence[_Run], height: float, theme: Theme) -> tuple[Figure, list[Axes]]:
     """One panel for each noise, with its name above."""
-    lines = len(runs) if look.narrow else -(-len(runs) // _COLUMNS)
+    lines = len(runs) if theme.narrow else -(-len(runs) // _COLUMNS)
     columns = -(-len(runs) // lines)
-    width = _NARROW if look.narrow else max(3.6 * columns, 5.0)
+    width = _NARROW if theme.narrow else max(3.6 * columns, 5.0)
     figure = Figure(figsize=(width, height * lines + 0.5), layout="constrained")
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes in grid[len(runs) :]:
         axes.set_visible(False)
     for axes, run in zip(grid, runs, strict=False):
-        _style(axes, look)
+        _style(axes, theme)
         axes.set_title(run.noise, fontsize=11, fontweight="bold", parse_math=False)
     return figure, grid[: len(runs)]
 
 
-def _style(axes: Axes, look: Look) -> None:
+def _style(axes: Axes, theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    lighten(axes, look)
+    lighten(axes, theme)
 
 
-def _image(axes: Axes, matrix: np.ndarray, bound: float, title: str, look: Look) -> None:
-    colors = look.diverging
+def _image(axes: Axes, matrix: np.ndarray, bound: float, title: str, theme: Theme) -> None:
+    colors = theme.diverging
     cmap = colors if isinstance(colors, str) else LinearSegmentedColormap.from_list("diverging", list(colors))
     axes.imshow(matrix, cmap=cmap, vmin=-bound, vmax=bound)
     axes.set_xticks([])
@@ -434,7 +434,7 @@ def _image(axes: Axes, matrix: np.ndarray, bound: float, title: str, look: Look)
     axes.set_title(title, fontsize=10, parse_math=False)
 
 
-def _legend(figure: Figure, grid: Sequence[Axes], look: Look) -> None:
+def _legend(figure: Figure, grid: Sequence[Axes], theme: Theme) -> None:
     """One legend for all panels, each name once."""
     named = {}
     for axes in grid:
@@ -442,5 +442,5 @@ def _legend(figure: Figure, grid: Sequence[Axes], look: Look) -> None:
             named.setdefault(label, handle)
     figure.legend(
         list(named.values()), list(named), loc="outside lower center",
-        ncols=min(len(named), 2 if look.narrow else 4), frameon=False, fontsize=9.5,
+        ncols=min(len(named), 2 if theme.narrow else 4), frameon=False, fontsize=9.5,
     )  # fmt: skip
