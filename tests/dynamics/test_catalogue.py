@@ -15,7 +15,7 @@ from zeroloss.errors import InputError
 STEP_SIZE = 0.05
 THIRD: dict = {}
 
-VERDICTS = {  # others are in test_regime.py
+VERDICTS = {  # others are in test_verdict.py
     "input noise": ("non-degenerate", False),
     "weight noise with a covariance": ("non-degenerate", False),
     "custom: own law": ("non-degenerate", False),

@@ -89,3 +89,12 @@ def test_a_seed_fixes_everything_and_another_changes_it(name):
     one, again, other = arrays(0), arrays(0), arrays(1)
     assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_noise_of_ones_own_has_no_default_strength():
+    problem = PROBLEMS["hyperbola"]()
+    problem = problem._replace(noises=problem.noises | {"bright": zl.WeightNoise})
+    assert parse_noise(problem, "bright:0.2").sigma == 0.2
+    assert parse_noise(problem, "bright", {"bright": 0.3}).sigma == 0.3
+    with pytest.raises(InputError, match="'bright' has no default strength: give it one, such as bright:"):
+        parse_noise(problem, "bright")

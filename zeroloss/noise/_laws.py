@@ -244,7 +244,7 @@ class Law(AbstractLaw):
     **Arguments:**
 
     - `sampler`: `sampler(key, shape) -> array` of independent entries of mean 0 and variance 1, which
-      is checked on 200,000 draws before it is used.
+      is checked on 200,000 numbers drawn before it is used.
     - `shape`: the shape of one array, such as `(2,)`, or a pytree of shapes.
     - `sigma`: the scale.
     """

@@ -85,7 +85,11 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
             raise InputError(f"{name!r} takes no strength, got {part!r}.")
         return make()
     try:
-        value = float(strength) if given else strengths.get(name, DEFAULT_STRENGTHS[name])
+        value = float(strength) if given else {**DEFAULT_STRENGTHS, **strengths}[name]
+    except KeyError:
+        raise InputError(
+            f"the noise {name!r} has no default strength: give it one, such as {name}:0.1."
+        ) from None
     except ValueError:
         raise InputError(f"the strength in {part!r} must be a number, got {strength!r}.") from None
     try:
