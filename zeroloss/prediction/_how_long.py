@@ -94,6 +94,7 @@ def how_long(
     - `value`: a value to reach, in the place of a fraction.
     - `most_steps`, `max_gradients`: when to give up; what it may cost, as in `zeroloss.predict`.
     - `rtol`: as in `zeroloss.predict`; with 1e-2 it is up to several times as fast, and good to 1 % or so.
+      Where averages over the noise are sampled, as under weight noise, 1 % is the accuracy at any `rtol`.
     - `progress`: whether to show what has been spent of `max_gradients`, in a terminal.
 
     **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
