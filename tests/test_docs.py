@@ -1,7 +1,7 @@
 """The documents name code, files and tests that exist, and the rooms import only from rooms above them."""
 
 import ast
-import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -15,24 +15,10 @@ THEORY = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
 SECTIONS = {int(each[3]): each for each in re.split(r"(?m)^(?=## \d)", THEORY)[1:]}
 
 
-def resolve(name):
-    """The object that a dotted name stands for; raises where there is none."""
-    pieces = name.split(".")
-    for count in range(len(pieces), 0, -1):
-        try:
-            found = importlib.import_module(".".join(pieces[:count]))
-        except ModuleNotFoundError:
-            continue
-        for piece in pieces[count:]:
-            found = getattr(found, piece)
-        return found
-    raise ModuleNotFoundError(name)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_code_exist(page):
     for name in re.findall(r"`(zeroloss(?:\.\w+)+)", page.read_text(encoding="utf-8")):
-        resolve(name)
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -31,6 +31,7 @@ from zeroloss.cli._printing import print_table
 from zeroloss.cli._running import makes_runs
 from zeroloss.drifts import classify
 from zeroloss.errors import ZerolossError
+from zeroloss.noise import Langevin, MiniBatch
 from zeroloss.prediction import how_long
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.report._numbers import greek
@@ -122,7 +123,8 @@ def how_long_command(
 ) -> None:
     """Say after how many training steps half of the drift is done."""
     chosen = request.load()
-    names = request.noise or [name for name in chosen.noises if name not in ("minibatch", "langevin")]
+    excluded = (MiniBatch.listing.name, Langevin.listing.name)  # nothing moves, or there is no mean path
+    names = request.noise or [name for name in chosen.noises if name not in excluded]
     systems = _systems(chosen, names, request.strengths)
     first = next(iter(systems.values()))
     with doing(not request.quiet) as say:
@@ -185,7 +187,8 @@ def predict_values(
     """Predict training at its own step size and noise, not running it."""
 
     def noises(problem: Problem) -> list[str]:
-        return [name for name in problem.noises if name != "langevin" or replicas]  # which has no mean path
+        # Langevin noise has no mean path.
+        return [name for name in problem.noises if name != Langevin.listing.name or replicas]
 
     own = dict(command="predict", steps=steps, saves=saves, replicas=replicas, **rule._asdict())
     return request.config(noises, **own)
@@ -258,5 +261,5 @@ def _known_noises(problem: Problem) -> list[str]:
 
 def _every_noise(problem: Problem) -> list[str]:
     alone = list(problem.noises)
-    others = [name for name in alone if name != "minibatch"]
+    others = [name for name in alone if name != MiniBatch.listing.name]
     return alone + [f"minibatch+{name}" for name in others]

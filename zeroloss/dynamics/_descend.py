@@ -160,7 +160,7 @@ def train(
                     bad = _first_bad_step(run, states, done, count)
                     raise DivergenceError(
                         f"training diverged: after step {bad} a parameter is no longer finite "
-                        f"(step size {run.optimizer.sizes(np.array([bad]))[0]:.6g}). What was saved until "
+                        f"(step size {run.optimizer.size(bad):.6g}). What was saved until "
                         "then is kept in the error's `path`. Take a smaller step size or less noise.",
                         bad,
                         recorder.path() if recorder.started else None,

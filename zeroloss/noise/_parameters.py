@@ -52,7 +52,23 @@ class _AbstractOnParameters(AbstractInjection):
         return forward.replace(params=_replace(forward.params, self.where, eta, self._noisy))
 
 
-class WeightNoise(_AbstractOnParameters):
+class _AbstractGaussian(_AbstractOnParameters):
+    """Gaussian noise of one scale on the chosen parameters, the same for all examples of a step."""
+
+    sigma: Scale
+    where: Where = eqx.field(static=True)
+    per: Literal["step"] = eqx.field(static=True)
+
+    def __init__(self, sigma: float, where: Where = None):
+        self.sigma = positive_sigma(sigma)
+        self.where = picker(where)
+        self.per = "step"
+
+    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
+        return Gaussian(shapes, self.sigma)
+
+
+class WeightNoise(_AbstractGaussian):
     """Gaussian noise on the parameters while the gradient is taken: L(w + sigma * xi).
 
     The regularizer is half the trace of the Hessian (theory.md, section 4).
@@ -65,23 +81,11 @@ class WeightNoise(_AbstractOnParameters):
 
     listing: ClassVar[Listing] = Listing("weight", "weight noise", "sigma", 0.01)
 
-    sigma: Scale
-    where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
-
-    def __init__(self, sigma: float, where: Where = None):
-        self.sigma = positive_sigma(sigma)
-        self.where = picker(where)
-        self.per = "step"
-
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        return Gaussian(shapes, self.sigma)
-
     def _noisy(self, leaf: Array, noise: Array) -> Array:
         return leaf + noise
 
 
-class AntiCorrelated(_AbstractOnParameters):
+class AntiCorrelated(_AbstractGaussian):
     """Anti-correlated perturbations: w_{k+1} = w_k - alpha grad L(w_k) + eta_{k+1} - eta_k, eta_0 = 0.
 
     Training runs just this. Its analysis is that of z_k = w_k - eta_k, which takes its gradients at
@@ -91,18 +95,7 @@ class AntiCorrelated(_AbstractOnParameters):
 
     listing: ClassVar[Listing] = Listing("anti-correlated", "anti-correlated weight noise", "sigma", 0.01)
 
-    sigma: Scale
-    where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
     as_increments: ClassVar[bool] = True
-
-    def __init__(self, sigma: float, where: Where = None):
-        self.sigma = positive_sigma(sigma)
-        self.where = picker(where)
-        self.per = "step"
-
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        return Gaussian(shapes, self.sigma)
 
     def _noisy(self, leaf: Array, noise: Array) -> Array:
         return leaf + noise
@@ -141,25 +134,13 @@ class DropConnect(_AbstractOnParameters):
         return leaf * (1 + noise)
 
 
-class GaussianDropConnect(_AbstractOnParameters):
+class GaussianDropConnect(_AbstractGaussian):
     """DropConnect with Gaussian masks: w -> w * (1 + sigma * xi), one mask a step.
 
     The regularizer is 1/2 sum_j w_j^2 d_jj L (theory.md, section 4). `where` as for `DropConnect`.
     """
 
     listing: ClassVar[Listing] = Listing("gaussian-dropconnect", "Gaussian DropConnect", "sigma", 0.1)
-
-    sigma: Scale
-    where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
-
-    def __init__(self, sigma: float, where: Where = None):
-        self.sigma = positive_sigma(sigma)
-        self.where = picker(where)
-        self.per = "step"
-
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        return Gaussian(shapes, self.sigma)
 
     def _noisy(self, leaf: Array, noise: Array) -> Array:
         return leaf * (1 + noise)

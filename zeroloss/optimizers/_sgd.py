@@ -116,6 +116,10 @@ class SGD(eqx.Module):
         """The largest step size among the first `steps`, of which a thousand are looked at."""
         return float(self.sizes(np.unique(np.linspace(0, steps - 1, _LOOKED_AT).astype(int))).max())
 
+    def size(self, step: int) -> float:
+        """The step size at one step, checked as those of `sizes`."""
+        return float(self.sizes(np.array([step]))[0])
+
     def sizes(self, steps: Int[np.ndarray, " times"]) -> np.ndarray:
         """The step sizes at some steps, checked to be finite and not negative."""
         if callable(self.step_size):

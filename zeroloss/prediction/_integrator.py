@@ -106,7 +106,7 @@ class Integrator:
         self._taken, self._spent, self._most = 0, 0.0, most_gradients
         self._attempts, self._has_kinks = 0, False
         states = _start(mean_path, start, 1 + 2 * pairs)
-        self.now = PathState(0, float(mean_path.optimizer.sizes(np.zeros(1, int))[0]), states, 0.0, 0.0, 0.0)
+        self.now = PathState(0, mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
 
     @property
     def snapshot(self) -> PyTree:

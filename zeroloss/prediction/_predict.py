@@ -537,7 +537,7 @@ def _check_spread(start: Vector, snapshots: list[_Snapshot], path: Path, steps: 
 
 def _check_mean_square(mean_path: MeanPath, start: Vector, rule: SGD) -> None:
     """Raise `StabilityError` where minibatches make the fluctuations grow from the start."""
-    size = float(rule.sizes(np.zeros(1, int))[0])
+    size = rule.size(0)
     factor = float(_amplification(mean_path, start, jnp.asarray(size)))
     if factor >= 1:
         raise StabilityError(

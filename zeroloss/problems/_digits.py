@@ -69,7 +69,7 @@ def digits(
     )
     noises = activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises()
     if smoothing is not None:
-        noises["sampled-labels"] = SampledLabels
+        noises[SampledLabels.listing.name] = SampledLabels
     task = "odd against even digits" if outputs == 1 else "ten digits"
     return Problem(
         name="digits",

@@ -33,8 +33,8 @@ DEFAULT_STRENGTHS = {
 
 def strengths_from(rate: Any = None, sigma: Any = None, batch: Any = None) -> dict[str, Any]:
     """Strengths by noise: `rate` of those that have one, `batch` of minibatches, `sigma` of all others."""
-    given = {"rate": rate, "sigma": sigma, "batch": batch}
-    values = {name: given.get(listing.strength or "") for name, listing in LISTINGS.items()}
+    given = {"rate": rate, "sigma": sigma, "batch": batch, None: None}
+    values = {name: given[listing.strength] for name, listing in LISTINGS.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -76,10 +76,8 @@ def save(figure: Figure, path: Path) -> Path:
 
 def rendered(figure: Figure, format: str = "png", theme: Theme = LIGHT) -> bytes:
     """A figure as the contents of a file."""
-    settings: dict[Any, Any] = theme.settings | {
-        "pdf.fonttype": 42,
-        "svg.fonttype": "none",
-    }  # text stays text
+    as_text: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none"}
+    settings = theme.settings | as_text
     with rc_context(settings):
         drawn = BytesIO()
         FigureCanvasAgg(figure).print_figure(drawn, dpi=180, facecolor=theme.paper, format=format)

@@ -76,8 +76,9 @@ def sentence_start(words: str) -> str:
 
 def _one_noise(part: str, strengths: Mapping[str, Any]) -> str:
     name, given, strength = part.partition(":")
-    if name not in LISTINGS:
+    listing = LISTINGS.get(name)
+    if listing is None:
         return part
     # A problem may cap the size of its batches, so only a size that was asked for is repeated.
     strength = strength if given else "" if name == MiniBatch.listing.name else strengths.get(name, "")
-    return LISTINGS[name].label if strength == "" else LISTINGS[name].with_strength(strength)
+    return listing.label if strength == "" else listing.with_strength(strength)
