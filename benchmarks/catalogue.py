@@ -144,14 +144,14 @@ def flat(params, lead):
 def simulate(name: str, replicas: int | None = None):
     """Progress at each of two step sizes and extrapolated, with standard errors."""
     system, point = system_and_point(name)
-    regime = zl.classify(system, point)
-    assert regime.time_scale is not None
-    replicas = replicas or (2048 if regime.stochastic else 96)
+    verdict = zl.classify(system, point)
+    assert verdict.time_scale is not None
+    replicas = replicas or (2048 if verdict.stochastic else 96)
     drift = zl.drift(system, point)
     w = np.asarray(ravel_pytree(point)[0])
     reach = DRIFT * np.linalg.norm(w)
-    sigma, power = system.noise_law(point).sigma, power_of_step_size(regime.time_scale)
-    if regime.stochastic:
+    sigma, power = system.noise_law(point).sigma, power_of_step_size(verdict.time_scale)
+    if verdict.stochastic:
         factor = np.asarray(drift.diffusion.as_matrix())  # pyright: ignore
         t1 = reach**2 / np.sum(factor**2)
         path = zl.limit(system, point, ts=[t1], key=jax.random.key(1), replicas=4096, dt=t1 / 20)
@@ -175,13 +175,13 @@ def simulate(name: str, replicas: int | None = None):
             system, point, alpha, steps, key=jax.random.key(index), replicas=replicas, save_steps=[steps]
         )
         moved = flat(trained.params, 2)[:, -1] - w
-        made = np.sum((moved @ tangent) ** 2, axis=1) if regime.stochastic else moved @ end
+        made = np.sum((moved @ tangent) ** 2, axis=1) if verdict.stochastic else moved @ end
         progress = made / size
         means.append(progress.mean())
         errors.append(progress.std(ddof=1) / np.sqrt(replicas))
     extrapolated = 2 * means[1] - means[0]
     error = np.sqrt(4 * errors[1] ** 2 + errors[0] ** 2 + size_error**2)
-    return regime, steps, means, extrapolated, error
+    return verdict, steps, means, extrapolated, error
 
 
 def _tangent(system, point):
@@ -196,8 +196,8 @@ def main() -> None:
     print(f"{'noise':42} {'verdict':28} {'steps':>8} {'coarse':>8} {'half':>8} {'at 0':>8} {'error':>7}  z")
     for name in names:
         began = time.perf_counter()
-        regime, steps, means, extrapolated, error = simulate(name)
-        verdict = regime.name + (", stochastic" if regime.stochastic else "")
+        verdict, steps, means, extrapolated, error = simulate(name)
+        verdict = verdict.name + (", stochastic" if verdict.stochastic else "")
         print(
             f"{name:42} {verdict:28} {steps:8,} {means[0]:8.4f} {means[1]:8.4f} {extrapolated:8.4f} "
             f"{error:7.4f} {(extrapolated - 1) / error:5.1f}  {time.perf_counter() - began:.0f} s",

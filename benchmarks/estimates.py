@@ -27,7 +27,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
-from zeroloss.dynamics._trajectory import flat_paths  # noqa: E402
+from zeroloss.dynamics._trajectory import flat_trajectories  # noqa: E402
 from zeroloss.errors import ZerolossError  # noqa: E402
 from zeroloss.noise import AbstractNoise  # noqa: E402
 from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
@@ -104,16 +104,16 @@ def main() -> None:
                     replicas=arguments.replicas,
                     save_steps=[steps],
                 )
-                runs = flat_paths(trained.params, 2)[:, -1]
+                runs = flat_trajectories(trained.params, 2)[:, -1]
                 mean = runs.mean(axis=0)
-                way = float(np.linalg.norm(mean - flat_paths(start, 0)))
+                way = float(np.linalg.norm(mean - flat_trajectories(start, 0)))
                 ensemble = math.sqrt(runs.var(axis=0, ddof=1).sum() / len(runs)) / way
-                distance = float(np.linalg.norm(flat_paths(path.params, 1)[-1] - mean)) / way
+                distance = float(np.linalg.norm(flat_trajectories(path.params, 1)[-1] - mean)) / way
                 error = math.sqrt(max(distance**2 - ensemble**2, 0.0))
                 assert path.uncertainty is not None
                 estimate = float(path.uncertainty.total[-1])
                 verdicts.append(judge(error, ensemble, estimate))
-                relative_way = way / float(np.linalg.norm(flat_paths(start, 0)))
+                relative_way = way / float(np.linalg.norm(flat_trajectories(start, 0)))
                 print(
                     f"{name:52} {relative_way:6.1%} {error:7.2%} {ensemble:9.2%} {estimate:9.2%}  "
                     f"{verdicts[-1]} ({time.perf_counter() - began:.0f} s)",

@@ -40,7 +40,7 @@ import numpy as np  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
 from zeroloss.drifts._verdict import slow_time  # noqa: E402
-from zeroloss.dynamics._trajectory import flat_paths  # noqa: E402
+from zeroloss.dynamics._trajectory import flat_trajectories  # noqa: E402
 from zeroloss.errors import ZerolossError  # noqa: E402
 from zeroloss.noise import AbstractNoise, parts  # noqa: E402
 from zeroloss.zero_sets import largest_eigenvalue  # noqa: E402
@@ -150,7 +150,7 @@ def measure(case: Case) -> dict[str, float | None]:
     sizes = schedule(case, setting.step_size)
     path, cold, warm = predicted(case, setting, sizes)
     pytorch = seconds_in_pytorch(case, setting)
-    start, end = flat_paths(setting.start, 0), flat_paths(path.params, 1)[-1]
+    start, end = flat_trajectories(setting.start, 0), flat_trajectories(path.params, 1)[-1]
     return {
         "steps": case.steps,
         "way": float(np.linalg.norm(end - start) / np.linalg.norm(start)),
@@ -177,8 +177,8 @@ def against_training(case: Case, setting: Setting, sizes: Any, end: np.ndarray) 
         save_steps=[case.steps],
         **case.options,
     )
-    runs = flat_paths(trained.params, 2)[:, -1]
-    start, mean = flat_paths(setting.start, 0), runs.mean(axis=0)
+    runs = flat_trajectories(trained.params, 2)[:, -1]
+    start, mean = flat_trajectories(setting.start, 0), runs.mean(axis=0)
     way = float(np.linalg.norm(mean - start))
     scatter = float(np.sqrt(runs.var(axis=0, ddof=1).sum()))
     ensemble = scatter / math.sqrt(case.replicas)
@@ -216,12 +216,12 @@ def end_of_limit(case: Case, setting: Setting) -> np.ndarray | None:
         return None
     system, point, step_size = setting
     try:
-        regime = zl.classify(system, point)
-        if regime.time_scale is None or regime.stochastic:
+        verdict = zl.classify(system, point)
+        if verdict.time_scale is None or verdict.stochastic:
             return None
         sigma = system.noise_law(point).sigma
-        t1 = float(slow_time(case.steps, regime.time_scale, step_size, sigma))
-        return flat_paths(zl.limit(system, point, ts=[t1], regime=regime).params, 1)[-1]
+        t1 = float(slow_time(case.steps, verdict.time_scale, step_size, sigma))
+        return flat_trajectories(zl.limit(system, point, ts=[t1], verdict=verdict).params, 1)[-1]
     except ZerolossError:
         return None
 

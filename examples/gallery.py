@@ -48,13 +48,13 @@ def follow(name: str) -> xr.DataTree:
         began = time.perf_counter()
         system = problem.problem.with_noise(parse_noise(problem, noise))
         point = zl.project(system, problem.start) if point is None else point
-        regime = zl.classify(system, point)
-        stochastic = {"key": jax.random.key(0), "replicas": REPLICAS} if regime.stochastic else {}
+        verdict = zl.classify(system, point)
+        stochastic = {"key": jax.random.key(0), "replicas": REPLICAS} if verdict.stochastic else {}
         # Everything happens early where the drift decays, so the times are ever further apart.
         times = np.linspace(0, t1, SAVES) if stochastic else t1 * np.linspace(0, 1, SAVES) ** 3
         try:
             path = zl.limit(
-                system, point, ts=times, regime=regime, observables=problem.observables, **stochastic
+                system, point, ts=times, verdict=verdict, observables=problem.observables, **stochastic
             )
         except IntegrationError as error:
             print(f"  {noise}: {error}")
@@ -63,7 +63,7 @@ def follow(name: str) -> xr.DataTree:
         values = ", ".join(
             f"{key} {np.ravel(v)[0]:.4g} -> {np.ravel(v)[-1]:.4g}" for key, v in path.measured().items()
         )
-        print(f"  {noise}: {regime.name}, {time.perf_counter() - began:.0f} s, {values}", flush=True)
+        print(f"  {noise}: {verdict.name}, {time.perf_counter() - began:.0f} s, {values}", flush=True)
     return xr.DataTree.from_dict(groups)
 
 

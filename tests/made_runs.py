@@ -5,8 +5,8 @@ import numpy as np
 import xarray as xr
 
 from zeroloss import runs
-from zeroloss.drifts import Regime
-from zeroloss.dynamics import Path
+from zeroloss.drifts import Verdict
+from zeroloss.dynamics import Trajectory
 from zeroloss.dynamics._trajectory import Uncertainty
 from zeroloss.runs._folder import append_path
 from zeroloss.studies import Comparison, Prediction, Study, Training
@@ -18,9 +18,9 @@ FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
 STEP_SIZE, SIGMA, STEPS, SAVES = 0.05, 0.1, 10_000, 6
 
 
-def verdict_on(scale, stochastic=False) -> Regime:
+def verdict_on(scale, stochastic=False) -> Verdict:
     names: dict = {FAST: "non-degenerate", SLOW: "degenerate", None: "trivial"}
-    return Regime(
+    return Verdict(
         name=names[scale], time_scale=scale, stochastic=stochastic, margin=1e5, towards="towards smaller Reg",
         first=1.0, second=1.0, diffusion=float(stochastic), affine=True, rare=False, smooth=True,
         dimension=2, codimension=1, points=6,
@@ -35,7 +35,7 @@ def comparison(
     With `paths` the limit is that many, with a standard deviation of a tenth at the end, and so is training.
     What is `predicted` is 2 % more than the limit.
     """
-    regime = verdict_on(scale, paths is not None)
+    verdict = verdict_on(scale, paths is not None)
     share = np.linspace(0, 1, SAVES)
     decay = np.ones(SAVES) if scale is None else 1 - share / 2
     rng = np.random.default_rng(0)
@@ -46,12 +46,12 @@ def comparison(
         followed = decay * (1 + 0.2 * share * rng.standard_normal((paths, 1)))
     unit = {FAST: STEP_SIZE * SIGMA**2, SLOW: STEP_SIZE**2 * SIGMA**2, None: 1 / STEPS}[scale]
 
-    def path(shape: np.ndarray, steps: np.ndarray | None) -> Path:
+    def path(shape: np.ndarray, steps: np.ndarray | None) -> Trajectory:
         observables = {"test_error": 0.08 * shape} if test_error else {"log_ratio": shape}
         reg = 0.0 * shape if scale is None else 0.7 * shape
         ts = share * STEPS * unit if steps is None else steps.astype(float)
         params = {"w": shape[..., None]}
-        return Path(ts, steps, params, 0.0 * shape, reg, 98.0 * shape, observables, scale)
+        return Trajectory(ts, steps, params, 0.0 * shape, reg, 98.0 * shape, observables, scale)
 
     trained = decay * scatter
     if diverged_at is not None:
@@ -68,7 +68,7 @@ def comparison(
     if predicted:
         prediction = Prediction(path(1.02 * decay, steps), 0.001 * share[:reached], 0.25)
         training = eqx.tree_at(lambda t: t.prediction, training, prediction, is_leaf=lambda x: x is None)
-    return Comparison("Noise", SIGMA, regime, 10.0, path(followed, None), 0.5, (training,))
+    return Comparison("Noise", SIGMA, verdict, 10.0, path(followed, None), 0.5, (training,))
 
 
 GAPS = np.array([-0.1, -0.05, -0.025, -0.0125, -0.0001])
@@ -104,7 +104,7 @@ def drifting(
 ) -> Study:
     return Study(
         noise="LabelNoise",
-        regime=verdict_on(SLOW, stochastic),
+        verdict=verdict_on(SLOW, stochastic),
         largest_eigenvalue=4.0,
         drift=0.05,
         t1=0.1,
@@ -123,7 +123,7 @@ def drifting(
 def trivial(distance=1e-16) -> Study:
     return Study(
         noise="MiniBatch",
-        regime=verdict_on(None),
+        verdict=verdict_on(None),
         largest_eigenvalue=4.0,
         drift=0.0,
         t1=0.0,
@@ -158,7 +158,7 @@ def path(replicas=None, steps=True, uncertain=False):
     ts = np.linspace(0.0, 100.0, 4)
     uncertainty = Uncertainty(*[np.linspace(0, 0.1, 4)] * 4) if uncertain else None
     params = values[..., None] * np.ones(2)
-    return Path(
+    return Trajectory(
         ts, ts.astype(int) if steps else None, params, 0 * values, values, values, {"log_ratio": values},
         None if steps else SLOW, uncertainty=uncertainty,
     )  # fmt: skip

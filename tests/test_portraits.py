@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 import zeroloss as zl
-from zeroloss.dynamics import Path
+from zeroloss.dynamics import Trajectory
 from zeroloss.problems import PROBLEMS
 from zeroloss.report._colors import DARK, LIGHT, rendered
 from zeroloss.report._zero_set_pictures import portrait, portraits
@@ -36,7 +36,7 @@ def path_through(start, end, replicas=None):
         params = jax.tree.map(lambda leaf: np.stack([leaf] * replicas), params)
         shape = (replicas, *shape)
     nothing = np.zeros(shape)
-    return Path(TIMES, None, params, nothing, nothing, nothing, {}, None).to_xarray()
+    return Trajectory(TIMES, None, params, nothing, nothing, nothing, {}, None).to_xarray()
 
 
 def results_of(problem, end=None, noises=("label", "dropout:0.1"), trained=True):
@@ -125,7 +125,7 @@ def test_densities_on_the_ellipse_agree_when_the_angle_is_uniform():
     angles = np.random.default_rng(0).uniform(0, 2 * np.pi, (2000, len(TIMES)))
     params = np.stack([2 * np.cos(angles), np.sin(angles)], axis=-1)
     nothing = np.zeros(angles.shape)
-    path = Path(TIMES, None, params, nothing, nothing, nothing, {}, None).to_xarray()
+    path = Trajectory(TIMES, None, params, nothing, nothing, nothing, {}, None).to_xarray()
     figure = portrait({"problem": "ellipse"}, xr.DataTree.from_dict({"langevin/limit": path}))
     (axes,) = figure.axes
     assert problem.name == "ellipse"

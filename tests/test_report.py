@@ -6,7 +6,7 @@ import re
 import warnings
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import equinox as eqx
 import numpy as np
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from zeroloss import report, runs
 from zeroloss.cli._console import out
 from zeroloss.cli._printing import print_results
-from zeroloss.dynamics import Path
+from zeroloss.dynamics import Trajectory
 from zeroloss.errors import RunError
 from zeroloss.report._charts import panels, table_rows, time_axis, windows
 from zeroloss.report._figures import write_figures
@@ -34,7 +34,7 @@ from zeroloss.runs._folder import column
 HOSTILE = "<script>alert(1)</script>"
 
 
-def written(folder: FilePath, comparisons, **config) -> FilePath:
+def written(folder: Path, comparisons, **config) -> Path:
     config = {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
     runs.create(folder, config)
     runs.write_results(folder, runs.gather(comparisons))
@@ -67,7 +67,7 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> FilePath:
+def run(tmp_path_factory) -> Path:
     three = {"dropout": comparison(FAST), "label": comparison(SLOW), "minibatch": comparison(None)}
     return written(tmp_path_factory.mktemp("runs") / "run", three)
 
@@ -354,7 +354,7 @@ def test_one_run_has_no_band(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stochastic(tmp_path_factory) -> FilePath:
+def stochastic(tmp_path_factory) -> Path:
     each = {"langevin": comparison(SLOW, replicas=32, paths=200), "label": comparison(SLOW)}
     return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.02})
 
@@ -452,7 +452,7 @@ def test_noise_without_drift_whose_runs_scatter():
     )
 
 
-def of_steps(**others) -> Path:
+def of_steps(**others) -> Trajectory:
     return dataclasses.replace(comparison(FAST, **others).trainings[0].path, time_scale=None)
 
 
@@ -616,14 +616,14 @@ def test_percentages(share, text):
     assert percent(share) == f"{text}\u00a0%"
 
 
-def going_half_way(values, regime="non-degenerate", units="training steps", **attributes):
+def going_half_way(values, verdict="non-degenerate", units="training steps", **attributes):
     """What a page says of a path of which this is the regularizer and, reversed, the trace of the Hessian."""
     values = np.asarray(values, float)
     dims = ("replica", "time")[-values.ndim :]
     path = xr.Dataset(
         {"regularizer": (dims, values), "hessian_trace": (dims, values[..., ::-1])},
         {"time": ("time", 1000.0 * np.arange(values.shape[-1]), {"units": units})},
-        {"regime": regime} | attributes,
+        {"verdict_name": verdict} | attributes,
     )
     said = sentences({"command": "descend"}, "label", path)
     return [each for each in said if "half of that way" in each]
@@ -648,7 +648,7 @@ def test_what_changed_by_less_than_is_written():
     path = xr.Dataset(
         {"regularizer": ("time", [803.31, 803.06]), "hessian_trace": ("time", [2.0, 2.0])},
         {"time": ("time", [0.0, 3.0], {"units": "training steps"})},
-        {"regime": "non-degenerate"},
+        {"verdict_name": "non-degenerate"},
     )
     said = " ".join(sentences({"command": "predict"}, "label", path)).replace("\u00a0", " ")
     assert (

@@ -1,7 +1,7 @@
 """The page and the figures of a convergence study, from studies made by hand: nothing here trains."""
 
 import json
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -16,7 +16,7 @@ from zeroloss.report._study_sentences import HEAD, findings, table
 from zeroloss.studies import Study
 
 
-def written(folder: FilePath, each, **config) -> FilePath:
+def written(folder: Path, each, **config) -> Path:
     config = {"command": "study", "problem": "hyperbola", "noise": list(each), "budget": 0.5} | config
     runs.create(folder, config)
     runs.write_results(folder, runs.gather_studies(each))
@@ -24,7 +24,7 @@ def written(folder: FilePath, each, **config) -> FilePath:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> FilePath:
+def run(tmp_path_factory) -> Path:
     each = {"label:0.3": drifting(), "minibatch:1": trivial(), "langevin": drifting(stochastic=True)}
     return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.3})
 

@@ -2,8 +2,8 @@
 
 from zeroloss import errors, problems
 from zeroloss._checkpoint import Checkpoint
-from zeroloss.drifts import Drift, Regime, classify, drift, regularizer
-from zeroloss.dynamics import Path, Uncertainty, descend, limit
+from zeroloss.drifts import Drift, Verdict, classify, drift, regularizer
+from zeroloss.dynamics import Trajectory, Uncertainty, descend, limit
 from zeroloss.noise import (
     AntiCorrelated,
     Correlated,
@@ -55,17 +55,17 @@ __all__ = [
     "LeastSquares",
     "Loss",
     "MiniBatch",
-    "Path",
     "Rademacher",
-    "Regime",
     "Run",
     "SampledLabels",
     "Study",
     "System",
     "Training",
+    "Trajectory",
     "TwoPoint",
     "Uncertainty",
     "Uniform",
+    "Verdict",
     "WeightNoise",
     "classify",
     "compare",

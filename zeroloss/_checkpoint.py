@@ -54,7 +54,7 @@ class Checkpoint:
     - `stop`: asked at every step, besides signals, whether to save and stop: such as `event.is_set` of a
       `threading.Event`, where a thread does the work, for only the main one is told of signals.
     - `published`: called after a save with the name of the part of the computation, such as "." or "limit",
-      and the `zeroloss.Path` until there: what there is to look at meanwhile.
+      and the `zeroloss.Trajectory` until there: what there is to look at meanwhile.
 
     **Raises**, when it is used: `RunError` where the folder cannot be written, another process is working in
     it, what is in it is damaged, or belongs to a call with other arguments or to other versions. Nothing

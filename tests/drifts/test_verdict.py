@@ -128,11 +128,11 @@ SMALL = {
 }  # fmt: skip
 
 
-def assert_verdict(regime, name, stochastic):
-    assert regime.name == name
-    assert regime.stochastic is stochastic
-    assert regime.time_scale == {"non-degenerate": FAST, "degenerate": SLOW, "trivial": None}[name]
-    assert regime.margin > 100
+def assert_verdict(verdict, name, stochastic):
+    assert verdict.name == name
+    assert verdict.stochastic is stochastic
+    assert verdict.time_scale == {"non-degenerate": FAST, "degenerate": SLOW, "trivial": None}[name]
+    assert verdict.margin > 100
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -178,13 +178,13 @@ def test_units_do_not_matter(case, loss_scale, weight_scale, noise_scale):
         return loss_scale * system.noisy_loss(w / weight_scale, _as_eta(system, noise_scale * eta))
 
     other = zl.System(rescaled, zl.Gaussian((2,), law.sigma))
-    regime = zl.classify(other, weight_scale * jnp.array(point))
-    assert_verdict(regime, name, stochastic)
+    verdict = zl.classify(other, weight_scale * jnp.array(point))
+    assert_verdict(verdict, name, stochastic)
     original = _original(case)
     if original.first > 1e-6:
-        assert regime.first == pytest.approx(original.first, rel=1e-6)
+        assert verdict.first == pytest.approx(original.first, rel=1e-6)
     if original.second > 1e-6:
-        assert regime.second == pytest.approx(original.second, rel=1e-6)
+        assert verdict.second == pytest.approx(original.second, rel=1e-6)
 
 
 @functools.cache
@@ -201,8 +201,8 @@ def _as_eta(system, eta):
 def test_what_the_limit_minimizes():
     label = zl.classify(SMALL["label noise on the hyperbola"][0], HYPERBOLA_POINT)
     assert "tr H" in label.towards
-    regime = zl.classify(SMALL["labels of unequal noise"][0], jnp.array([2.0, 0.5, 1.5, 1 / 1.5]))
-    assert regime.name == "degenerate" and "no known potential" in regime.towards
+    verdict = zl.classify(SMALL["labels of unequal noise"][0], jnp.array([2.0, 0.5, 1.5, 1 / 1.5]))
+    assert verdict.name == "degenerate" and "no known potential" in verdict.towards
 
 
 def test_caveats():
@@ -215,8 +215,8 @@ def test_caveats():
 def test_dimensions_and_key(network):
     problem, point = network
     system = problem.with_noise(zl.LabelNoise(0.1))
-    regime = zl.classify(system, point, key=jax.random.key(7), points=3)
-    assert (regime.dimension, regime.codimension, regime.points) == (30 - 8, 8, 3)
+    verdict = zl.classify(system, point, key=jax.random.key(7), points=3)
+    assert (verdict.dimension, verdict.codimension, verdict.points) == (30 - 8, 8, 3)
     with pytest.raises(InputError, match="at least 2"):
         zl.classify(system, point, points=1)
 

@@ -90,9 +90,9 @@ def _covariance_over_batches(system, point):
 @pytest.mark.parametrize("name", VERDICTS)
 def test_verdicts(name):
     system, point = system_and_point(name)
-    regime = zl.classify(system, point)
-    assert (regime.name, regime.stochastic) == VERDICTS[name]
-    assert regime.margin > 100 and not regime.rare and regime.smooth
+    verdict = zl.classify(system, point)
+    assert (verdict.name, verdict.stochastic) == VERDICTS[name]
+    assert verdict.margin > 100 and not verdict.rare and verdict.smooth
 
 
 @pytest.mark.slow

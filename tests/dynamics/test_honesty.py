@@ -100,12 +100,12 @@ def test_rate_zero_is_trivial():
 def test_masks_before_a_nonlinearity_carry_a_caveat():
     problem = zl.problems.digits(widths=(4, 4), examples=6).problem
     start = zl.problems.digits(widths=(4, 4), examples=6).start
-    regimes = {}
+    verdicts = {}
     for site in ("hidden_1", "hidden_2"):
         system = problem.with_noise(zl.Dropout(0.01, at=site))
-        regimes[site] = zl.classify(system, zl.project(system, start))
-    assert regimes["hidden_1"].rare and "rare full drops" in str(regimes["hidden_1"])
-    assert not regimes["hidden_2"].rare and regimes["hidden_2"].caveat == ""
+        verdicts[site] = zl.classify(system, zl.project(system, start))
+    assert verdicts["hidden_1"].rare and "rare full drops" in str(verdicts["hidden_1"])
+    assert not verdicts["hidden_2"].rare and verdicts["hidden_2"].caveat == ""
 
 
 @pytest.mark.parametrize("rtol", [-1.0, 0.0, 1.0])
@@ -151,9 +151,9 @@ def small_network(activation):
 
 @pytest.mark.parametrize("name,smooth", [("relu", False), ("tanh", True), ("gelu", True), ("softplus", True)])
 def test_kinks_nearby_are_said(name, smooth):
-    regime = zl.classify(*small_network({"tanh": jnp.tanh}.get(name) or getattr(jax.nn, name)))
-    assert regime.smooth is smooth
-    assert ("kinks" in str(regime)) is not smooth
+    verdict = zl.classify(*small_network({"tanh": jnp.tanh}.get(name) or getattr(jax.nn, name)))
+    assert verdict.smooth is smooth
+    assert ("kinks" in str(verdict)) is not smooth
 
 
 def test_rare_masks_on_the_slow_scale_carry_a_caveat():

@@ -109,7 +109,7 @@ def test_duplicated_digits(digits):
         np.concatenate([problem.inputs, problem.inputs[:50]]),
         np.concatenate([problem.targets, problem.targets[:50]]),
     ).with_noise(zl.LabelNoise(0.1))
-    regime = zl.classify(repeated, point)
-    assert regime.name == "degenerate" and regime.codimension == 200
+    verdict = zl.classify(repeated, point)
+    assert verdict.name == "degenerate" and verdict.codimension == 200
     path = zl.limit(repeated, point, t1=1.0, saves=3)
     assert path.loss.max() < 1e-16 and path.hessian_trace[-1] < path.hessian_trace[0]

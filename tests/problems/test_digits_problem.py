@@ -64,6 +64,6 @@ def test_zero_loss_is_reached_and_noises_are_classified(options):
     point = zl.project(problem.problem.with_noise(zl.LabelNoise(0.1)), problem.start)
     for name, verdict in verdicts.items():
         noise = zl.problems.parse_noise(problem, name)
-        regime = zl.classify(problem.problem.with_noise(noise), point, points=3)
-        assert regime.name == verdict and not regime.stochastic
-        assert regime.codimension == problem.problem.targets.size
+        verdict = zl.classify(problem.problem.with_noise(noise), point, points=3)
+        assert verdict.name == verdict and not verdict.stochastic
+        assert verdict.codimension == problem.problem.targets.size

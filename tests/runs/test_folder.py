@@ -29,7 +29,7 @@ def test_results_open_with_xarray_alone(tmp_path, comparisons):
     runs.write_results(tmp_path / "run", runs.gather(comparisons))
     table = xr.open_zarr(tmp_path / "run" / "results.zarr", consolidated=False)
     assert list(table["noise"].values) == ["label:0.3", "minibatch"]
-    assert list(table["regime"].values) == ["degenerate", "trivial"]
+    assert list(table["verdict_name"].values) == ["degenerate", "trivial"]
     tree = xr.open_datatree(tmp_path / "run" / "results.zarr", engine="zarr", consolidated=False)
     np.testing.assert_array_equal(
         tree["label:0.3/training_0"]["hessian_trace"],

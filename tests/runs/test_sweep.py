@@ -5,7 +5,7 @@ import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import distributed
 import numpy as np
@@ -122,7 +122,7 @@ def test_what_studies_found_is_collected(tmp_path):
         }
     )
     table = runs.sweep(config, tmp_path / "sweep", executor=Here()).to_dataset()
-    assert table["regime"].values.tolist() == ["non-degenerate", "degenerate"]
+    assert table["verdict_name"].values.tolist() == ["non-degenerate", "degenerate"]
     assert table["step_size_exponent_theory"].values.tolist() == [1.0, 2.0]
     assert "seconds" not in table and "choices" not in table
     shown = report.write(tmp_path / "sweep").read_text()
@@ -143,7 +143,7 @@ def test_what_was_saved_is_kept_where_who_computes_is_lost(tmp_path):
 
     class Lost(Here):
         def submit(self, fn, path, *args):
-            (FilePath(path) / "saved").mkdir(parents=True)
+            (Path(path) / "saved").mkdir(parents=True)
             future = Future()
             future.set_exception(RuntimeError("killed"))
             return future

@@ -33,7 +33,7 @@ def test_training_gets_closer_to_the_limit_as_the_step_size_falls(comparison):
 
 def test_rows(comparison):
     row = comparison.rows()[0]
-    assert row["regime"] == "degenerate" and row["time_scale"] == "1/(alpha^2 sigma^2)"
+    assert row["verdict_name"] == "degenerate" and row["time_scale"] == "1/(alpha^2 sigma^2)"
     assert row["log_ratio_start"] == pytest.approx(np.log(4))
     assert row["log_ratio_limit"] < row["log_ratio_start"] and row["log_ratio_error"] > 0
     assert row["ratio"] == pytest.approx(row["seconds_training"] / row["seconds_limit"])
@@ -91,7 +91,7 @@ def test_trivial_noise():
         problem.with_noise(zl.MiniBatch(2)), params, [0.05], key=KEY, steps=2000, replicas=2
     )
     (row,) = comparison.rows()
-    assert row["regime"] == "trivial" and row["steps"] == 2000
+    assert row["verdict_name"] == "trivial" and row["steps"] == 2000
     assert row["prediction_distance"] is None and "trivial" in row["no_prediction"]
     assert row["distance"] < 1e-14  # of |w|: nothing moves, to rounding
 
@@ -131,5 +131,5 @@ def test_distances_of_a_limit_that_stands_still():
     """At (1, 1) label noise has nowhere to go: its drift ends there."""
     system = PROBLEM.problem.with_noise(zl.LabelNoise(0.1))
     made = zl.compare(system, jnp.ones(2), [0.1], key=KEY, steps=100, replicas=4)
-    assert made.regime.time_scale is not None and made.distance_of == "|w|"
+    assert made.verdict.time_scale is not None and made.distance_of == "|w|"
     assert made.rows()[0]["distance_of"] == "|w|" and 0 < made.rows()[0]["distance"] < 1

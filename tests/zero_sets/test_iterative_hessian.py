@@ -124,13 +124,13 @@ def test_verbs(sensing, geometry):
     start = jax.tree.map(lambda leaf: 1.01 * leaf, sensing.params)
     point = zl.project(system, start)
     assert float(system.clean_loss(point)) < 1e-18 * float(jnp.mean(sensing.values**2))
-    regime = zl.classify(system, sensing.params, points=2)
-    assert regime.name == "non-degenerate"
+    verdict = zl.classify(system, sensing.params, points=2)
+    assert verdict.name == "non-degenerate"
     known = sensing is SMALL and geometry == "auto"
-    assert regime.codimension == (sensing.values.size if known else None)
+    assert verdict.codimension == (sensing.values.size if known else None)
     drift = expected_drift(sensing)
     short = 1e-3 * float(jnp.linalg.norm(flat(sensing.params)) / jnp.linalg.norm(drift))
-    path = zl.limit(system, sensing.params, t1=short, saves=2, regime=regime, rtol=1e-6)
+    path = zl.limit(system, sensing.params, t1=short, saves=2, verdict=verdict, rtol=1e-6)
     # Over a short way w(t) = w + t D + O(t^2); its mean slope is that at half time, to second order.
     moved = flat(path.final) - flat(sensing.params)
     assert np.linalg.norm(moved - short * drift) < 3e-3 * np.linalg.norm(moved)

@@ -73,18 +73,18 @@ def test_preconditioner_is_the_inverse_where_outputs_do_not_interact():
 
 @pytest.mark.parametrize("noise", [zl.LabelNoise(0.1), zl.Dropout(0.1, at="hidden")])
 def test_verbs_agree_with_the_factorized_ones(noise):
-    ends, regimes = [], []
+    ends, verdicts = [], []
     for geometry in ("factorized", "matrix-free"):
         problem, params = two_outputs(geometry)
         if isinstance(noise, zl.Dropout):
             problem = zl.LeastSquares(with_site, problem.inputs, problem.targets, geometry=geometry)
         system = problem.with_noise(noise)
         start = zl.project(system, params)
-        regimes.append(zl.classify(system, start))
+        verdicts.append(zl.classify(system, start))
         ends.append(flat(zl.limit(system, start, t1=0.5, saves=3).final))
     assert np.linalg.norm(ends[0] - flat(params)) > 0.1
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-6)
-    assert regimes[0].name == regimes[1].name and regimes[0].codimension == regimes[1].codimension == 60
+    assert verdicts[0].name == verdicts[1].name and verdicts[0].codimension == verdicts[1].codimension == 60
 
 
 def with_site(params, inputs):

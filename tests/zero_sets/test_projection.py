@@ -84,8 +84,8 @@ def test_crossing_as_least_squares():
 
 
 def test_regular_points_of_a_singular_set_are_fine():
-    regime = zl.classify(weight(lambda w: 0.5 * (w[0] * w[1]) ** 2), jnp.array([1.0, 0.0]))
-    assert regime.dimension == 1
+    verdict = zl.classify(weight(lambda w: 0.5 * (w[0] * w[1]) ** 2), jnp.array([1.0, 0.0]))
+    assert verdict.dimension == 1
 
 
 def test_residuals_redundant_on_the_set_only():

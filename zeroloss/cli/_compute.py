@@ -57,32 +57,32 @@ def classify_command(request: Request) -> None:
     chosen = request.load()
     names = request.noise or _every_noise(chosen)
     systems = _systems(chosen, names, request.strengths)
-    regimes = {}
+    verdicts = {}
     with doing(not request.quiet) as say:
         say(_PROJECTING)
         point = project(next(iter(systems.values())), chosen.start)
         largest = largest_eigenvalue(next(iter(systems.values())), point)
         for index, (name, system) in enumerate(systems.items()):
             say(f"classifying {name} ({index + 1} of {len(systems)})")
-            regimes[name] = classify(system, point, key=jax.random.key(request.seed))
+            verdicts[name] = classify(system, point, key=jax.random.key(request.seed))
     lines, found, caveats, dimensions = [], [], defaultdict(list), ""
-    for name, regime in regimes.items():
-        towards = "" if regime.name == "trivial" else regime.towards.removeprefix("towards ")
-        verdict = regime.name + (", stochastic" if regime.stochastic else "")
-        scale = greek(regime.time_scale or "never")
-        lines.append([name, verdict, scale, towards, f"{regime.margin:.0e}"])
+    for name, verdict in verdicts.items():
+        towards = "" if verdict.name == "trivial" else verdict.towards.removeprefix("towards ")
+        words = verdict.name + (", stochastic" if verdict.stochastic else "")
+        scale = greek(verdict.time_scale or "never")
+        lines.append([name, words, scale, towards, f"{verdict.margin:.0e}"])
         found.append(
             dict(
-                noise=name, regime=regime.name, time_scale=regime.time_scale,
-                stochastic=regime.stochastic, towards=towards, margin=regime.margin, caveat=regime.caveat,
+                noise=name, verdict=verdict.name, time_scale=verdict.time_scale,
+                stochastic=verdict.stochastic, towards=towards, margin=verdict.margin, caveat=verdict.caveat,
                 largest_eigenvalue=largest,
             )
         )  # fmt: skip
-        if regime.dimension is not None and regime.codimension is not None:
-            parameters = regime.dimension + regime.codimension
-            dimensions = f"{regime.dimension:,} in {parameters:,} parameters"
-        if regime.caveat:
-            caveats[greek(regime.caveat)].append(name)
+        if verdict.dimension is not None and verdict.codimension is not None:
+            parameters = verdict.dimension + verdict.codimension
+            dimensions = f"{verdict.dimension:,} in {parameters:,} parameters"
+        if verdict.caveat:
+            caveats[greek(verdict.caveat)].append(name)
     if request.json:
         print_json(found)
         return

@@ -19,7 +19,7 @@ class Drift(eqx.Module):
     """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
 
     Moments of the noise beyond the second are taken to be of higher order. Bernoulli masks are rare rather
-    than small: for them `first` is right where the loss is quadratic in each mask (`Regime.rare` says
+    than small: for them `first` is right where the loss is quadratic in each mask (`Verdict.rare` says
     whether it is), and `second` lacks the part that their fourth moment adds to Sigma.
 
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.

@@ -37,7 +37,7 @@ _SMALLEST_SPREAD = 1e-3
 _KICKS = 8  # single units dropped to see whether masks act linearly
 
 
-class Regime(eqx.Module):
+class Verdict(eqx.Module):
     """What the noise does once the loss is zero.
 
     A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set,
@@ -109,7 +109,7 @@ class Regime(eqx.Module):
 
 def classify(
     system: AbstractSystem, point: PyTree, *, key: Key[Array, ""] | None = None, points: int = 6
-) -> Regime:
+) -> Verdict:
     """Decide on which time scale the noise moves training along the zero-loss set, and how.
 
     Degeneracy is a statement about the set, not about one point, so it is decided from `point` and
@@ -121,7 +121,7 @@ def classify(
     - `key`: for the choice of the other points; a fixed key by default.
     - `points`: how many points decide.
 
-    **Returns:** a `Regime`, with the measures and the margin of the decision.
+    **Returns:** a `Verdict`, with the measures and the margin of the decision.
 
     **Raises:** `NotOnSetError`, `RankError`; `UnsupportedError` where a problem treated matrix-free would
     need the drift on the slow scale.
@@ -135,7 +135,7 @@ def classify(
     return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
 
 
-def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Regime:
+def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Verdict:
     """`classify` at a point already located."""
     manifold = expansion.manifold
     chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
@@ -170,12 +170,12 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     )
     slow = max(second, diffusion)
     if first > ZERO:
-        return Regime("non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common)
+        return Verdict("non-degenerate", FAST, False, first / ZERO, "towards smaller Reg", **common)
     if slow > ZERO:
         towards = "towards smaller tr H" if follows_trace else "along b, no known potential"
         margin = min(_ratio(ZERO, first), slow / ZERO)
-        return Regime("degenerate", SLOW, diffusion > ZERO, margin, towards, **common)
-    return Regime("trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common)
+        return Verdict("degenerate", SLOW, diffusion > ZERO, margin, towards, **common)
+    return Verdict("trivial", None, False, _ratio(ZERO, max(first, slow)), "on either time scale", **common)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -2,6 +2,6 @@
 
 from zeroloss.dynamics._descend import descend
 from zeroloss.dynamics._limit import limit
-from zeroloss.dynamics._trajectory import Path, Uncertainty
+from zeroloss.dynamics._trajectory import Trajectory, Uncertainty
 
-__all__ = ["Path", "Uncertainty", "descend", "limit"]
+__all__ = ["Trajectory", "Uncertainty", "descend", "limit"]

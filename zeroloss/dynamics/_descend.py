@@ -15,7 +15,13 @@ from zeroloss._checkpoint import NOWHERE, Checkpoint, digest, facts_of
 from zeroloss._progress import progress_bar
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._expansion import expand
-from zeroloss.dynamics._trajectory import Observables, Path, Recorder, is_positive_integer, save_steps_of
+from zeroloss.dynamics._trajectory import (
+    Observables,
+    Recorder,
+    Trajectory,
+    is_positive_integer,
+    save_steps_of,
+)
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.optimizers import SGD, StepSize, as_optimizer
 from zeroloss.systems import AbstractSystem
@@ -42,7 +48,7 @@ def descend(
     observables: Observables | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
-) -> Path:
+) -> Trajectory:
     """Run w_{k+1} = w_k - step_size * grad L_hat(w_k, eta_k) with fresh noise at every step.
 
     `zeroloss.AntiCorrelated` noise moves the parameters themselves, by eta_{k+1} - eta_k. The gradient is
@@ -66,7 +72,7 @@ def descend(
     - `progress`: whether to show a progress bar in a terminal.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
-    **Returns:** a `Path` with `ts` counting steps.
+    **Returns:** a `Trajectory` with `ts` counting steps.
 
     **Raises:** `StabilityError` when step_size * lambda_max >= 2 at `params` (2 (1 + momentum) with
     momentum, less with nesterov); `DivergenceError`, with the

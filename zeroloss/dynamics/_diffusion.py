@@ -14,7 +14,7 @@ from zeroloss._progress import progress_bar
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import second_drift
 from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.dynamics._trajectory import Path, Recorder
+from zeroloss.dynamics._trajectory import Recorder, Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets import ON_SET, length
@@ -35,7 +35,7 @@ def diffuse(
     dt: float | None,
     progress: bool,
     checkpoint: Checkpoint,
-) -> Path:
+) -> Trajectory:
     """Follow dW = P_T G dB + b(W) dt in an ensemble, saving at `times`.
 
     Euler and Maruyama's step in the tangent space with P_T b, then a retraction along the normal space, which

@@ -15,7 +15,7 @@ from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion
 from zeroloss.drifts._verdict import FAST, TimeScale
-from zeroloss.dynamics._trajectory import Path, Recorder
+from zeroloss.dynamics._trajectory import Recorder, Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets import ON_SET, looks_smooth
@@ -36,7 +36,7 @@ def flow(
     smooth: bool,
     progress: bool,
     checkpoint: Checkpoint,
-) -> Path:
+) -> Trajectory:
     """Follow dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, saving at `times`.
 
     Dormand-Prince 8(7) with step size control, and a retraction after each step, which keeps the order

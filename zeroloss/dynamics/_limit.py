@@ -10,10 +10,10 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import refuse_tracing
 from zeroloss.drifts._expansion import expand
-from zeroloss.drifts._verdict import Regime, classify_at
+from zeroloss.drifts._verdict import Verdict, classify_at
 from zeroloss.dynamics._diffusion import diffuse
 from zeroloss.dynamics._flow import KinkError, flow
-from zeroloss.dynamics._trajectory import Observables, Path, Recorder
+from zeroloss.dynamics._trajectory import Observables, Recorder, Trajectory
 from zeroloss.errors import InputError
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import locate
@@ -30,7 +30,7 @@ def limit(
     *,
     ts: Sequence[float] | np.ndarray | None = None,
     saves: int = 50,
-    regime: Regime | None = None,
+    verdict: Verdict | None = None,
     observables: Observables | None = None,
     rtol: float = 1e-8,
     key: Key[Array, ""] | None = None,
@@ -38,7 +38,7 @@ def limit(
     dt: float | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
-) -> Path:
+) -> Trajectory:
     """Follow the limit of training as step size and noise go to zero, on the slow time scale.
 
     Non-degenerate noise: dW/dt = -P_T grad Reg(W), t = alpha sigma^2 k. Degenerate noise: dW/dt = b(W), or
@@ -50,7 +50,7 @@ def limit(
     - `system`, `point`: a system and a point of its zero-loss set.
     - `t1`: the slow time to follow it to, from 0.
     - `ts`: increasing slow times to save at; by default `saves` evenly spaced ones from 0 to `t1`.
-    - `regime`: the verdict of `zeroloss.classify` if it is already known.
+    - `verdict`: the verdict of `zeroloss.classify` if it is already known.
     - `observables`: functions of the parameters to measure at the times saved, by name.
     - `rtol`: relative accuracy of a deterministic limit: Dormand-Prince 8(7) with retraction onto the
       set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
@@ -59,12 +59,12 @@ def limit(
     - `key`: the seed of a stochastic limit, which needs one. A path depends on key, times and `dt` alone.
     - `replicas`: of a stochastic limit: None for one path without a replica axis, R for R paths.
     - `dt`: the largest time step of a stochastic limit, by default such that a step is about 3 % of |w| at
-      the start. The method has weak order one; `Path.step_bias` estimates what is left of its error.
+      the start. The method has weak order one; `Trajectory.step_bias` estimates what is left of its error.
     - `progress`: whether to show a progress bar in a terminal.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
-    **Returns:** a `Path` in slow time; `time_scale` says which. Of several replicas, `Path.mean` gives
-    mean and standard error, `Path.quantiles` bands.
+    **Returns:** a `Trajectory` in slow time; `time_scale` says which. Of several replicas,
+    `Trajectory.mean` gives mean and standard error, `Trajectory.quantiles` bands.
 
     **Raises:** `NotOnSetError`, `RankError`; `InputError` for a stochastic limit without `key`;
     `IntegrationError`, with the path so far, when the set stops being a manifold of constant rank
@@ -83,31 +83,31 @@ def limit(
     refuse_tracing((system, point), "limit")
     manifold, start = locate(system, point)
     expansion = expand(system, manifold)
-    if regime is None:
-        regime = classify_at(expansion, start, jax.random.key(0), _POINTS)
-    if regime.stochastic:
+    if verdict is None:
+        verdict = classify_at(expansion, start, jax.random.key(0), _POINTS)
+    if verdict.stochastic:
         if key is None:
             raise InputError(
-                f"the limit of this noise is stochastic (measure of its diffusion {regime.diffusion:.3g}): "
+                f"the limit of this noise is stochastic (measure of its diffusion {verdict.diffusion:.3g}): "
                 "pass key=jax.random.key(...), and replicas= for an ensemble."
             )
         recorder = Recorder(
-            expansion, observables, times, time_scale=regime.time_scale, batched=replicas is not None
+            expansion, observables, times, time_scale=verdict.time_scale, batched=replicas is not None
         )
         return diffuse(expansion, start, times, recorder, key, replicas or 1, dt, progress, checkpoint)
     if replicas is not None or dt is not None:
         what = "replicas" if replicas is not None else "dt"
         raise InputError(f"{what} makes sense for a stochastic limit only; this one is deterministic.")
-    recorder = Recorder(expansion, observables, times, time_scale=regime.time_scale)
-    if regime.time_scale is None:
+    recorder = Recorder(expansion, observables, times, time_scale=verdict.time_scale)
+    if verdict.time_scale is None:
         for _ in times:
             recorder.save(start)
         return recorder.path()
-    arguments = (expansion, start, times, regime.time_scale)
+    arguments = (expansion, start, times, verdict.time_scale)
     try:
-        return flow(*arguments, recorder, rtol, regime.smooth, progress, checkpoint)
+        return flow(*arguments, recorder, rtol, verdict.smooth, progress, checkpoint)
     except KinkError:
-        recorder = Recorder(expansion, observables, times, time_scale=regime.time_scale)
+        recorder = Recorder(expansion, observables, times, time_scale=verdict.time_scale)
         _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
         # Without a checkpoint of its own: it takes few steps, and results of both would be one group.
         return flow(*arguments, recorder, rtol, False, progress, NOWHERE)

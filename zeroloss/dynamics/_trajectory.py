@@ -42,7 +42,7 @@ _TAKEN = (
 _PREFIXES = ("params", "uncertainty_", "seconds_")
 
 
-class Path(eqx.Module):
+class Trajectory(eqx.Module):
     """Parameters and what is measured on them at the times saved.
 
     Arrays have leading axes `[time]`, or `[replica, time]` where replicas were asked for.
@@ -145,11 +145,11 @@ class Uncertainty(eqx.Module):
       means unknown: the sample was not finite.
     - `spread`: root mean square distance of a single run from the mean. It is not an error.
 
-    Of everything that `Path.measured` has, in its own unit:
+    Of everything that `Trajectory.measured` has, in its own unit:
 
     - `measured`: by name, a standard error that combines the same three and, for observables, the error of
       the mean over the fluctuations of single runs. Empty for predictions with replicas, where
-      `Path.mean` has the standard error.
+      `Trajectory.mean` has the standard error.
     """
 
     integration: Float[np.ndarray, " time"]
@@ -164,7 +164,7 @@ class Uncertainty(eqx.Module):
         return np.sqrt(self.integration**2 + self.sampling**2 + self.model**2)
 
 
-def flat_paths(params: PyTree, lead: int) -> np.ndarray:
+def flat_trajectories(params: PyTree, lead: int) -> np.ndarray:
     """Saved parameters as one array, `[..., parameters]` behind their first `lead` axes."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
@@ -243,7 +243,7 @@ class Recorder:
             _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
         }
 
-    def path(self) -> Path:
+    def path(self) -> Trajectory:
         """Everything saved so far."""
         count = len(self.items)
         axis = 1 if self.batched else 0
@@ -262,7 +262,7 @@ class Recorder:
             for name in self.items[0]
             if name != _PARAMS and not name.startswith(_BIAS)
         }
-        return Path(
+        return Trajectory(
             ts=np.asarray(self._ts[:count], float),
             steps=None if self._steps is None else np.asarray(self._steps[:count], int),
             params=params,

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from zeroloss._progress import doing, progress_bar
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._drift import drift
-from zeroloss.drifts._verdict import FAST, Regime, classify, power_of_step_size
+from zeroloss.drifts._verdict import FAST, Verdict, classify, power_of_step_size
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import MOST_GRADIENTS, Integrator, check_budget, check_rtol
@@ -118,18 +118,18 @@ def how_long(
         say("projecting the start onto the zero-loss set")
         point = project(system, params)
         say("deciding on which time scale the noise acts")
-        regime = classify(system, point)
-    if regime.time_scale is None:
-        raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {regime}.")
-    if regime.stochastic:
-        raise UnsupportedError(f"this noise has no mean path to follow: {regime}. Use zeroloss.predict.")
+        verdict = classify(system, point)
+    if verdict.time_scale is None:
+        raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {verdict}.")
+    if verdict.stochastic:
+        raise UnsupportedError(f"this noise has no mean path to follow: {verdict}. Use zeroloss.predict.")
     rule.check_stability(largest_eigenvalue(system, params))
     mean_path, start = mean_path_of(system, params, rule)
     if of is None:
-        of = "regularizer" if regime.time_scale == FAST else "hessian_trace"
+        of = "regularizer" if verdict.time_scale == FAST else "hessian_trace"
     name, measure = _quantity(mean_path, of)
     beginning = float(measure(start))
-    fewest = _steps_of_the_limit(system, point, regime, rule.largest(_WARM_UP))
+    fewest = _steps_of_the_limit(system, point, verdict, rule.largest(_WARM_UP))
     integrator = Integrator(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
     with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
@@ -192,15 +192,15 @@ def _quantity(
     return of, eqx.filter_jit(known[of])
 
 
-def _steps_of_the_limit(system: AbstractSystem, point: PyTree, regime: Regime, step_size: float) -> float:
+def _steps_of_the_limit(system: AbstractSystem, point: PyTree, verdict: Verdict, step_size: float) -> float:
     """How many steps the limit takes for a tenth of |w|, at the speed at `point`."""
     found = drift(system, point)
-    speed = float(jnp.linalg.norm(flatten(found.first if regime.time_scale == FAST else found.second)[0]))
-    if speed == 0 or step_size == 0 or regime.time_scale is None:
+    speed = float(jnp.linalg.norm(flatten(found.first if verdict.time_scale == FAST else found.second)[0]))
+    if speed == 0 or step_size == 0 or verdict.time_scale is None:
         return _FEWEST
     t = _REACH * float(length(flatten(point)[0])) / speed
     sigma = system.noise_law(point).sigma
-    return max(_FEWEST, t / (step_size ** power_of_step_size(regime.time_scale) * sigma**2))
+    return max(_FEWEST, t / (step_size ** power_of_step_size(verdict.time_scale) * sigma**2))
 
 
 def _has_settled(steps: list[int], values: list[float], beginning: float) -> bool:

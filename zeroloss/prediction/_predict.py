@@ -17,8 +17,8 @@ from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.dynamics._trajectory import (
     Observables,
-    Path,
     Recorder,
+    Trajectory,
     Uncertainty,
     is_positive_integer,
     save_steps_of,
@@ -86,7 +86,7 @@ def predict(
     replicas: int | None = None,
     progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
-) -> Path:
+) -> Trajectory:
     """Predict training at its own step size and noise, both time scales together.
 
     The mean w and the covariance C of the iterates follow the recursion of training averaged over the noise,
@@ -116,9 +116,9 @@ def predict(
     - `replicas`: None for the mean of training; R for R draws of single runs, with a leading replica axis,
       made in antithetic pairs. Needed where the noise has a part along the zero-loss set (Langevin).
 
-    **Returns:** a `Path` with `ts` counting training steps. Without replicas, `params` are the mean of
+    **Returns:** a `Trajectory` with `ts` counting training steps. Without replicas, `params` are the mean of
     training, and what is measured is its mean over training runs; `loss` is above zero by the
-    fluctuations, and the noisy loss is among the observables, as "noisy_loss". `Path.uncertainty`
+    fluctuations, and the noisy loss is among the observables, as "noisy_loss". `Trajectory.uncertainty`
     estimates the error and the spread.
 
     **Raises:** `StabilityError` where a step size is beyond the stability limit (2 / lambda_max without
@@ -170,7 +170,7 @@ def predict(
             observables=",".join(sorted(observables or ())), **rule.facts(times),
         )  # fmt: skip
 
-    def path() -> Path:
+    def path() -> Trajectory:
         recorder = Recorder(
             mean_path.expansion, observables, times, steps=times, batched=replicas is not None
         )
@@ -512,7 +512,7 @@ def _announce(mean_path: MeanPath, steps: int, shown: bool) -> None:
         messages.print(text, highlight=False)
 
 
-def _check_spread(start: Vector, snapshots: list[_Snapshot], path: Path, steps: int) -> None:
+def _check_spread(start: Vector, snapshots: list[_Snapshot], path: Trajectory, steps: int) -> None:
     """Raise `SpreadError` where the mean is not known well enough to be called a prediction."""
     assert path.uncertainty is not None
     ways = np.array([np.linalg.norm(snapshot.mean - start) for snapshot in snapshots])

@@ -12,7 +12,7 @@ from zeroloss.report._charts import DISTANCE, Panel, panels, table_rows, time_ax
 from zeroloss.report._colors import DARK, LIGHT, rendered
 from zeroloss.report._figures import PORTRAIT
 from zeroloss.report._html import Page, asset, text
-from zeroloss.report._labels import regime_in_words
+from zeroloss.report._labels import verdict_in_words
 from zeroloss.report._numbers import greek
 from zeroloss.report._plotly import description, legend_entries, plot
 from zeroloss.report._plotly_zero_sets import scenes
@@ -60,7 +60,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree, figures: Path) -> Page
         cards=[
             _html.card(
                 row["noise"],
-                row["regime"],
+                row["verdict_name"],
                 verdict(row, time_axis(row), strengths),
                 greek(row.get("verdict") or ""),
             )
@@ -103,12 +103,12 @@ def _portrait(config: Mapping[str, Any], results: xr.DataTree, figures: Path) ->
 
 
 def _figures(rows: Sequence[_Row], shown: Mapping[str, Sequence[Panel]], board: _html.Board) -> str:
-    regimes = {row["noise"]: regime_in_words(row) for row in rows}
+    verdicts = {row["noise"]: verdict_in_words(row) for row in rows}
     sections = []
     for quantity in shown.values():
         drawn = [
             board.panel(
-                panel.noise, regimes[panel.noise] + _unit(panel), description(panel), plot(panel, limits)
+                panel.noise, verdicts[panel.noise] + _unit(panel), description(panel), plot(panel, limits)
             )
             for panel, limits in zip(quantity, windows(quantity), strict=True)
         ]

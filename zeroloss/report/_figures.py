@@ -24,7 +24,7 @@ from zeroloss.report._colors import (
     save,
     stem,
 )
-from zeroloss.report._labels import regime_in_words
+from zeroloss.report._labels import verdict_in_words
 from zeroloss.report._numbers import greek
 from zeroloss.report._zero_set_pictures import portrait
 
@@ -107,7 +107,7 @@ def _one_noise(row: _Row, own: _Panels) -> Figure:
             axes.legend(frameon=False, fontsize=8.5)
     _legend(figure, own[:1])
     scale = f", drift on {greek(row['time_scale'])} steps" if row["time_scale"] else ""
-    title = f"{row['noise']}: {regime_in_words(row)}{scale}"
+    title = f"{row['noise']}: {verdict_in_words(row)}{scale}"
     figure.suptitle(title, fontweight="bold", fontsize=11.5, parse_math=False)
     return figure
 
@@ -162,7 +162,7 @@ def _head(axes: Axes, row: _Row) -> None:
         fontsize=11 if len(row["noise"]) < 30 else 8.5,
     )  # fmt: skip
     axes.annotate(
-        regime_in_words(row), (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
+        verdict_in_words(row), (0.5, 1.0), (0, 31), xycoords="axes fraction", textcoords="offset points",
         ha="center", fontsize=9.5, color=MUTED, parse_math=False,
     )  # fmt: skip
 

@@ -31,20 +31,20 @@ def noise_in_words(name: str, strengths: Mapping[str, Any]) -> str:
     return " and ".join(_one_noise(part.strip(), strengths) for part in name.split("+"))
 
 
-def kind_in_words(name: str, regime: str, strengths: Mapping[str, Any]) -> str:
+def kind_in_words(name: str, verdict: str, strengths: Mapping[str, Any]) -> str:
     """The beginning of a sentence that says of which kind a noise is."""
     noise = sentence_start(noise_in_words(name, strengths))
-    return f"{noise} {'are' if are_many(name) else 'is'} {regime}"
+    return f"{noise} {'are' if are_many(name) else 'is'} {verdict}"
 
 
-def regime_in_words(row: Mapping[str, Any]) -> str:
+def verdict_in_words(row: Mapping[str, Any]) -> str:
     """Of which kind the noise of a row is, and whether the limit is stochastic."""
-    return row["regime"] + (", stochastic" if row.get("stochastic") else "")
+    return row["verdict_name"] + (", stochastic" if row.get("stochastic") else "")
 
 
-def speed(regime: str) -> str:
+def speed(verdict: str) -> str:
     """On which of the two time scales noise drifts that is not trivial."""
-    return "fast" if regime == "non-degenerate" else "slow"
+    return "fast" if verdict == "non-degenerate" else "slow"
 
 
 def are_many(name: str) -> bool:

@@ -29,7 +29,7 @@ def verdict(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any]) ->
     """What one noise does, in plain sentences, for one row of the table."""
     noise = sentence_start(noise_in_words(row["noise"], strengths))
     plural = are_many(row["noise"])
-    says = kind_in_words(row["noise"], row["regime"], strengths)
+    says = kind_in_words(row["noise"], row["verdict_name"], strengths)
     sentences = _drifting(row, axis, says) if axis.slow else [_standing(row, noise, plural, says)]
     sentences += remarks(row)
     if row.get("diverged_at") is not None:
@@ -88,7 +88,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         known = [(row.get(name), row.get(error)) for row in rows]
         lines.append((label, [MISSING if a is None else in_table(a, b, digits) for a, b in known]))
 
-    add("verdict", "{}", "regime")
+    add("verdict", "{}", "verdict_name")
     scales = [row.get("time_scale") for row in rows]
     lines.append(("drifts in steps", [greek(each) if each else "never" for each in scales]))
     if any(row.get("half_steps") is not None for row in rows):
@@ -168,7 +168,7 @@ def _in_short(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any], 
     """A sentence of the headline without its full stop."""
     noise, plural = sentence_start(noise_in_words(row["noise"], strengths)), are_many(row["noise"])
     diverged, half, of = row.get("diverged_at"), row.get("half_steps"), row.get("half_of")
-    scale = speed(row["regime"])
+    scale = speed(row["verdict_name"])
     if not axis.slow and _stands_still(row):
         return f"{noise} {'do' if plural else 'does'} nothing at zero loss"
     if not axis.slow:
@@ -192,7 +192,7 @@ def _in_short(row: Mapping[str, Any], axis: Axis, strengths: Mapping[str, Any], 
 
 
 def _drifting(row: Mapping[str, Any], axis: Axis, says: str) -> list[str]:
-    scale, stochastic = speed(row["regime"]), bool(row.get("stochastic"))
+    scale, stochastic = speed(row["verdict_name"]), bool(row.get("stochastic"))
     unit = f"{greek(row['time_scale'])} ≈ {number(axis.steps_per_unit)} steps"
     sentences = [which_answer(row), f"{says}: training drifts on the {scale} scale, {unit}."]
     sentences = [each for each in sentences if each]

@@ -116,7 +116,7 @@ class Measured(NamedTuple):
     """
 
     noise: str
-    regime: str
+    verdict_name: str
     verdict: str
     time_scale: str | None
     stochastic: bool
@@ -173,7 +173,7 @@ def _measured(name: str, data: xr.Dataset) -> Measured:
     scale = given.get("time_scale", "none")
     return Measured(
         noise=name,
-        regime=str(given.get("regime", "")),
+        verdict_name=str(given.get("verdict_name", "")),
         verdict=str(given.get("verdict", "")),
         time_scale=None if scale == "none" else str(scale),
         stochastic=bool(given.get("stochastic", 0)),

@@ -144,7 +144,7 @@ def _one_noise(study: Measured) -> Figure:
     grid[1, 0].set_ylabel("from the limit", fontsize=9.5)
     kind = ", stochastic" if study.stochastic else ""
     scale = f", drift on {greek(study.time_scale)} steps" if study.time_scale else ""
-    title = f"{study.noise}: {study.regime}{kind}{scale}"
+    title = f"{study.noise}: {study.verdict_name}{kind}{scale}"
     figure.suptitle(title, fontweight="bold", fontsize=11.5, parse_math=False)
     return figure
 

@@ -32,7 +32,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     body = _html.body(
         headline=unfinished(config, results),
         cards=[
-            _html.card(study.noise, study.regime, findings(study, strengths), greek(study.verdict))
+            _html.card(study.noise, study.verdict_name, findings(study, strengths), greek(study.verdict))
             for study in found
         ],
         table=_html.table(HEAD, table(found)),

@@ -35,8 +35,8 @@ def findings(study: Measured, strengths: Mapping[str, Any]) -> list[str]:
         return [_bounded(study, noise, study.bound)]
     kind = ", with a stochastic limit" if study.stochastic else ""
     sentences = [
-        f"{noise} {'are' if are_many(study.noise) else 'is'} {study.regime}{kind}: in theory training drifts "
-        f"on the {speed(study.regime)} scale, {greek(study.time_scale or 'none')} steps."
+        f"{noise} {'are' if are_many(study.noise) else 'is'} {study.verdict_name}{kind}: in theory training "
+        f"drifts on the {speed(study.verdict_name)} scale, {greek(study.time_scale or 'none')} steps."
     ]
     drift = "root-mean-square drift" if study.stochastic else "drift"
     what = f"Steps for a fixed {drift}, {percent(study.drift)} of |w|,"

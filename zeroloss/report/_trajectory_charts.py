@@ -106,8 +106,8 @@ def sentences(config: Mapping[str, Any], noise: str, path: xr.Dataset) -> list[s
 
 def _half_way(path: xr.Dataset) -> list[str]:
     """Between which saves what the noise changes most plainly had gone half of its way."""
-    quantity = "hessian_trace" if path.attrs.get("regime") == "degenerate" else "regularizer"
-    if quantity not in path or path.attrs.get("stochastic") or path.attrs.get("regime") == "trivial":
+    quantity = "hessian_trace" if path.attrs.get("verdict_name") == "degenerate" else "regularizer"
+    if quantity not in path or path.attrs.get("stochastic") or path.attrs.get("verdict_name") == "trivial":
         return []
     _, mean, error = over_replicas(path[quantity])
     change = mean[-1] - mean[0]
@@ -133,13 +133,13 @@ def certainty(path: xr.Dataset) -> str:
 
 
 def _verdict(noise: str, path: xr.Dataset, strengths: Mapping[str, Any]) -> list[str]:
-    if "regime" not in path.attrs:
+    if "verdict_name" not in path.attrs:
         unknown = path.attrs.get("verdict_unknown")
         return [] if unknown is None else [f"There is no verdict on {noise}: {unknown}"]
-    says = kind_in_words(noise, path.attrs["regime"], strengths)
-    if path.attrs["regime"] == "trivial":
+    says = kind_in_words(noise, path.attrs["verdict_name"], strengths)
+    if path.attrs["verdict_name"] == "trivial":
         return [f"{says}: no drift on either time scale."]
-    scale = speed(path.attrs["regime"])
+    scale = speed(path.attrs["verdict_name"])
     unit = greek(FAST if scale == "fast" else SLOW)
     spread = " and spreads over the zero-loss set" if path.attrs.get("stochastic") else ""
     return [f"{says}: training drifts on the {scale} scale, {unit} steps{spread}."]

@@ -41,7 +41,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     cards = [
         _html.card(
             noise,
-            path.attrs.get("regime", ""),
+            path.attrs.get("verdict_name", ""),
             sentences(config, noise, path),
             greek(str(path.attrs.get("verdict", ""))),
         )

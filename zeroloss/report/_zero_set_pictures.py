@@ -151,7 +151,7 @@ def _leaves(params: PyTree) -> list[Any]:
 
 
 def _name(where: Any) -> str:
-    """What `zeroloss.Path.to_xarray` calls a leaf of the parameters."""
+    """What `zeroloss.Trajectory.to_xarray` calls a leaf of the parameters."""
     return "params" + jax.tree_util.keystr(where).replace("/", ".")
 
 
@@ -165,7 +165,7 @@ def _options(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameters(dataset: xr.Dataset, like: PyTree) -> PyTree[np.ndarray]:
-    """The parameters saved in a dataset, as `zeroloss.Path.to_xarray` names them."""
+    """The parameters saved in a dataset, as `zeroloss.Trajectory.to_xarray` names them."""
 
     def saved(where: Any, _: Any) -> np.ndarray:
         values = dataset[_name(where)]

@@ -24,7 +24,7 @@ import xarray as xr
 
 from zeroloss._checkpoint import LOCK, in_use
 from zeroloss._files import PART, replacing, settle, unwritable
-from zeroloss.dynamics import Path as Trajectory
+from zeroloss.dynamics import Trajectory
 from zeroloss.errors import RunError
 from zeroloss.runs._config import check_kinds
 from zeroloss.runs._validation import check_results, check_sizes
@@ -167,7 +167,7 @@ def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
     table = {
         name: ("noise", column([row.get(name) for row in rows.values()])) for name in names if name != "noise"
     }
-    table["verdict"] = ("noise", column([str(each.regime) for each in comparisons.values()]))
+    table["verdict"] = ("noise", column([str(each.verdict) for each in comparisons.values()]))
     root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=object))})
     return xr.DataTree(
         root, children={name: comparison.to_xarray() for name, comparison in comparisons.items()}

@@ -12,8 +12,8 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss._pytrees import flatten
-from zeroloss.dynamics import Path
-from zeroloss.dynamics._trajectory import flat_paths
+from zeroloss.dynamics import Trajectory
+from zeroloss.dynamics._trajectory import flat_trajectories
 from zeroloss.errors import UnsupportedError, ZerolossError
 from zeroloss.problems import Problem
 from zeroloss.runs._folder import column
@@ -37,11 +37,13 @@ _NEWTON_ITERATIONS = 30
 _ON_SET = 1e-8
 
 
-def views(problem: Problem, system: AbstractSystem, paths: Mapping[str, Path]) -> dict[str, xr.Dataset]:
+def views(
+    problem: Problem, system: AbstractSystem, trajectories: Mapping[str, Trajectory]
+) -> dict[str, xr.Dataset]:
     """What else there is to see of one noise, by name.
 
     - `spectrum`: the eigenvalues of the Hessian on the normal space, from the largest, at the start of the
-      first of `paths` and where it ends; up to 2000 residuals, or a loss whose Hessian is a matrix.
+      first of `trajectories` and where it ends; up to 2000 residuals, or a loss whose Hessian is a matrix.
     - `function`: of a regression on a line what the model says along the first path, and where the others
       end, in the mean over at most 64 replicas.
     - `zero_loss_set`: of two or three parameters, points all over the set near the paths, and the paths, at
@@ -49,17 +51,17 @@ def views(problem: Problem, system: AbstractSystem, paths: Mapping[str, Path]) -
 
     Costs two spectra, a few hundred evaluations of the model, or some thousand projections of few parameters.
     """
-    if not paths:
+    if not trajectories:
         return {}
     found = {
-        SPECTRUM: _spectrum(system, next(iter(paths.values()))),
-        FUNCTION: _function(problem, paths),
-        SET: _zero_loss_set(system, paths),
+        SPECTRUM: _spectrum(system, next(iter(trajectories.values()))),
+        FUNCTION: _function(problem, trajectories),
+        SET: _zero_loss_set(system, trajectories),
     }
     return {name: dataset for name, dataset in found.items() if dataset is not None}
 
 
-def _spectrum(system: AbstractSystem, path: Path) -> xr.Dataset | None:
+def _spectrum(system: AbstractSystem, path: Trajectory) -> xr.Dataset | None:
     clean = system.clean_problem()
     if isinstance(clean, LeastSquares) and clean.targets.size > _LARGEST_SPECTRUM:
         return None
@@ -88,13 +90,13 @@ def _eigenvalues(system: AbstractSystem, point: PyTree) -> Float[np.ndarray, " r
     return np.sort(np.asarray(geometry.eigenvalues)[np.asarray(geometry.is_normal)])[::-1]
 
 
-def _first(params: PyTree, path: Path, time: int) -> PyTree[Array]:
+def _first(params: PyTree, path: Trajectory, time: int) -> PyTree[Array]:
     """The parameters at one of the times saved; of the first replica where there are several."""
     batched = path.loss.ndim == 2
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[0, time] if batched else leaf[time]), params)
 
 
-def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
+def _function(problem: Problem, trajectories: Mapping[str, Trajectory]) -> xr.Dataset | None:
     clean = problem.problem
     if (
         not isinstance(clean, LeastSquares)
@@ -110,7 +112,7 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
     line = jnp.linspace(low - beside, high + beside, _ABSCISSAE)
     at = line.reshape(-1, *inputs.shape[1:]).astype(inputs.dtype)
 
-    def mean_of(path: Path, times: np.ndarray) -> np.ndarray:
+    def mean_of(path: Trajectory, times: np.ndarray) -> np.ndarray:
         many = path.loss.ndim == 2
         chosen = jax.tree.map(
             lambda leaf: jnp.asarray(leaf[:_MOST_REPLICAS, times] if many else leaf[None, times]), path.params
@@ -118,10 +120,10 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), chosen)
         return np.asarray(_said(clean.model, at, flat)).reshape(-1, len(times), _ABSCISSAE).mean(axis=0)
 
-    first, *others = paths
-    moments = _moments(len(paths[first].ts))
-    along = mean_of(paths[first], moments)
-    ends = {f"{name}_end": mean_of(paths[name], np.array([-1]))[0] for name in others}
+    first, *others = trajectories
+    moments = _moments(len(trajectories[first].ts))
+    along = mean_of(trajectories[first], moments)
+    ends = {f"{name}_end": mean_of(trajectories[name], np.array([-1]))[0] for name in others}
     ends = {name: values for name, values in ends.items() if np.isfinite(values).any()}
     known = np.isfinite([*along, *ends.values()]).all(axis=0)  # beside the inputs there may be no value
     if not known.any():
@@ -131,8 +133,10 @@ def _function(problem: Problem, paths: Mapping[str, Path]) -> xr.Dataset | None:
         "targets": ("example", np.asarray(clean.targets)),
         first: (("moment", "x"), along[:, known]),
     } | {name: ("x", values[known]) for name, values in ends.items()}
-    units = {"units": paths[first].to_xarray(params=False)["time"].attrs["units"]}
-    return xr.Dataset(data, {"x": np.asarray(line)[known], "at": ("moment", paths[first].ts[moments], units)})
+    units = {"units": trajectories[first].to_xarray(params=False)["time"].attrs["units"]}
+    return xr.Dataset(
+        data, {"x": np.asarray(line)[known], "at": ("moment", trajectories[first].ts[moments], units)}
+    )
 
 
 @eqx.filter_jit
@@ -148,12 +152,14 @@ def _moments(count: int) -> np.ndarray:
     return np.unique(np.round((count - 1) * np.linspace(0, 1, _MOMENTS) ** 2).astype(int))
 
 
-def _zero_loss_set(system: AbstractSystem, paths: Mapping[str, Path]) -> xr.Dataset | None:
-    w, unravel = flatten(_first(next(iter(paths.values())).params, next(iter(paths.values())), 0))
+def _zero_loss_set(system: AbstractSystem, trajectories: Mapping[str, Trajectory]) -> xr.Dataset | None:
+    w, unravel = flatten(
+        _first(next(iter(trajectories.values())).params, next(iter(trajectories.values())), 0)
+    )
     if w.size not in _SEEDS:
         return None
     seen = np.concatenate(
-        [flat_paths(path.params, path.loss.ndim).reshape(-1, w.size) for path in paths.values()]
+        [flat_trajectories(path.params, path.loss.ndim).reshape(-1, w.size) for path in trajectories.values()]
     )
     low, high = seen.min(axis=0), seen.max(axis=0)
     extent, size = float(np.max(high - low)), float(np.max(np.abs(seen)))
@@ -178,8 +184,8 @@ def _zero_loss_set(system: AbstractSystem, paths: Mapping[str, Path]) -> xr.Data
     if not len(points):
         return None
     data: dict[str, Any] = {"point": (("number", "parameter"), points)}
-    for name, path in paths.items():
-        flat = flat_paths(path.params, path.loss.ndim).reshape(-1, len(path.ts), w.size)
+    for name, path in trajectories.items():
+        flat = flat_trajectories(path.params, path.loss.ndim).reshape(-1, len(path.ts), w.size)
         data[name] = ((f"{name}_path", f"{name}_time", "parameter"), flat[:_DRAWN])
         data[f"{name}_end"] = ((f"{name}_replica", "parameter"), flat[:_MOST_ENDS, -1])
     return xr.Dataset(data, {"parameter": column([f"w_{index + 1}" for index in range(w.size)])})

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,8 @@ from zeroloss import problems
 from zeroloss._checkpoint import NOWHERE, Checkpoint, alone_in, digest_of_bytes
 from zeroloss._progress import doing
 from zeroloss.drifts import classify
-from zeroloss.drifts._verdict import Regime
-from zeroloss.dynamics import Path, descend, limit
+from zeroloss.drifts._verdict import Verdict
+from zeroloss.dynamics import Trajectory, descend, limit
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.optimizers import SGD
 from zeroloss.prediction import how_long, predict
@@ -67,7 +67,7 @@ def _never() -> bool:
 
 def start(
     config: Config,
-    folder: FilePath | None = None,
+    folder: Path | None = None,
     *,
     overwrite: bool = False,
     tell: Tell = lambda _: None,
@@ -99,7 +99,7 @@ def start(
 
 
 def resume(
-    folder: FilePath,
+    folder: Path,
     *,
     tell: Tell = lambda _: None,
     progress: bool = False,
@@ -125,7 +125,7 @@ def resume(
         return _logged(config, prepared, folder, tell, progress, every, stop, held)
 
 
-def configuration(folder: FilePath) -> Config | SweepConfig:
+def configuration(folder: Path) -> Config | SweepConfig:
     """The config of the run, or of the sweep, in `folder`.
 
     Raises `RunError` where there is none, and `InputError` where it is wrong.
@@ -186,7 +186,7 @@ def _prepared(config: Config, progress: bool = False) -> _Prepared:
 def _logged(
     config: Config,
     prepared: _Prepared,
-    folder: FilePath,
+    folder: Path,
     tell: Tell,
     progress: bool,
     every: float,
@@ -215,7 +215,7 @@ def _logged(
     return results
 
 
-def _publisher(config: Config, folder: FilePath) -> Callable[[str, Any], None]:
+def _publisher(config: Config, folder: Path) -> Callable[[str, Any], None]:
     """What adds to the results, while they are computed, where the paths have got to."""
     written: dict[str, int] = {}
 
@@ -233,7 +233,7 @@ def _publisher(config: Config, folder: FilePath) -> Callable[[str, Any], None]:
 def _compute(
     config: Config,
     prepared: _Prepared,
-    folder: FilePath | None,
+    folder: Path | None,
     checkpoint: Checkpoint,
     tell: Tell,
     progress: bool,
@@ -265,7 +265,7 @@ def _compute(
                 checkpoint.stop_if_asked()
                 if folder is not None:  # else there will be no page
                     say(f"{name}: what the page shows besides")
-                    seen[name] = views(prepared.problem, system, job.paths(done[name]))
+                    seen[name] = views(prepared.problem, system, job.trajectories(done[name]))
             results = job.gather(done)
             results.attrs[DESCRIPTION] = prepared.problem.description
             for noise in done:
@@ -309,7 +309,7 @@ class _AbstractJob:
 
         return checkpoint.once("verdict", ask)
 
-    def paths(self, result: Any) -> dict[str, Path]:
+    def trajectories(self, result: Any) -> dict[str, Trajectory]:
         """The paths in it that a page shows, by name."""
         return {"path": result}
 
@@ -338,11 +338,11 @@ class _Compare(_AbstractJob):
         )
 
     def words(self, result: Any) -> str:
-        return f"{result.regime}; "
+        return f"{result.verdict}; "
 
     def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         """After how many steps half of what the noise will do is done, as `how_long` says it."""
-        if result.regime.time_scale is None or result.regime.stochastic:
+        if result.verdict.time_scale is None or result.verdict.stochastic:
             return {}
 
         def ask() -> dict[str, Any]:
@@ -360,7 +360,7 @@ class _Compare(_AbstractJob):
 
         return checkpoint.once("half", ask)
 
-    def paths(self, result: Any) -> dict[str, Path]:
+    def trajectories(self, result: Any) -> dict[str, Trajectory]:
         training = result.trainings[0]
         predicted = {} if training.prediction is None else {"prediction": training.prediction.path}
         trained = {} if training.diverged_at is not None else {"training": training.path}
@@ -394,7 +394,7 @@ class _Study(_AbstractJob):
     def words(self, result: Any) -> str:
         return f"{result}\n  "
 
-    def paths(self, result: Any) -> dict[str, Path]:
+    def trajectories(self, result: Any) -> dict[str, Trajectory]:
         return {}
 
 
@@ -442,25 +442,25 @@ class _Limit(_AbstractJob):
     announcement = "limit"
 
     def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
-        self._regime = regime = classify(system, self.prepared.point)
-        stochastic = dict(key=key, replicas=self.config.replicas) if regime.stochastic else {}
+        self._verdict = verdict = classify(system, self.prepared.point)
+        stochastic = dict(key=key, replicas=self.config.replicas) if verdict.stochastic else {}
         return limit(
             system,
             self.prepared.point,
             self.config.horizon,
             saves=self.config.saves,
-            regime=regime,
+            verdict=verdict,
             checkpoint=checkpoint,
             **stochastic,
             **self._watching,
         )
 
     def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-        return _facts_of(self._regime)
+        return _facts_of(self._verdict)
 
 
-def _facts_of(regime: Regime) -> dict[str, Any]:
-    return {"verdict": str(regime), "regime": regime.name, "stochastic": int(regime.stochastic)}
+def _facts_of(verdict: Verdict) -> dict[str, Any]:
+    return {"verdict": str(verdict), "verdict_name": verdict.name, "stochastic": int(verdict.stochastic)}
 
 
 _JOBS: dict[type, type[_AbstractJob]] = {

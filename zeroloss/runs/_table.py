@@ -7,7 +7,7 @@ import xarray as xr
 
 from zeroloss.runs._folder import noises_of
 
-_FACTS = ("regime", "stochastic", "verdict")
+_FACTS = ("verdict_name", "stochastic", "verdict")
 _LEFT_OUT = ("hessian_trace_error", "distance_error")
 _FIRST = ("regularizer", "hessian_trace", "test_error")
 _LAST = ("distance", "loss", "noisy_loss")

@@ -22,7 +22,7 @@ _FAR = 1e100  # beyond any time
 _LARGEST = 2**63
 _PARAMETERS, _UNCERTAINTY = "params", "uncertainty_"
 
-_WORDS = ("noise", "regime", "time_scale", "verdict", "no_prediction", "distance_of")
+_WORDS = ("noise", "verdict_name", "time_scale", "verdict", "no_prediction", "distance_of")
 _NUMBERS = ("diverged_at", "distance", "distance_error", "replicas", "ratio", "step_size_relative")
 _MEASURED = (
     "_start",
@@ -42,7 +42,7 @@ _UNCERTAIN = ("integration", "sampling", "model", "spread")
 _RUNG = ("step_size", "sigma", "step_size_relative", "replicas", "steps", "steps_error", "theory")
 _GIVEN = ("step_size", "sigma", "step_size_relative", "replicas", "theory")
 _BOUND = ("distance", "largest", "steps", "step_size", "replicas")
-_STUDY_WORDS = ("noise", "verdict", "regime", "time_scale")
+_STUDY_WORDS = ("noise", "verdict", "verdict_name", "time_scale")
 _STUDY_NUMBERS = ("stochastic", "drift", "seconds", "step_size_", "sigma_", "bound_")
 
 _PATHS = ("limit", "prediction", "training", "path")
@@ -161,7 +161,15 @@ def _array(path: Path) -> zarr.Array | None:
 
 
 def _check_table(table: xr.Dataset) -> None:
-    for name in ("regime", "time_scale", "step_size", "sigma", "steps", "replicas", "hessian_trace_limit"):
+    for name in (
+        "verdict_name",
+        "time_scale",
+        "step_size",
+        "sigma",
+        "steps",
+        "replicas",
+        "hessian_trace_limit",
+    ):
         _require(name in table.variables, f"the table lacks {name!r}")
     for name, column in ((str(name), column) for name, column in table.variables.items()):
         _require(column.dims == ("noise",), f"{name!r} in the table does not go along the noises")
@@ -174,7 +182,7 @@ def _check_table(table: xr.Dataset) -> None:
     for index, noise in enumerate(table["noise"].values.tolist()):
         row = {str(name): column.values[index] for name, column in table.variables.items()}
         scale = _scale(row["time_scale"])
-        _require(isinstance(row["regime"], str) and row["regime"], f"{noise!r} has no regime")
+        _require(isinstance(row["verdict_name"], str) and row["verdict_name"], f"{noise!r} has no verdict")
         counted = all(0 <= row[name] < _FAR for name in ("steps", "replicas"))
         _require(counted, f"{noise!r} has no steps or runs")
         diverged = row.get("diverged_at", np.nan)
@@ -208,8 +216,8 @@ def _check_comparison(group: xr.DataTree, table: xr.Dataset) -> None:
 def _check_followed(group: xr.DataTree, _: xr.Dataset) -> None:
     """One path, and the verdict on its noise where there is one."""
     _check_path(group)
-    regime = group.attrs.get("regime", "trivial")
-    _require(regime in ("non-degenerate", "degenerate", "trivial"), f"{group.path!r} is {regime!r}")
+    verdict = group.attrs.get("verdict_name", "trivial")
+    _require(verdict in ("non-degenerate", "degenerate", "trivial"), f"{group.path!r} is {verdict!r}")
 
 
 def _check_path(node: xr.DataTree, needed: Iterable[str] = ()) -> None:

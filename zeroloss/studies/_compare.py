@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
-from zeroloss.drifts._verdict import Regime, TimeScale, classify, slow_time, steps_for
+from zeroloss.drifts._verdict import TimeScale, Verdict, classify, slow_time, steps_for
 from zeroloss.dynamics._descend import descend
 from zeroloss.dynamics._limit import limit
-from zeroloss.dynamics._trajectory import Observables, Path, flat_paths
+from zeroloss.dynamics._trajectory import Observables, Trajectory, flat_trajectories
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.optimizers import SGD
 from zeroloss.prediction._predict import predict
@@ -37,7 +37,7 @@ class Prediction(eqx.Module):
     - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling.
     """
 
-    path: Path
+    path: Trajectory
     distance: Float[np.ndarray, " time"]
     seconds: float
     compiling: float = 0.0
@@ -59,7 +59,7 @@ class Training(eqx.Module):
     """
 
     step_size: float
-    path: Path
+    path: Trajectory
     distance: Float[np.ndarray, " time"]
     distance_error: Float[np.ndarray, " time"]
     seconds: float
@@ -72,8 +72,8 @@ class Training(eqx.Module):
 class Comparison(eqx.Module):
     """A limit and trainings towards it. `print` it, take `rows()`, or `to_xarray()`.
 
-    - `noise`: the noise in words, `sigma` its scale (of a sum that of the first noise that has one), `regime`
-      the verdict.
+    - `noise`: the noise in words, `sigma` its scale (of a sum that of the first noise that has one).
+    - `verdict`: on which time scale the noise acts.
     - `largest_eigenvalue`: lambda_max of the Hessian at the start; training is stable below 2 / it.
     - `limit`: in slow time; `limit_seconds` with compilation, `limit_compiling` of them.
     - `trainings`: one per step size.
@@ -81,9 +81,9 @@ class Comparison(eqx.Module):
 
     noise: str
     sigma: float
-    regime: Regime
+    verdict: Verdict
     largest_eigenvalue: float
-    limit: Path
+    limit: Trajectory
     limit_seconds: float
     trainings: tuple[Training, ...]
     limit_compiling: float = 0.0
@@ -91,7 +91,7 @@ class Comparison(eqx.Module):
     @property
     def distance_of(self) -> str:
         """What distances are relative to: the "way" of the limit, or "|w|" where it has none."""
-        return "|w|" if self.regime.time_scale is None else _way(self.limit)[0]
+        return "|w|" if self.verdict.time_scale is None else _way(self.limit)[0]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per training: what was run, what came out, how far limit and prediction are from it.
@@ -118,20 +118,20 @@ class Comparison(eqx.Module):
                 dataset["distance"] = ("time", np.append(training.prediction.distance, rest))
                 nodes[f"prediction_{index}"] = dataset
         tree = xr.DataTree.from_dict(nodes)
-        tree.attrs.update(noise=self.noise, sigma=self.sigma, verdict=str(self.regime))
+        tree.attrs.update(noise=self.noise, sigma=self.sigma, verdict=str(self.verdict))
         return tree
 
-    def _in_slow_time(self, path: Path, training: Training) -> xr.Dataset:
+    def _in_slow_time(self, path: Trajectory, training: Training) -> xr.Dataset:
         dataset = path.to_xarray()
-        if self.regime.time_scale is not None:
-            slow = slow_time(path.ts, self.regime.time_scale, training.step_size, self.sigma)
-            unit = f"slow time, {self.regime.time_scale} steps"
+        if self.verdict.time_scale is not None:
+            slow = slow_time(path.ts, self.verdict.time_scale, training.step_size, self.sigma)
+            unit = f"slow time, {self.verdict.time_scale} steps"
             dataset = dataset.assign_coords(slow_time=("time", slow, {"units": unit}))
         dataset.attrs["step_size"] = training.step_size
         return dataset
 
     def __str__(self) -> str:
-        lines = [f"{self.noise}: {self.regime}"]
+        lines = [f"{self.noise}: {self.verdict}"]
         for row in self.rows():
             lines.append(
                 f"  step size {row['step_size']:.4g} ({row['step_size_relative']:.2g} / lambda_max), "
@@ -155,8 +155,8 @@ class Comparison(eqx.Module):
         row: dict[str, Any] = {
             "noise": self.noise,
             "sigma": self.sigma,
-            "regime": self.regime.name,
-            "time_scale": self.regime.time_scale,
+            "verdict_name": self.verdict.name,
+            "time_scale": self.verdict.time_scale,
             "step_size": training.step_size,
             "step_size_relative": training.step_size * self.largest_eigenvalue,
             "steps": int(training.path.ts[-1]),
@@ -244,18 +244,18 @@ def compare(
     for step_size in step_sizes:
         SGD(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
-    regime = classify(system, point)
-    if regime.time_scale is None:
+    verdict = classify(system, point)
+    if verdict.time_scale is None:
         shared = _save_steps(min(steps, _TRIVIAL_STEPS), saves)
         ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
     else:
-        ts, save_steps = _times(regime.time_scale, step_sizes, sigma, steps, t1, saves)
+        ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, steps, t1, saves)
     limit_key, training_key = jax.random.split(key)
-    ensemble = dict(key=limit_key, replicas=limit_replicas) if regime.stochastic else {}
+    ensemble = dict(key=limit_key, replicas=limit_replicas) if verdict.stochastic else {}
     shown: dict[str, Any] = dict(observables=observables, progress=progress)
     with checkpoint.open():
         clock, stage = _Clock(), checkpoint / "limit"
-        followed = limit(system, point, ts=ts, regime=regime, checkpoint=stage, **shown, **ensemble)
+        followed = limit(system, point, ts=ts, verdict=verdict, checkpoint=stage, **shown, **ensemble)
         limit_seconds, limit_compiling = clock.read(stage)
         trainings = tuple(
             _with_prediction(
@@ -264,7 +264,7 @@ def compare(
                     dict(checkpoint=checkpoint / f"training_{index}", **shown),
                 ),
                 *_predicted(
-                    system, point, regime, step_size, at, limit_replicas,
+                    system, point, verdict, step_size, at, limit_replicas,
                     dict(checkpoint=checkpoint / f"prediction_{index}", **shown),
                 ),
                 followed,
@@ -274,7 +274,7 @@ def compare(
             )
         )  # fmt: skip
     return Comparison(
-        system.describe(), sigma, regime, largest, followed, limit_seconds, trainings, limit_compiling
+        system.describe(), sigma, verdict, largest, followed, limit_seconds, trainings, limit_compiling
     )
 
 
@@ -331,7 +331,7 @@ def _save_steps(steps: int, saves: int) -> np.ndarray:
 def _train(
     system: AbstractSystem,
     start: PyTree,
-    followed: Path,
+    followed: Trajectory,
     step_size: float,
     save_steps: np.ndarray,
     key: Key[Array, ""],
@@ -362,14 +362,14 @@ def _train(
 def _predicted(
     system: AbstractSystem,
     start: PyTree,
-    regime: Regime,
+    verdict: Verdict,
     step_size: float,
     save_steps: np.ndarray,
     replicas: int,
     others: dict[str, Any],
-) -> tuple[Path | None, str, tuple[float, float]]:
+) -> tuple[Trajectory | None, str, tuple[float, float]]:
     """The prediction, or why there is none, and the seconds it took, with those of compiling."""
-    if regime.time_scale is None:
+    if verdict.time_scale is None:
         return None, "a trivial noise does nothing that could be predicted.", (0.0, 0.0)
     clock = _Clock()
     path, reason = None, ""
@@ -380,7 +380,7 @@ def _predicted(
             step_size,
             int(save_steps[-1]),
             save_steps=save_steps,
-            replicas=replicas if regime.stochastic else None,
+            replicas=replicas if verdict.stochastic else None,
             **others,
         )
     except RunError:  # of the checkpoint
@@ -391,7 +391,11 @@ def _predicted(
 
 
 def _with_prediction(
-    training: Training, path: Path | None, reason: str, seconds: tuple[float, float], followed: Path
+    training: Training,
+    path: Trajectory | None,
+    reason: str,
+    seconds: tuple[float, float],
+    followed: Trajectory,
 ) -> Training:
     prediction = None
     if path is not None:
@@ -400,29 +404,29 @@ def _with_prediction(
     return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
 
 
-def _distance(training: Path, followed: Path) -> tuple[np.ndarray, np.ndarray]:
+def _distance(training: Trajectory, followed: Trajectory) -> tuple[np.ndarray, np.ndarray]:
     """Distance of the ensemble's mean from the limit, and the ensemble's share in it, at each time."""
     ensemble, paths, unit = _runs(training), _runs(followed), _way(followed)[1]
     variance = _variance_of_mean(ensemble) + _variance_of_mean(paths)[: ensemble.shape[1]]
     return _distance_between(training, followed, unit), np.sqrt(variance) / unit
 
 
-def _distance_between(training: Path, other: Path, unit: float) -> np.ndarray:
+def _distance_between(training: Trajectory, other: Trajectory, unit: float) -> np.ndarray:
     """Between the means over replicas, at the times that the training reached."""
     mean = _runs(training).mean(axis=0)
     return np.linalg.norm(mean - _runs(other).mean(axis=0)[: len(mean)], axis=-1) / unit
 
 
-def _way(followed: Path) -> tuple[str, float]:
+def _way(followed: Trajectory) -> tuple[str, float]:
     """The root mean square of what the paths of the limit travel; |w| where that is no more than rounding."""
     paths, size = _runs(followed), float(np.linalg.norm(_runs(followed)[0, 0]))
     travelled = float(np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1))))
     return ("way", travelled) if travelled > _STILL * size else ("|w|", size)
 
 
-def _runs(path: Path) -> np.ndarray:
+def _runs(path: Trajectory) -> np.ndarray:
     """Parameters, `[replica, time, parameters]`, one replica where there are none."""
-    flat = flat_paths(path.params, path.loss.ndim)
+    flat = flat_trajectories(path.params, path.loss.ndim)
     return flat if flat.ndim == 3 else flat[None]
 
 

@@ -13,10 +13,10 @@ from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift
 from zeroloss.drifts._expansion import AbstractExpansion, expand
-from zeroloss.drifts._verdict import FAST, Regime, TimeScale, steps_for
+from zeroloss.drifts._verdict import FAST, TimeScale, Verdict, steps_for
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.dynamics._limit import limit
-from zeroloss.dynamics._trajectory import flat_paths
+from zeroloss.dynamics._trajectory import flat_trajectories
 from zeroloss.errors import InputError, IntegrationError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import jackknife
@@ -58,37 +58,37 @@ class Target(NamedTuple):
 def target_of(
     system: AbstractSystem,
     point: PyTree,
-    regime: Regime,
+    verdict: Verdict,
     drift: float,
     key: Key[Array, ""],
     checkpoint: Checkpoint = NOWHERE,
 ) -> Target:
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
-    assert regime.time_scale is not None
+    assert verdict.time_scale is not None
     manifold, w = locate(system, point)
-    geometry, speed, variance = _motion(expand(system, manifold), w, regime.time_scale == FAST)
+    geometry, speed, variance = _motion(expand(system, manifold), w, verdict.time_scale == FAST)
     reach = drift * float(length(w))
-    if regime.stochastic:
+    if verdict.stochastic:
         t1 = reach**2 / float(variance)
         replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
         path = limit(
-            system, point, ts=[t1], regime=regime, key=key, replicas=replicas, dt=t1 / 64,
+            system, point, ts=[t1], verdict=verdict, key=key, replicas=replicas, dt=t1 / 64,
             checkpoint=checkpoint,
         )  # fmt: skip
-        moved = flat_paths(path.params, 2)[:, 0] - np.asarray(w)
+        moved = flat_trajectories(path.params, 2)[:, 0] - np.asarray(w)
         squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
             start=w,
             geometry=geometry,
             t1=t1,
-            time_scale=regime.time_scale,
+            time_scale=verdict.time_scale,
             stochastic=True,
             displacement=np.zeros(0),
             size=float(squares.mean()),
             size_error=float(squares.std(ddof=1) / np.sqrt(replicas)),
             share=TO - FROM,
         )
-    if float(speed) * float(length(w)) <= 1e-10 * max(regime.first, regime.second):
+    if float(speed) * float(length(w)) <= 1e-10 * max(verdict.first, verdict.second):
         raise InputError(
             "the limit does not move from this start: it is a stationary point of the drift, though the "
             "noise is not trivial elsewhere on the set. Start somewhere else."
@@ -96,16 +96,16 @@ def target_of(
     t1 = reach / float(speed)
     for _ in range(20):
         try:
-            path = limit(system, point, ts=np.linspace(0, t1, 33), regime=regime)
+            path = limit(system, point, ts=np.linspace(0, t1, 33), verdict=verdict)
             break
         except IntegrationError:
             t1 /= 2
     else:
         raise InputError(f"the limit cannot be followed from this start even to t = {t1:.3g}.")
-    moved = flat_paths(path.params, 1) - np.asarray(w)
+    moved = flat_trajectories(path.params, 1) - np.asarray(w)
     size = float(np.linalg.norm(moved[-1]))
     share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
-    return Target(w, geometry, t1, regime.time_scale, False, moved[-1], size, 0.0, share)
+    return Target(w, geometry, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
 
 
 @eqx.filter_jit

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
-from zeroloss.drifts._verdict import Regime, classify, power_of_step_size
+from zeroloss.drifts._verdict import Verdict, classify, power_of_step_size
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.errors import InputError
 from zeroloss.optimizers import SGD
@@ -51,7 +51,7 @@ class Bound(eqx.Module):
 class Study(eqx.Module):
     """What a ladder of step sizes, and one of sigmas, measured. `print` it, take `rows()`, or `to_xarray()`.
 
-    - `noise`, `regime`: the noise in words, and the verdict.
+    - `noise`, `verdict`: the noise in words, and the verdict.
     - `drift`: how far the limit goes, relative to |w|, in the slow time `t1`.
     - `by_step_size`, `by_sigma`: the rungs of the two ladders, from the coarsest.
     - `step_size_exponent`: p in steps ~ alpha^-p for a fixed drift, in theory 1 or 2;
@@ -64,7 +64,7 @@ class Study(eqx.Module):
     """
 
     noise: str
-    regime: Regime
+    verdict: Verdict
     largest_eigenvalue: float
     seconds: float
     drift: float = 0.0
@@ -95,10 +95,10 @@ class Study(eqx.Module):
         ladders = np.array([row["ladder"] for row in rows], dtype=object)
         attributes: dict[str, Any] = {
             "noise": self.noise,
-            "verdict": str(self.regime),
-            "regime": self.regime.name,
-            "time_scale": self.regime.time_scale or "none",
-            "stochastic": int(self.regime.stochastic),
+            "verdict": str(self.verdict),
+            "verdict_name": self.verdict.name,
+            "time_scale": self.verdict.time_scale or "none",
+            "stochastic": int(self.verdict.stochastic),
             "drift": self.drift,
             "t1": self.t1,
             "choices": list(self.choices),
@@ -122,7 +122,7 @@ class Study(eqx.Module):
         return xr.Dataset(data, {"ladder": ("rung", ladders)}, attributes)
 
     def __str__(self) -> str:
-        lines = [f"{self.noise}: {self.regime}"]
+        lines = [f"{self.noise}: {self.verdict}"]
         if self.bound is not None:
             return "\n".join([*lines, f"  {self.bound}"])
         for label, found in (
@@ -193,15 +193,15 @@ def _study(
 ) -> Study:
     began = perf_counter()
     point = project(system, params)
-    regime = classify(system, point)
+    verdict = classify(system, point)
     largest = largest_eigenvalue(system, point)
-    common: dict[str, Any] = dict(noise=system.describe(), regime=regime, largest_eigenvalue=largest)
+    common: dict[str, Any] = dict(noise=system.describe(), verdict=verdict, largest_eigenvalue=largest)
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
-    if regime.time_scale is None:
+    if verdict.time_scale is None:
         bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress, checkpoint)
         seconds = checkpoint.once("seconds", lambda: perf_counter() - began)
         return Study(**common, bound=bound, seconds=seconds)
-    target = target_of(system, point, regime, drift, limit_key, checkpoint / "limit")
+    target = target_of(system, point, verdict, drift, limit_key, checkpoint / "limit")
     prepared = checkpoint.once("preparation", lambda: perf_counter() - began)
     plan = Plan(system, point, target, largest, 60 * budget - prepared, progress, checkpoint)
     plan.pilot(pilot_key)
@@ -209,7 +209,7 @@ def _study(
     by_sigma = plan.ladder("sigmas", keys[1])
     return Study(
         **common,
-        drift=float(target.size**0.5 if regime.stochastic else target.size) / float(length(target.start)),
+        drift=float(target.size**0.5 if verdict.stochastic else target.size) / float(length(target.start)),
         t1=target.t1,
         by_step_size=by_step_size,
         by_sigma=by_sigma,
@@ -218,7 +218,7 @@ def _study(
             [rung.step_size * largest for rung in by_step_size],
             [rung.step_size * largest for rung in by_step_size],
             PRIOR["step sizes"],
-            float(power_of_step_size(regime.time_scale)),
+            float(power_of_step_size(verdict.time_scale)),
         ),
         sigma_exponent=_exponent(
             by_sigma,
