@@ -241,7 +241,7 @@ def test_the_version():
 
 def test_json_for_machines():
     rows = json.loads(run("classify", "hyperbola", "--noise", "label", "--json"))
-    assert rows[0]["verdict_name"] == "degenerate"
+    assert rows[0]["verdict"] == "degenerate"
     rows = json.loads(run("limit", "hyperbola", "--noise", "label", "--horizon", "0.1", "--json"))
     assert rows[0]["unit"].startswith("slow time") and rows[0]["hessian_trace_end"] < 4.25
     found = json.loads(run("how-long", "hyperbola", "--noise", "weight:0.05", "--step-size", "0.1", "--json"))
