@@ -93,7 +93,12 @@ def measure(case, named, point, largest):
     """Train an ensemble and compare its mean with the limit and with what section 5 expects."""
     system, step_size = named.problem.with_noise(case.noise), case.fraction / largest
     comparison = zl.compare(
-        system, point, [step_size], key=jax.random.key(1), t1=case.t1, replicas=case.replicas, saves=2
+        system,
+        point,
+        [step_size],
+        key=jax.random.key(1),
+        t1=zl.Saves(case.t1, count=2),
+        replicas=case.replicas,
     )
     training = comparison.trainings[0]
     first, limit = (

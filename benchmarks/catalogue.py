@@ -154,14 +154,14 @@ def simulate(name: str, replicas: int | None = None):
     if verdict.stochastic:
         factor = np.asarray(drift.diffusion.as_matrix())  # pyright: ignore
         t1 = reach**2 / np.sum(factor**2)
-        path = zl.limit(system, point, ts=[t1], key=jax.random.key(1), replicas=4096, dt=t1 / 20)
+        path = zl.limit(system, point, zl.Saves(at=[t1]), key=jax.random.key(1), replicas=4096, dt=t1 / 20)
         tangent = _tangent(system, point)
         squares = np.sum(((flat(path.params, 2)[:, 0] - w) @ tangent) ** 2, axis=1)
         size, size_error = squares.mean(), squares.std() / 64 / squares.mean()
     else:
         rate = flat(drift.first if power == 1 else drift.second, 0)
         t1 = reach / np.linalg.norm(rate)
-        end = flat(zl.limit(system, point, ts=[t1]).params, 1)[0] - w
+        end = flat(zl.limit(system, point, zl.Saves(at=[t1])).params, 1)[0] - w
         size, size_error = end @ end, 0.0
     largest = largest_eigenvalue(system, point)
     means, errors = [], []
@@ -172,7 +172,7 @@ def simulate(name: str, replicas: int | None = None):
         steps = round(t1 / ((relative / largest) ** power * sigma**2))
         alpha = (t1 / (steps * sigma**2)) ** (1 / power)  # so that the time is met exactly
         trained = zl.descend(
-            system, point, alpha, steps, key=jax.random.key(index), replicas=replicas, save_steps=[steps]
+            system, point, alpha, zl.Saves(steps, at=[steps]), key=jax.random.key(index), replicas=replicas
         )
         moved = flat(trained.params, 2)[:, -1] - w
         made = np.sum((moved @ tangent) ** 2, axis=1) if verdict.stochastic else moved @ end

@@ -91,7 +91,7 @@ def main() -> None:
                 system = problem.problem.with_noise(noisy.noise)
                 step_size, steps = relative / largest, round(noisy.steps * STEP_SIZES[0] / relative)
                 try:
-                    path = zl.predict(system, start, step_size, steps, saves=9)
+                    path = zl.predict(system, start, step_size, zl.Saves(steps, count=9))
                 except ZerolossError as refusal:
                     print(f"{name:52} refused: {refusal}", flush=True)
                     continue
@@ -99,10 +99,9 @@ def main() -> None:
                     system,
                     start,
                     step_size,
-                    steps,
+                    zl.Saves(steps, at=[steps]),
                     key=jax.random.key(7),
                     replicas=arguments.replicas,
-                    save_steps=[steps],
                 )
                 runs = flat_trajectories(trained.params, 2)[:, -1]
                 mean = runs.mean(axis=0)

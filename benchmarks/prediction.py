@@ -170,12 +170,10 @@ def against_training(case: Case, setting: Setting, sizes: Any, end: np.ndarray) 
     trained = zl.descend(
         setting.system,
         setting.start,
-        sizes,
-        case.steps,
+        zl.SGD(sizes, **case.options),
+        zl.Saves(at=[case.steps]),
         key=jax.random.key(7),
         replicas=case.replicas,
-        save_steps=[case.steps],
-        **case.options,
     )
     runs = flat_trajectories(trained.params, 2)[:, -1]
     start, mean = flat_trajectories(setting.start, 0), runs.mean(axis=0)
@@ -205,7 +203,9 @@ def predicted(case: Case, setting: Setting, sizes: Any) -> tuple[Any, float, flo
     seconds, path = [], None
     for _ in range(2):
         began = time.perf_counter()
-        path = zl.predict(setting.system, setting.start, sizes, case.steps, saves=SAVES, **case.options)
+        path = zl.predict(
+            setting.system, setting.start, zl.SGD(sizes, **case.options), zl.Saves(case.steps, count=SAVES)
+        )
         seconds.append(time.perf_counter() - began)
     return path, seconds[0], seconds[1]
 
@@ -221,7 +221,7 @@ def end_of_limit(case: Case, setting: Setting) -> np.ndarray | None:
             return None
         sigma = system.noise_law(point).sigma
         t1 = float(slow_time(case.steps, verdict.time_scale, step_size, sigma))
-        return flat_trajectories(zl.limit(system, point, ts=[t1], verdict=verdict).params, 1)[-1]
+        return flat_trajectories(zl.limit(system, point, zl.Saves(at=[t1])).params, 1)[-1]
     except ZerolossError:
         return None
 

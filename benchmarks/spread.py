@@ -34,12 +34,12 @@ def main() -> None:
         if case.name not in NAMES:
             continue
         setting = prepare(case)
-        arguments = (setting.system, setting.start, setting.step_size, case.steps)
-        given = dict(save_steps=[case.steps], observables=observables, replicas=replicas)
+        arguments = (setting.system, setting.start, setting.step_size, saves)
+        saves = zl.Saves(at=[case.steps], observables=observables)
         began = time.perf_counter()
-        predicted = zl.predict(*arguments, **given)
+        predicted = zl.predict(*arguments, replicas=replicas)
         between = time.perf_counter()
-        trained = zl.descend(*arguments, key=jax.random.key(7), **given)
+        trained = zl.descend(*arguments, key=jax.random.key(7), replicas=replicas)
         seconds = f"{between - began:.0f} s against {time.perf_counter() - between:.0f} s"
         for name, values in predicted.measured().items():
             ours, theirs = values[:, -1], trained.measured().get(name)

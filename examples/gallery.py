@@ -53,9 +53,7 @@ def follow(name: str) -> xr.DataTree:
         # Everything happens early where the drift decays, so the times are ever further apart.
         times = np.linspace(0, t1, SAVES) if stochastic else t1 * np.linspace(0, 1, SAVES) ** 3
         try:
-            path = zl.limit(
-                system, point, ts=times, verdict=verdict, observables=problem.observables, **stochastic
-            )
+            path = zl.limit(system, point, zl.Saves(at=times, observables=problem.observables), **stochastic)
         except IntegrationError as error:
             print(f"  {noise}: {error}")
             path = error.path

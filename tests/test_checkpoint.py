@@ -37,30 +37,34 @@ class Counting(Checkpoint):
     def __truediv__(self, name):
         return Counting(self._folder / name, self.dies_after, self.count, _root=self._root)
 
-    def keep(self, state, recorder=None, *, last=False):
-        super().keep(state, recorder, last=last)
+    def keep(self, state, items, *others, last=False):
+        super().keep(state, items, *others, last=last)
         self.count[0] += 1
         if self.count[0] == self.dies_after:
             raise Killed
 
 
 def descend(checkpoint, **others):
-    return zl.descend(LABEL, POINT, 0.05, 2000, key=KEY, replicas=3, saves=7, checkpoint=checkpoint, **others)
+    return zl.descend(
+        LABEL, POINT, 0.05, zl.Saves(2000, count=7), key=KEY, replicas=3, checkpoint=checkpoint, **others
+    )
 
 
 VERBS = {
     "descend": descend,
     "descend with momentum": lambda c: zl.descend(
-        LABEL, POINT, 0.05, 500, key=KEY, momentum=0.9, saves=5, checkpoint=c
+        LABEL, POINT, zl.SGD(0.05, momentum=0.9), zl.Saves(500, count=5), key=KEY, checkpoint=c
     ),
-    "limit": lambda c: zl.limit(WEIGHT, POINT, 0.5, saves=9, checkpoint=c),
-    "stochastic limit": lambda c: zl.limit(LANGEVIN, POINT, 0.2, key=KEY, replicas=4, saves=6, checkpoint=c),
-    "predict": lambda c: zl.predict(WEIGHT, HYPERBOLA.start, 0.1, 400, saves=6, checkpoint=c),
+    "limit": lambda c: zl.limit(WEIGHT, POINT, zl.Saves(0.5, count=9), checkpoint=c),
+    "stochastic limit": lambda c: zl.limit(
+        LANGEVIN, POINT, zl.Saves(0.2, count=6), key=KEY, replicas=4, checkpoint=c
+    ),
+    "predict": lambda c: zl.predict(WEIGHT, HYPERBOLA.start, 0.1, zl.Saves(400, count=6), checkpoint=c),
     "predict replicas": lambda c: zl.predict(
-        LANGEVIN, POINT, 0.1, 400, saves=4, key=KEY, replicas=6, checkpoint=c
+        LANGEVIN, POINT, 0.1, zl.Saves(400, count=4), key=KEY, replicas=6, checkpoint=c
     ),
     "compare": lambda c: zl.compare(
-        LABEL, POINT, [0.1], key=KEY, steps=200, replicas=3, saves=5, checkpoint=c
+        LABEL, POINT, [0.1], key=KEY, steps=zl.Saves(200, count=5), replicas=3, checkpoint=c
     ),
 }
 
@@ -127,7 +131,7 @@ def test_divergence_is_the_same_after_a_crash(tmp_path):
     def diverge(checkpoint):
         system = HYPERBOLA.problem.with_noise(zl.LabelNoise(20.0))
         with pytest.raises(zl.errors.DivergenceError) as error:
-            zl.descend(system, POINT, 0.4, 5000, key=KEY, saves=500, checkpoint=checkpoint)
+            zl.descend(system, POINT, 0.4, zl.Saves(5000, count=500), key=KEY, checkpoint=checkpoint)
         return error.value
 
     expected = diverge(zl._checkpoint.NOWHERE)
@@ -142,7 +146,7 @@ def test_other_types_than_float64(tmp_path):
     start = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), POINT)
 
     def train(checkpoint):
-        return zl.descend(LABEL, start, 0.01, 100, key=KEY, saves=5, checkpoint=checkpoint)
+        return zl.descend(LABEL, start, 0.01, zl.Saves(100, count=5), key=KEY, checkpoint=checkpoint)
 
     with pytest.raises(Killed):
         train(Counting(tmp_path, 3))
@@ -156,7 +160,7 @@ def test_other_types_than_float64(tmp_path):
     [
         (dict(key=jax.random.key(4)), "keys"),
         (dict(step_size=0.06), "step_sizes"),
-        (dict(steps=2001), "steps 2000 (here 2001)"),
+        (dict(steps=zl.Saves(2001, count=7)), "steps 2000 (here 2001)"),
         (dict(replicas=4), "replicas 3 (here 4)"),
         (dict(system=HYPERBOLA.problem.with_noise(zl.LabelNoise(0.31))), "system"),
         (dict(params=POINT * 1.1), "start"),
@@ -164,7 +168,9 @@ def test_other_types_than_float64(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_checkpoint_of_another_call_is_refused(tmp_path, change, named):
-    arguments = dict(system=LABEL, params=POINT, step_size=0.05, steps=2000, key=KEY, replicas=3, saves=7)
+    arguments = dict(
+        system=LABEL, params=POINT, step_size=0.05, steps=zl.Saves(2000, count=7), key=KEY, replicas=3
+    )
     zl.descend(**arguments, checkpoint=Counting(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
     with pytest.raises(RunError, match="belongs to another computation") as error:

@@ -157,12 +157,12 @@ def test_training_with_batch_normalization_makes_the_drift():
     point = normalized_point(system)
     w, drift = flat(point), flat(zl.drift(system, point).second)
     t1 = 0.05 * np.linalg.norm(w) / np.linalg.norm(drift)
-    end = flat(zl.limit(system, point, ts=[t1]).final) - w
+    end = flat(zl.limit(system, point, zl.Saves(at=[t1])).final) - w
     means, errors = [], []
     for relative in (0.2, 0.1):
         steps = round(t1 / (relative / float(largest_eigenvalue(system, point)) * 0.2) ** 2)
         trained = zl.descend(
-            system, point, (t1 / steps) ** 0.5 / 0.2, steps, key=KEY, replicas=256, save_steps=[steps]
+            system, point, (t1 / steps) ** 0.5 / 0.2, zl.Saves(steps, at=[steps]), key=KEY, replicas=256
         )
         leaves = [leaf[:, -1].reshape(256, -1) for leaf in jax.tree.leaves(trained.params)]
         progress = (np.concatenate(leaves, axis=1) - w) @ end / (end @ end)

@@ -2,8 +2,9 @@
 
 from zeroloss import errors, problems
 from zeroloss._checkpoint import Checkpoint
+from zeroloss._progress import show_progress
 from zeroloss.drifts import Drift, Verdict, classify, drift, regularizer
-from zeroloss.dynamics import Trajectory, Uncertainty, descend, limit
+from zeroloss.dynamics import Saves, Trajectory, Uncertainty, descend, limit
 from zeroloss.noise import (
     AntiCorrelated,
     Correlated,
@@ -26,7 +27,7 @@ from zeroloss.noise import (
     site,
 )
 from zeroloss.optimizers import SGD
-from zeroloss.prediction import HowLong, how_long, predict
+from zeroloss.prediction import HowLong, Tolerance, how_long, predict
 from zeroloss.runs import Run, open_run
 from zeroloss.studies import Comparison, Study, Training, compare, study
 from zeroloss.systems import LeastSquares, Loss, System
@@ -58,8 +59,10 @@ __all__ = [
     "Rademacher",
     "Run",
     "SampledLabels",
+    "Saves",
     "Study",
     "System",
+    "Tolerance",
     "Training",
     "Trajectory",
     "TwoPoint",
@@ -79,6 +82,7 @@ __all__ = [
     "problems",
     "project",
     "regularizer",
+    "show_progress",
     "site",
     "study",
 ]

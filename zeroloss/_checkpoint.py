@@ -88,11 +88,11 @@ class Checkpoint:
         """Keep other processes out, and take signals as requests to save and stop."""
         return self._root.open()
 
-    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
-        """The state to begin from: the one saved last, or `state` where there is none.
+    def begin(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
+        """The state to begin from: the one saved last, or `state` where nothing is saved.
 
-        `recorder.items`, a list of dictionaries of arrays, is brought back too. What `facts()` returns says
-        what is computed, in numbers and words; a checkpoint of something else is refused.
+        The items saved with it, dictionaries of arrays, replace the contents of `items`. `facts()` says what is
+        computed, in numbers and words; a checkpoint of something else is refused.
         """
         self._began = time.perf_counter()
         self._facts = json.loads(json.dumps(facts(), default=str))
@@ -105,21 +105,27 @@ class Checkpoint:
             self._segments = [(int(first), str(found)) for first, found in about["segments"]]
             self._earlier = float(about["seconds"])
             self._written = int(about["count"])
-            items, restored = self._items(), _unpacked(state, arrays)
-        recorder.items[:] = items
+            saved, restored = self._items(), _unpacked(state, arrays)
+        items[:] = saved
         return restored
 
-    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
+    def keep(
+        self,
+        state: Callable[[], PyTree],
+        items: list[_Item],
+        trajectory: Callable[[list[_Item]], Any] = lambda items: None,
+        *,
+        last: bool = False,
+    ) -> None:
         """Save if it is time to, if it is the `last` state, or if a signal has come; then stop.
 
-        `recorder.path()`, where it is not None, is what there is to look at meanwhile. Raises `Interrupted`
-        after a signal, and `RunError` where the state cannot be written.
+        `trajectory(items)`, where it is not None, is published after the save. Raises `Interrupted` after a
+        signal, and `RunError` where the state cannot be written.
         """
         stopped = self._root.stopped
         if not (last or stopped or self._root.due):
             return
         began = time.perf_counter()
-        items = recorder.items
         if len(items) > self._written:
             segment = {
                 f"{index}/{name}": value
@@ -141,7 +147,7 @@ class Checkpoint:
         with replacing(self._folder / _STATE) as file:
             np.savez(file, allow_pickle=False, **{_FACTS: np.array(json.dumps(about))}, **_packed(state()))
         if self._root.published is not None and items and not last:
-            path = recorder.path()
+            path = trajectory(items)
             if path is not None:
                 self._root.published(self._folder.relative_to(self._root.folder).as_posix(), path)
         self._root.saved(time.perf_counter() - began)
@@ -234,10 +240,17 @@ class _Nowhere(Checkpoint):
     def open(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def begin(self, state: _State, recorder: Any, facts: Callable[[], dict[str, Any]]) -> _State:
+    def begin(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
         return state
 
-    def keep(self, state: Callable[[], PyTree], recorder: Any, *, last: bool = False) -> None:
+    def keep(
+        self,
+        state: Callable[[], PyTree],
+        items: list[_Item],
+        trajectory: Callable[[list[_Item]], Any] = lambda items: None,
+        *,
+        last: bool = False,
+    ) -> None:
         pass
 
     def stop_if_asked(self) -> None:

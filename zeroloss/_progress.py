@@ -1,6 +1,7 @@
 """Progress for people, on standard error: bars in a terminal, plain lines elsewhere."""
 
 import contextlib
+import contextvars
 import threading
 import time
 from collections import deque
@@ -22,15 +23,44 @@ _PATIENCE = 3.0  # seconds without a word that nobody minds
 _REFRESH = 0.2
 
 
-@contextlib.contextmanager
-def progress_bar(
-    description: str, total: float, shown: bool, unit: str = "steps"
-) -> Iterator[Callable[[float], None]]:
-    """A bar that is advanced by calling what this yields with the total done so far, in `unit`.
+_shown = contextvars.ContextVar("shown", default=False)
 
-    Where standard error is not a terminal, a line every half minute in its place.
+
+@contextlib.contextmanager
+def show_progress(shown: bool = True) -> Iterator[None]:
+    """Show the progress of everything computed inside the `with` block, on standard error.
+
+    Bars in a terminal; a line every half minute elsewhere. It holds for the thread that opens it.
+
+    **Arguments:**
+
+    - `shown`: False hides the progress again, inside of another block.
+
+    ```python
+    with zl.show_progress():
+        path = zl.predict(system, params, 0.1, 10_000)
+    ```
     """
-    if not shown:
+    token = _shown.set(shown)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def announce(text: str) -> None:
+    """Print a line on standard error, inside of `show_progress`."""
+    if _shown.get():
+        messages.print(text, highlight=False)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: float, unit: str = "steps") -> Iterator[Callable[[float], None]]:
+    """Yield a function that takes how much of `total` is done, in `unit`, and shows it.
+
+    Nothing is shown outside of `show_progress`.
+    """
+    if not _shown.get():
         yield lambda done: None
         return
     pace = Pace(total, unit)
@@ -130,13 +160,13 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def doing(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Say what is being done, for work that reports no progress, once it takes longer than some seconds.
+def doing() -> Iterator[Callable[[str], None]]:
+    """Yield a function that takes the name of the next stage of work that cannot measure its own progress.
 
-    Yields a function that takes what is done next, in words. In a terminal they stand beside a spinner, with
-    the seconds since the beginning; elsewhere they are a line, and another every half minute.
+    The name is shown once the work takes longer than some seconds: beside a spinner and the seconds so far in
+    a terminal, as a line every half minute elsewhere. Nothing is shown outside of `show_progress`.
     """
-    if not shown:
+    if not _shown.get():
         yield lambda words: None
         return
     said = [""]

@@ -47,7 +47,7 @@ class DivergenceError(ZerolossError):
     `step` is the first step after which some parameter was not finite, `path` what had been saved.
     """
 
-    def __init__(self, message: str, step: int, path: Any):
+    def __init__(self, message: str, step: int, path: Any = None):
         super().__init__(message)
         self.step = step
         self.path = path
@@ -56,7 +56,7 @@ class DivergenceError(ZerolossError):
 class IntegrationError(ZerolossError):
     """The limiting dynamics could not be followed further; `path` holds it so far, or None."""
 
-    def __init__(self, message: str, path: Any):
+    def __init__(self, message: str, path: Any = None):
         super().__init__(message)
         self.path = path
 

@@ -28,7 +28,7 @@ VERBS = {
     "classify": lambda system, point, key: zl.classify(system, point, key=key),
     "regularizer": lambda system, point, key: zl.regularizer(system, point),
     "drift": lambda system, point, key: zl.drift(system, point),
-    "limit": lambda system, point, key: zl.limit(system, point, 0.01, saves=3, key=key),
+    "limit": lambda system, point, key: zl.limit(system, point, zl.Saves(0.01, count=3), key=key),
     "descend": lambda system, point, key: zl.descend(
         system, point, float(1e-3 * (1 + jax.random.uniform(key))), 20, key=key, replicas=2
     ),
@@ -76,7 +76,11 @@ def test_a_problem_loaded_again_compiles_nothing(name):
         loaded = zl.problems.load(name, **LOADED[name])
         system = loaded.problem.with_noise(zl.WeightNoise(0.01))
         zl.descend(
-            system, loaded.start, 1e-4, 20, key=jax.random.key(seed), saves=3, observables=loaded.observables
+            system,
+            loaded.start,
+            1e-4,
+            zl.Saves(20, count=3, observables=loaded.observables),
+            key=jax.random.key(seed),
         )
         before = before or len(COMPILED)
     assert len(COMPILED) == before > 0

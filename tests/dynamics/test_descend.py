@@ -16,7 +16,7 @@ def test_is_the_iteration():
     """Against the same steps written as a Python loop."""
     problem, params = network_problem()
     system = problem.with_noise(zl.MiniBatch(2) + zl.Dropout(0.2, at="first") + zl.LabelNoise(0.1))
-    path = zl.descend(system, params, 0.05, 7, key=KEY, save_steps=[0, 3, 7])
+    path = zl.descend(system, params, 0.05, zl.Saves(7, at=[0, 3, 7]), key=KEY)
     by_hand, key = params, jax.random.split(KEY, 1)[0]
     for step in range(7):
         gradient = system.noisy_gradient(by_hand, jax.random.fold_in(key, step))
@@ -66,7 +66,7 @@ def drift_along_the_hyperbola(system, alpha, t1, weights):
 
 
 def trained_and_error(system, alpha, steps):
-    path = zl.descend(system, HYPERBOLA_POINT, alpha, steps, key=KEY, replicas=1000, saves=2)
+    path = zl.descend(system, HYPERBOLA_POINT, alpha, zl.Saves(steps, count=2), key=KEY, replicas=1000)
     s = np.log(path.final[:, 0] / path.final[:, 1]) / 2
     return s.mean(), s.std() / 1000**0.5
 
@@ -108,9 +108,9 @@ def test_minibatches_alone_do_not_move_at_all():
 
 
 def test_replicas():
-    alone = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, 50, key=KEY, saves=6)
-    one = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, 50, key=KEY, replicas=1, saves=6)
-    many = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, 50, key=KEY, replicas=5, saves=6)
+    alone = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, zl.Saves(50, count=6), key=KEY)
+    one = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, zl.Saves(50, count=6), key=KEY, replicas=1)
+    many = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, zl.Saves(50, count=6), key=KEY, replicas=5)
     assert alone.params.shape == (6, 2) and alone.final.shape == (2,)
     assert one.params.shape == (1, 6, 2) and one.loss.shape == (1, 6)
     assert many.params.shape == (5, 6, 2) and many.final.shape == (5, 2)
@@ -123,8 +123,8 @@ def test_replicas():
 
 
 def test_what_is_saved_does_not_change_the_run():
-    few = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, 300, key=KEY, saves=2)
-    many = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, 300, key=KEY, saves=101)
+    few = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, zl.Saves(300, count=2), key=KEY)
+    many = zl.descend(SYSTEM, HYPERBOLA_POINT, 0.1, zl.Saves(300, count=101), key=KEY)
     np.testing.assert_array_equal(few.final, many.final)
 
 
@@ -136,15 +136,15 @@ def test_float32_parameters_train_in_float32():
 def test_divergence_says_when_and_keeps_what_it_had():
     system = zl.System(lambda w, eta: hyperbola_loss(w) + eta @ w**3, zl.Gaussian((2,), 0.4))
     with pytest.raises(DivergenceError, match="after step") as caught:
-        zl.descend(system, HYPERBOLA_POINT, 0.2, 100_000, key=KEY, replicas=20, save_steps=[0, 2, 100_000])
+        zl.descend(system, HYPERBOLA_POINT, 0.2, zl.Saves(100_000, at=[0, 2, 100_000]), key=KEY, replicas=20)
     step = caught.value.step
     assert 2 < step < 100_000
     np.testing.assert_array_equal(caught.value.path.steps, [0, 2])
     assert np.isfinite(caught.value.path.params).all()
     # the step is the right one: the run is finite before it and not after
-    zl.descend(system, HYPERBOLA_POINT, 0.2, step - 1, key=KEY, replicas=20, save_steps=[step - 1])
+    zl.descend(system, HYPERBOLA_POINT, 0.2, zl.Saves(step - 1, at=[step - 1]), key=KEY, replicas=20)
     with pytest.raises(DivergenceError) as again:
-        zl.descend(system, HYPERBOLA_POINT, 0.2, step, key=KEY, replicas=20, save_steps=[step])
+        zl.descend(system, HYPERBOLA_POINT, 0.2, zl.Saves(step, at=[step]), key=KEY, replicas=20)
     assert again.value.step == step and again.value.path is None
 
 
@@ -161,12 +161,16 @@ def test_beyond_the_stability_limit():
         ({"step_size": 0.0}, "step_size must be positive"),
         ({"step_size": float("nan")}, "step_size must be positive"),
         ({"replicas": 0}, "replicas must be at least 1"),
-        ({"saves": 1}, "saves must be at least 2"),
-        ({"save_steps": [5, 3]}, "increasing"),
-        ({"save_steps": [0, 11]}, "within 0 and steps = 10"),
+        ({"steps": lambda: zl.Saves(10, count=1)}, "count must be an integer of at least 2"),
+        ({"steps": lambda: zl.Saves(10, at=[5, 3])}, "increasing"),
+        ({"steps": lambda: zl.Saves(10, at=[0, 11])}, "not lie beyond the end, 10"),
+        ({"steps": lambda: zl.Saves(10, at=[0.5, 1.0])}, "must be integers"),
+        ({"steps": lambda: zl.Saves(10, count=3, at=[5])}, "not both"),
+        ({"steps": lambda: zl.Saves()}, "`end`, the last time, or `at`"),
     ],
 )
 def test_bad_arguments(arguments, message):
     given = {"step_size": 0.1, "steps": 10, "key": KEY} | arguments
     with pytest.raises(InputError, match=message):
-        zl.descend(SYSTEM, HYPERBOLA_POINT, given.pop("step_size"), given.pop("steps"), **given)
+        given["steps"] = given["steps"]() if callable(given["steps"]) else given["steps"]
+        zl.descend(SYSTEM, HYPERBOLA_POINT, **given)

@@ -46,7 +46,7 @@ print(json.dumps([len(states.params.devices()), path.params[:, -1].tolist()]))
 """)
     problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3))
     system, start = problem.with_noise(zl.LabelNoise(0.2)), jnp.array([2.0, 0.5])
-    here = zl.descend(system, start, 0.05, 200, key=jax.random.key(0), replicas=replicas, saves=2)
+    here = zl.descend(system, start, 0.05, zl.Saves(200, count=2), key=jax.random.key(0), replicas=replicas)
     assert devices == used
     np.testing.assert_allclose(np.array(spread), here.params[:, -1], rtol=1e-12)
 

@@ -65,11 +65,10 @@ def test_gradient_noise_on_the_hyperbola(one_dimensional):
     path = zl.limit(
         system,
         HYPERBOLA_POINT,
-        ts=[0.2],
+        zl.Saves(at=[0.2], observables=LOG_RATIO),
         key=jax.random.key(0),
         replicas=2000,
         dt=0.01,
-        observables=LOG_RATIO,
     )
     q = path.observables["q"][:, 0]
     assert abs(q.mean() - path.step_bias["q"][0] - mean) <= 3 * q.std() / np.sqrt(len(q))
@@ -83,11 +82,10 @@ def test_the_ellipse_has_its_gibbs_law():
     path = zl.limit(
         ELLIPSE.with_noise(zl.Langevin(0.1)),
         TIP,
-        ts=np.arange(8.0, 24.1, 4.0),
+        zl.Saves(at=np.arange(8.0, 24.1, 4.0), observables=SQUARE),
         key=jax.random.key(0),
         replicas=2000,
         dt=0.01,
-        observables=SQUARE,
     )
     square = path.observables["square"].mean(axis=0)
     unbiased = square - np.mean(path.step_bias["square"])
@@ -117,7 +115,12 @@ def test_weak_order_one():
     for dt in (1 / 40, 1 / 80):
         runs = [
             zl.limit(
-                system, TIP, ts=[1.0], key=jax.random.key(seed), replicas=4000, dt=dt, observables=SQUARE
+                system,
+                TIP,
+                zl.Saves(at=[1.0], observables=SQUARE),
+                key=jax.random.key(seed),
+                replicas=4000,
+                dt=dt,
             )
             for seed in range(6)
         ]
@@ -139,20 +142,26 @@ def test_weak_order_one():
 
 def test_replicas_key_and_saves():
     system = HYPERBOLA.with_noise(zl.Langevin(0.1))
-    one = zl.limit(system, HYPERBOLA_POINT, 0.1, saves=4, key=jax.random.key(3), observables=LOG_RATIO)
+    one = zl.limit(
+        system, HYPERBOLA_POINT, zl.Saves(0.1, count=4, observables=LOG_RATIO), key=jax.random.key(3)
+    )
     assert one.loss.shape == (4,) and one.final.shape == (2,) and one.time_scale == "1/(alpha^2 sigma^2)"
     assert set(one.step_bias) == {"loss", "regularizer", "hessian_trace", "q"}
     several = zl.limit(
-        system, HYPERBOLA_POINT, 0.1, saves=4, key=jax.random.key(3), replicas=5, observables=LOG_RATIO
+        system,
+        HYPERBOLA_POINT,
+        zl.Saves(0.1, count=4, observables=LOG_RATIO),
+        key=jax.random.key(3),
+        replicas=5,
     )
     assert several.loss.shape == (5, 4) and several.final.shape == (5, 2)
     mean, error = several.mean("q")
     assert mean.shape == error.shape == (4,)
     bands = several.quantiles("q")
     assert bands.shape == (5, 4) and (np.diff(bands, axis=0) >= 0).all()
-    again = zl.limit(system, HYPERBOLA_POINT, 0.1, saves=4, key=jax.random.key(3), replicas=5)
+    again = zl.limit(system, HYPERBOLA_POINT, zl.Saves(0.1, count=4), key=jax.random.key(3), replicas=5)
     np.testing.assert_array_equal(again.params, several.params)
-    other = zl.limit(system, HYPERBOLA_POINT, 0.1, saves=4, key=jax.random.key(4), replicas=5)
+    other = zl.limit(system, HYPERBOLA_POINT, zl.Saves(0.1, count=4), key=jax.random.key(4), replicas=5)
     assert not np.array_equal(other.params, several.params)
     assert set(several.to_xarray()["q"].dims) == {"replica", "time"}
     with pytest.raises(InputError, match="quantiles need replicas"):
@@ -169,7 +178,9 @@ def test_least_squares_and_loss_agree():
         zl.Langevin(0.1)
     )
     paths = [
-        zl.limit(system, HYPERBOLA_POINT, ts=[0.01], key=jax.random.key(0), replicas=10, dt=2.5e-4).params
+        zl.limit(
+            system, HYPERBOLA_POINT, zl.Saves(at=[0.01]), key=jax.random.key(0), replicas=10, dt=2.5e-4
+        ).params
         for system in (as_loss, as_squares)
     ]
     np.testing.assert_allclose(*paths, atol=40 * 4e-6)
@@ -191,7 +202,7 @@ def test_bad_arguments(arguments, message):
 def test_too_long_a_step_is_noticed():
     system = ELLIPSE.with_noise(zl.Langevin(0.1))
     with pytest.raises(IntegrationError, match="smaller dt") as caught:
-        zl.limit(system, TIP, ts=[0.0, 400.0], key=jax.random.key(0), replicas=50, dt=50.0)
+        zl.limit(system, TIP, zl.Saves(at=[0.0, 400.0]), key=jax.random.key(0), replicas=50, dt=50.0)
     assert len(caught.value.path.ts) == 1
 
 
@@ -202,7 +213,7 @@ def test_diffusing_out_of_the_region_of_constant_rank():
         zl.limit(
             system,
             jnp.array([0.3, 0.0]),
-            ts=np.linspace(0, 4, 200),
+            zl.Saves(at=np.linspace(0, 4, 200)),
             key=jax.random.key(0),
             replicas=20,
             dt=1e-3,

@@ -87,7 +87,7 @@ def test_parameters_with_empty_parts_and_slashes():
     system = zl.Loss(lambda p: 0.5 * (p["layer/w"][0] * p["layer/v"] - 1) ** 2).with_noise(
         zl.WeightNoise(0.1)
     )
-    path = zl.limit(system, start, ts=[0.3])
+    path = zl.limit(system, start, zl.Saves(at=[0.3]))
     np.testing.assert_allclose(path.final["layer/w"][0], 1.5696827, rtol=1e-6)
     assert not any("/" in str(name) for name in path.to_xarray().variables)
 
@@ -115,7 +115,7 @@ def test_tolerance_of_the_limit(rtol):
 
 
 def test_training_goes_on_to_the_last_step():
-    path = zl.descend(WEIGHT, HYPERBOLA_POINT, 0.1, 100, key=KEY, save_steps=[0, 10])
+    path = zl.descend(WEIGHT, HYPERBOLA_POINT, 0.1, zl.Saves(100, at=[0, 10]), key=KEY)
     np.testing.assert_array_equal(path.steps, [0, 10, 100])
 
 

@@ -36,28 +36,28 @@ LABEL_NOISE = {
 
 @pytest.mark.parametrize("system", WEIGHT_NOISE.values(), ids=WEIGHT_NOISE.keys())
 def test_weight_noise_on_the_hyperbola(system):
-    path = zl.limit(system, HYPERBOLA_POINT, ts=TIMES)
+    path = zl.limit(system, HYPERBOLA_POINT, zl.Saves(at=TIMES))
     assert path.time_scale == "1/(alpha sigma^2)"
     np.testing.assert_allclose(path.params, [known_answers.hyperbola(t, 2.0) for t in TIMES], atol=1e-6)
 
 
 @pytest.mark.parametrize("system", LABEL_NOISE.values(), ids=LABEL_NOISE.keys())
 def test_label_noise_on_the_hyperbola(system):
-    path = zl.limit(system, HYPERBOLA_POINT, ts=TIMES)
+    path = zl.limit(system, HYPERBOLA_POINT, zl.Saves(at=TIMES))
     assert path.time_scale == "1/(alpha^2 sigma^2)"
     np.testing.assert_allclose(path.params, [known_answers.hyperbola(t, 1.0) for t in TIMES], atol=1e-6)
 
 
 def test_dropconnect_on_the_hyperbola():
     system = zl.System(lambda w, eta: hyperbola_loss(w * (1 + eta)), zl.Gaussian((2,), 0.05))
-    path = zl.limit(system, HYPERBOLA_POINT, ts=TIMES)
+    path = zl.limit(system, HYPERBOLA_POINT, zl.Saves(at=TIMES))
     expected = [known_answers.hyperbola_dropconnect(t) for t in TIMES]
     np.testing.assert_allclose(path.params, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rtol,bound", [(1e-5, 3e-4), (1e-8, 1e-6), (1e-11, 1e-9)])
 def test_tolerance_is_kept(rtol, bound):
-    path = zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, t1=1.0, saves=23, rtol=rtol)
+    path = zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, zl.Saves(1.0, count=23), rtol=rtol)
     exact = np.array([known_answers.hyperbola(t, 2.0) for t in path.ts])
     assert np.abs(path.params - exact).max() < bound
 
@@ -83,7 +83,7 @@ def test_trivial_noise_stays():
     problem, params = network_problem()
     system = problem.with_noise(zl.MiniBatch(2))
     point = zl.project(system, params)
-    path = zl.limit(system, point, t1=5.0, saves=4)
+    path = zl.limit(system, point, zl.Saves(5.0, count=4))
     assert path.time_scale is None
     np.testing.assert_array_equal(flat(path.final), flat(point))
 
@@ -121,7 +121,7 @@ def any_targets(rng, inputs):
 @pytest.mark.parametrize("targets_from,t1", [(sparse_truth, 150.0), (any_targets, 1500.0)])
 def test_diagonal_linear_network_solves_the_linear_program(targets_from, t1):
     system, start, weights, program = diagonal_network(targets_from)
-    end = zl.limit(system, start, ts=[t1]).final
+    end = zl.limit(system, start, zl.Saves(at=[t1])).final
     reached = np.asarray(end["u"] ** 2 - end["v"] ** 2)
     optimum = program.x[:12] - program.x[12:]
     assert float(weights @ (end["u"] ** 2 + end["v"] ** 2)) == pytest.approx(program.fun, rel=1e-6)
@@ -133,7 +133,7 @@ def test_falling_rank_is_said():
     cross = zl.LeastSquares(lambda w, x: x * w[0] * w[1], jnp.ones(1), jnp.zeros(1))
     system = cross.with_noise(zl.LabelNoise(0.1))
     with pytest.raises(IntegrationError, match=r"rank 0, having begun with 1") as caught:
-        zl.limit(system, jnp.array([1.0, 0.0]), t1=100.0, saves=51)
+        zl.limit(system, jnp.array([1.0, 0.0]), zl.Saves(100.0, count=51))
     path = caught.value.path
     assert path.ts[-1] == pytest.approx(-np.log(1e-20), abs=5.0)
     np.testing.assert_allclose(path.params[:, 0], np.exp(-path.ts / 2), rtol=1e-5)
@@ -146,7 +146,7 @@ def test_going_on_into_a_sparser_solution():
     """
     system, start, _, _ = diagonal_network(sparse_truth)
     try:
-        path = zl.limit(system, start, t1=800.0, saves=41)
+        path = zl.limit(system, start, zl.Saves(800.0, count=41))
     except IntegrationError as error:
         assert "sparser solution" in str(error)
         path = error.path
@@ -157,13 +157,15 @@ def test_going_on_into_a_sparser_solution():
 
 def test_observables():
     path = zl.limit(
-        WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, t1=1.0, saves=5, observables={"ratio": lambda w: w[0] / w[1]}
+        WEIGHT_NOISE["Loss"],
+        HYPERBOLA_POINT,
+        zl.Saves(1.0, count=5, observables={"ratio": lambda w: w[0] / w[1]}),
     )
     np.testing.assert_allclose(path.observables["ratio"], path.params[:, 0] / path.params[:, 1])
     dataset = path.to_xarray()
     assert dataset["ratio"].dims == ("time",) and dataset.attrs["time_scale"] == "1/(alpha sigma^2)"
     with pytest.raises(InputError, match="taken"):
-        zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, observables={"loss": lambda w: w[0]})
+        zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, zl.Saves(1.0, observables={"loss": lambda w: w[0]}))
 
 
 def test_stochastic_limits_need_a_key():
@@ -186,15 +188,17 @@ def test_leaving_the_region_of_constant_rank():
     "arguments,message",
     [
         ({"t1": -1.0}, "t1 must be positive"),
-        ({"ts": [1.0, 0.5]}, "increasing"),
-        ({"ts": [-1.0, 0.5]}, "not negative"),
-        ({"ts": []}, "non-empty"),
-        ({"saves": 1}, "at least 2"),
+        ({"at": [1.0, 0.5]}, "increasing"),
+        ({"at": [-1.0, 0.5]}, "not negative"),
+        ({"at": []}, "non-empty"),
+        ({"count": 1, "end": 1.0}, "at least 2"),
         ({"replicas": 3}, "deterministic"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
+        if {"at", "count"} & set(arguments):
+            arguments = {"t1": zl.Saves(**arguments)}
         zl.limit(WEIGHT_NOISE["Loss"], HYPERBOLA_POINT, **arguments)
 
 
@@ -206,7 +210,7 @@ def kinked(w):
 def test_a_path_slides_along_a_kink():
     """a falls at the rate 1/2 until it meets the kink at t = 2, and stays there; b falls like exp(-t / 2)."""
     system = zl.Loss(kinked).with_noise(zl.WeightNoise(0.1))
-    path = zl.limit(system, jnp.array([1.0, 1.0, 0.0]), 4.0, saves=9)
+    path = zl.limit(system, jnp.array([1.0, 1.0, 0.0]), zl.Saves(4.0, count=9))
     step = 4 / 2000  # the shortest: the path overshoots the kink by half of it
     np.testing.assert_allclose(path.params[:, 0], np.maximum(1 - path.ts / 2, 0), atol=step)
     np.testing.assert_allclose(path.params[:, 1], np.exp(-path.ts / 2), atol=step)

@@ -322,7 +322,7 @@ def test_anti_correlated_training_is_weight_noise_in_other_variables():
     """z_k = w_k - eta_k takes its gradients at z_k + eta_k: an identity at every step."""
     key, size = jax.random.key(3), 0.05
     system = PROBLEM.with_noise(zl.AntiCorrelated(0.2))
-    path = zl.descend(system, PARAMS, size, 40, key=key, saves=41)
+    path = zl.descend(system, PARAMS, size, zl.Saves(40, count=41), key=key)
     run_key = jax.random.split(key, 1)[0]
     still = jax.tree.map(jnp.zeros_like, PARAMS)
     z = PARAMS

@@ -95,7 +95,9 @@ def test_minibatches_with_label_noise_follow_one_over_four_batch_sizes(digits, s
 def test_minibatches_alone_do_not_move(digits):
     named, point, largest = digits
     system = named.problem.with_noise(zl.MiniBatch(32))
-    path = zl.descend(system, point, 0.5 / largest, 20_000, key=jax.random.key(0), replicas=2, saves=2)
+    path = zl.descend(
+        system, point, 0.5 / largest, zl.Saves(20_000, count=2), key=jax.random.key(0), replicas=2
+    )
     start, end = flat(point), np.asarray(jax.vmap(lambda p: flatten(p)[0])(path.final))
     assert np.linalg.norm(end - start, axis=1).max() < 1e-14 * np.linalg.norm(start)
 
@@ -111,5 +113,5 @@ def test_duplicated_digits(digits):
     ).with_noise(zl.LabelNoise(0.1))
     verdict = zl.classify(repeated, point)
     assert verdict.name == "degenerate" and verdict.codimension == 200
-    path = zl.limit(repeated, point, t1=1.0, saves=3)
+    path = zl.limit(repeated, point, zl.Saves(1.0, count=3))
     assert path.loss.max() < 1e-16 and path.hessian_trace[-1] < path.hessian_trace[0]

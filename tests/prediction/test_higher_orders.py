@@ -144,7 +144,7 @@ def test_loss_of_linear_regression_under_dropout(rate, relative, steps):
     step_size = relative / float(jnp.linalg.eigvalsh(inputs @ inputs.T / 2)[-1])
     problem = zl.LeastSquares(lambda w, x: zl.site(x, "inputs") @ w, inputs, targets)
     system = problem.with_noise(zl.Dropout(rate, at="inputs"))
-    predicted = zl.predict(system, start, step_size, steps, saves=2)
+    predicted = zl.predict(system, start, step_size, zl.Saves(steps, count=2))
     known = np.asarray(inputs), np.asarray(targets), np.asarray(start)
     mean, square = exact_moments(*known, rate, step_size, steps)
     way = np.linalg.norm(mean - start)

@@ -32,9 +32,9 @@ def test_batches_of_one_off_the_set(seed):
     truth[:2] = 1
     inputs = rng.normal(size=(4, 10))
     problem = zl.LeastSquares(lambda v, x: x @ (v * v), jnp.array(inputs), jnp.array(inputs @ truth))
-    system, start, given = problem.with_noise(zl.MiniBatch(1)), jnp.ones(10), dict(save_steps=[10, 100, 500])
-    trained = zl.descend(system, start, 0.03, 500, key=KEY, replicas=1024, **given)
-    predicted = zl.predict(system, start, 0.03, 500, **given)
+    system, start, saves = problem.with_noise(zl.MiniBatch(1)), jnp.ones(10), zl.Saves(at=[10, 100, 500])
+    trained = zl.descend(system, start, 0.03, saves, key=KEY, replicas=1024)
+    predicted = zl.predict(system, start, 0.03, saves)
     means = trained.params.mean(axis=0)
     errors = np.sqrt(trained.params.var(axis=0).sum(axis=1) / 1024)
     ways = np.linalg.norm(means - start, axis=1)
@@ -50,9 +50,9 @@ def test_batches_of_one_off_the_set(seed):
 def test_observables_have_uncertainties_of_their_own_from_off_the_set_with_momentum():
     problem, observables = quadratic_network(0, 20, 8, 2)
     system, start = problem.with_noise(zl.LabelNoise(0.5)), jnp.ones(20)
-    given = dict(save_steps=[100, 2000, 20_000], observables=observables, momentum=0.9)
-    trained = zl.descend(system, start, 0.002, 20_000, key=KEY, replicas=512, **given)
-    predicted = zl.predict(system, start, 0.002, 20_000, **given)
+    saves, optimizer = zl.Saves(at=[100, 2000, 20_000], observables=observables), zl.SGD(0.002, momentum=0.9)
+    trained = zl.descend(system, start, optimizer, saves, key=KEY, replicas=512)
+    predicted = zl.predict(system, start, optimizer, saves)
     mean, error = trained.mean("from_truth")
     own = predicted.uncertainty.measured["from_truth"]
     values = predicted.observables["from_truth"]
@@ -70,10 +70,10 @@ def test_an_observable_far_below_where_it_started_has_an_uncertainty_on_its_own_
     def schedule(step):
         return 0.01 * jnp.where(step < 100_000, 1.0, jnp.where(step < 200_000, 0.1, 0.01))
 
-    saves = [1000, 10_000, 100_000, 200_000, 300_000]
-    given = dict(save_steps=saves, observables=observables, momentum=0.9)
-    trained = zl.descend(system, start, schedule, saves[-1], key=KEY, replicas=32, **given)
-    predicted = zl.predict(system, start, schedule, saves[-1], **given)
+    saves = zl.Saves(at=[1000, 10_000, 100_000, 200_000, 300_000], observables=observables)
+    optimizer = zl.SGD(schedule, momentum=0.9)
+    trained = zl.descend(system, start, optimizer, saves, key=KEY, replicas=32)
+    predicted = zl.predict(system, start, optimizer, saves)
     mean, error = trained.mean("from_truth")
     own = predicted.uncertainty.measured["from_truth"]
     values = predicted.observables["from_truth"]
@@ -85,11 +85,11 @@ def test_an_observable_far_below_where_it_started_has_an_uncertainty_on_its_own_
 def test_batches_off_the_set_are_predicted_or_refused():
     """Batches of 10 end at another point than batches of 1, whose runs scatter too widely to be predicted."""
     problem, observables = quadratic_network(0, 100, 40, 5)
-    start, given = jnp.ones(100), dict(save_steps=[100, 1000, 6000], observables=observables)
+    start, saves = jnp.ones(100), zl.Saves(at=[100, 1000, 6000], observables=observables)
     system = problem.with_noise(zl.MiniBatch(10))
     assert "predict and descend" in str(zl.classify(system, zl.project(system, start)))
-    trained = zl.descend(system, start, 0.005, 6000, key=KEY, replicas=64, **given)
-    predicted = zl.predict(system, start, 0.005, 6000, **given)
+    trained = zl.descend(system, start, 0.005, saves, key=KEY, replicas=64)
+    predicted = zl.predict(system, start, 0.005, saves)
     mean, error = trained.mean("from_truth")
     own = predicted.uncertainty.measured["from_truth"]
     assert (np.abs(predicted.observables["from_truth"] - mean) <= 3 * np.hypot(error, own)).all()
@@ -101,8 +101,8 @@ def test_a_trial_step_too_long_does_not_refuse_a_stable_training():
     """The sharpness at the end of a trial may exceed the limit where that of training never does."""
     problem, _ = quadratic_network(0, 12, 6, 2)
     system, start = problem.with_noise(zl.LabelNoise(1e-3)), 0.1 * jnp.ones(12)
-    trained = zl.descend(system, start, 0.18, 300, key=KEY, saves=2)
-    predicted = zl.predict(system, start, 0.18, 300, saves=2)
+    trained = zl.descend(system, start, 0.18, zl.Saves(300, count=2), key=KEY)
+    predicted = zl.predict(system, start, 0.18, zl.Saves(300, count=2))
     np.testing.assert_allclose(predicted.params[-1], trained.params[-1], atol=0.01)
 
 
@@ -110,14 +110,16 @@ def test_what_is_unstable_on_the_way_keeps_its_path():
     """The Hessian of the hyperbola is .18 at the start and 2 on the set: 1.2 times that is unstable there."""
     system, start = HYPERBOLA.with_noise(zl.LabelNoise(0.01)), jnp.array([0.3, 0.3])
     with pytest.raises(StabilityError, match="at training step") as caught:
-        zl.predict(system, start, 1.2, 200, save_steps=[1, 200])
+        zl.predict(system, start, 1.2, zl.Saves(200, at=[1, 200]))
     assert caught.value.path.steps.tolist() == [1]
     assert np.isfinite(caught.value.path.uncertainty.integration).all()
 
 
 def test_observables_that_are_not_numbers_are_refused_by_name():
     with pytest.raises(InputError, match="'both' must be a number"):
-        zl.predict(HYPERBOLA.with_noise(QUIET), HYPERBOLA_POINT, 0.1, 10, observables={"both": lambda w: w})
+        zl.predict(
+            HYPERBOLA.with_noise(QUIET), HYPERBOLA_POINT, 0.1, zl.Saves(10, observables={"both": lambda w: w})
+        )
 
 
 def test_a_checkpoint_knows_what_is_observed(tmp_path):
@@ -125,7 +127,9 @@ def test_a_checkpoint_knows_what_is_observed(tmp_path):
     zl.predict(*given, checkpoint=zl.Checkpoint(tmp_path / "state"))
     with pytest.raises(RunError, match="another"):
         zl.predict(
-            *given, checkpoint=zl.Checkpoint(tmp_path / "state"), observables={"first": lambda w: w[0]}
+            *given,
+            checkpoint=zl.Checkpoint(tmp_path / "state"),
+            steps=zl.Saves(observables={"first": lambda w: w[0]}),
         )
 
 
@@ -153,21 +157,27 @@ def test_the_cost_is_bounded_and_what_was_found_is_kept():
     system, point = two_layers()
     alpha = 0.5 / largest_eigenvalue(system, point)
     with pytest.raises(BudgetError, match="max_gradients") as caught:
-        zl.predict(system, point, alpha, 100_000, save_steps=[10, 100, 100_000], max_gradients=1e4)
+        zl.predict(
+            system,
+            point,
+            alpha,
+            zl.Saves(100_000, at=[10, 100, 100_000]),
+            rtol=zl.Tolerance(1e-3, max_gradients=1e4),
+        )
     assert caught.value.path.steps.tolist() == [10, 100]
-    found = zl.how_long(system, point, alpha, max_gradients=2e4)
+    found = zl.how_long(system, point, alpha, rtol=zl.Tolerance(1e-3, max_gradients=2e4))
     assert not found.settled and "had not settled" in str(found)
     assert 0 < found.steps < found.followed and found.end < found.start
     with pytest.raises(BudgetError, match="has not reached"):
-        zl.how_long(system, point, alpha, value=1e-3, max_gradients=2e4)
+        zl.how_long(system, point, alpha, value=1e-3, rtol=zl.Tolerance(1e-3, max_gradients=2e4))
 
 
 def test_fewer_draws_than_wanted_are_said_to_be_less_exact():
     """A tenth of the budget: the answer is there, with an error that covers what training does."""
     system, point = two_layers()
-    alpha, given = 0.5 / largest_eigenvalue(system, point), dict(save_steps=[1000])
-    trained = zl.descend(system, point, alpha, 1000, key=KEY, replicas=256, **given)
-    predicted = zl.predict(system, point, alpha, 1000, max_gradients=1e5, **given)
+    alpha, saves = 0.5 / largest_eigenvalue(system, point), zl.Saves(at=[1000])
+    trained = zl.descend(system, point, alpha, saves, key=KEY, replicas=256)
+    predicted = zl.predict(system, point, alpha, saves, rtol=zl.Tolerance(max_gradients=1e5))
     mean, error = trained.mean("regularizer")
     own = predicted.uncertainty.measured["regularizer"][-1]
     assert abs(predicted.regularizer[-1] - mean[-1]) <= 3 * np.hypot(error[-1], own)
@@ -204,10 +214,10 @@ def test_kinks_do_not_stop_the_integrators(noise, power, steps, within):
     system = problem.with_noise(noise)
     point = zl.project(system, params)
     alpha, sigma = 0.2 / largest_eigenvalue(system, point), system.noise_law(point).sigma
-    trained = zl.descend(system, point, alpha, steps, key=KEY, replicas=16, save_steps=[0, steps])
+    trained = zl.descend(system, point, alpha, zl.Saves(steps, at=[0, steps]), key=KEY, replicas=16)
     mean, error = trained.mean("hessian_trace")
-    predicted = zl.predict(system, point, alpha, steps, save_steps=[0, steps])
-    followed = zl.limit(system, point, steps * alpha**power * sigma**2, saves=2)
+    predicted = zl.predict(system, point, alpha, zl.Saves(steps, at=[0, steps]))
+    followed = zl.limit(system, point, zl.Saves(steps * alpha**power * sigma**2, count=2))
     for path in (predicted, followed):
         assert path.hessian_trace[-1] == pytest.approx(
             mean[-1], abs=3 * error[-1] + within * (mean[0] - mean[-1])

@@ -53,7 +53,7 @@ def test_mean_of_the_first_square():
 def test_weight_noise_drifts_to_the_long_axis():
     """Reg = tr H / 2 gives da/dt = -3 sin a cos a / (cos^2 a + 4 sin^2 a), so sin a / cos^4 a ~ exp(-3 t)."""
     times = [0.0, 0.3, 1.0]
-    path = zl.limit(system_with("weight"), PROBLEM.start, ts=times, observables=PROBLEM.observables)
+    path = zl.limit(system_with("weight"), PROBLEM.start, zl.Saves(at=times, observables=PROBLEM.observables))
     assert path.time_scale == "1/(alpha sigma^2)"
 
     def law(a):
@@ -65,5 +65,5 @@ def test_weight_noise_drifts_to_the_long_axis():
 
 def test_dropconnect_drifts_to_the_diagonal():
     """Reg = 2 (cos^4 a + sin^4 a), least at a = pi / 4, near which it is approached at rate 8 / (5/2)."""
-    path = zl.limit(system_with("gaussian-dropconnect"), PROBLEM.start, ts=[0.0, 10.0])
+    path = zl.limit(system_with("gaussian-dropconnect"), PROBLEM.start, zl.Saves(at=[0.0, 10.0]))
     np.testing.assert_allclose(path.final, on_ellipse(np.pi / 4), atol=1e-7)

@@ -63,7 +63,7 @@ def test_label_noise_minimizes_a_nuclear_norm(problem, t1):
     on_rows = np.einsum("irc,isc->rs", matrices, matrices) / number
     on_columns = np.einsum("irc,ird->cd", matrices, matrices) / number
     system = problem.problem.with_noise(zl.LabelNoise(0.1))
-    path = zl.limit(system, zl.project(system, problem.start), ts=[0.0, t1])
+    path = zl.limit(system, zl.project(system, problem.start), zl.Saves(at=[0.0, t1]))
     for time in (0, 1):
         u, v = path.params["left"][time], path.params["right"][time]
         trace = np.trace(v.T @ on_columns @ v) + np.trace(u.T @ on_rows @ u)
@@ -81,7 +81,7 @@ def test_noise_on_the_inputs_finds_the_least_frobenius_norm():
     problem = zl.problems.matrix_sensing(4, 4, rank=2, width=4, measurements=10)
     matrices, targets = measurements_of(problem), np.asarray(problem.problem.targets)
     system = problem.problem.with_noise(zl.InputNoise(0.1))
-    path = zl.limit(system, zl.project(system, problem.start), ts=[0.0, 100.0])
+    path = zl.limit(system, zl.project(system, problem.start), zl.Saves(at=[0.0, 100.0]))
     best = (np.linalg.pinv(matrices.reshape(10, 16)) @ targets).reshape(4, 4)
     assert path.regularizer[-1] == pytest.approx(np.sum(best**2) / 2, rel=1e-6)
     np.testing.assert_allclose(product(path.final), best, atol=1e-6 * np.abs(best).max())
@@ -95,7 +95,7 @@ def test_dropout_with_all_entries_observed():
     width = 6
     problem = zl.problems.matrix_completion(4, 4, rank=4, width=width, observed=16)
     system = problem.problem.with_noise(zl.problems.parse_noise(problem, "dropout:0.01"))
-    path = zl.limit(system, zl.project(system, problem.start), ts=[0.0, 400.0])
+    path = zl.limit(system, zl.project(system, problem.start), zl.Saves(at=[0.0, 400.0]))
     least = nuclear_norm(np.asarray(problem.truth)) ** 2 / (2 * 16 * width)
     assert path.regularizer[0] > 2 * least
     # measured 9e-4 above the least at t = 100 and nothing at t = 1000: the excess decays exponentially

@@ -31,7 +31,7 @@ def test_dropconnect_in_closed_form():
     np.testing.assert_allclose(least_norm(POINT, PROBLEM.problem.inputs), end, atol=1e-12)
     projection = np.eye(dimension) - np.linalg.pinv(inputs) @ inputs
     times = [0.0, 1.0, 10.0, 600.0]
-    path = zl.limit(system, POINT, ts=times)
+    path = zl.limit(system, POINT, zl.Saves(at=times))
     expected = [end + expm(-t * projection @ pull) @ (start - end) for t in times]
     # integrated to a relative 1e-8; the slowest of the ten rates is 0.047, and exp(-28) is nothing
     np.testing.assert_allclose(path.params, expected, atol=1e-7)

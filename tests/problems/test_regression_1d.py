@@ -13,7 +13,7 @@ def test_label_noise_ends_where_no_optimizer_finds_a_smaller_trace():
     """SLSQP on tr H, subject to interpolation, from where the limit ends: an independent local minimum."""
     problem = zl.problems.regression_1d(width=10, examples=4, scale=3.0)
     system = problem.problem.with_noise(zl.LabelNoise(0.1))
-    path = zl.limit(system, zl.project(system, problem.start), ts=[0.0, 10_000.0])
+    path = zl.limit(system, zl.project(system, problem.start), zl.Saves(at=[0.0, 10_000.0]))
     w, unravel = ravel_pytree(path.final)
     inputs, targets = problem.problem.inputs, problem.problem.targets
 

@@ -26,7 +26,7 @@ def test_label_noise_recovers_the_truth():
     np.testing.assert_allclose(program.x, problem.truth, atol=1e-12)  # the truth is what the program finds
     system = problem.problem.with_noise(zl.LabelNoise(0.3))
     start = zl.project(system, problem.start)
-    path = zl.limit(system, start, ts=[0.0, 180.0, 200.0, 400.0], observables=problem.observables)
+    path = zl.limit(system, start, zl.Saves(at=[0.0, 180.0, 200.0, 400.0], observables=problem.observables))
     distances = path.observables["distance_to_truth"]
     assert distances[0] > 0.1 and distances[2] < 1e-6 and distances[-1] < 1e-8
     assert path.loss.max() < 1e-20
@@ -51,7 +51,7 @@ def test_minibatches_and_plain_gradient_descent_stay_at_their_interpolator():
     start = zl.project(batches, problem.start)
     assert problem.observables["distance_to_truth"](start) > 0.1
     assert zl.classify(batches, start).name == "trivial"
-    path = zl.limit(batches, start, ts=[0.0, 400.0])
+    path = zl.limit(batches, start, zl.Saves(at=[0.0, 400.0]))
     np.testing.assert_array_equal(path.final["positive"], start["positive"])
     slope = jax.grad(problem.problem.loss)(start)["positive"]
     assert np.abs(slope).max() < 1e-10  # gradient descent without noise has nowhere to go
@@ -71,5 +71,5 @@ def test_noise_that_leads_to_least_squares(noise):
     roots = np.sqrt((inputs**2).sum(axis=0)) if noise == "gaussian-dropconnect" else np.ones(12)
     expected = np.linalg.pinv(inputs / roots) @ targets / roots
     system = problem.problem.with_noise(zl.problems.parse_noise(problem, noise))
-    path = zl.limit(system, zl.project(system, problem.start), ts=[0.0, 300.0])
+    path = zl.limit(system, zl.project(system, problem.start), zl.Saves(at=[0.0, 300.0]))
     np.testing.assert_allclose(coefficients(path.final), expected, atol=1e-6)

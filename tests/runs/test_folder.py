@@ -15,7 +15,7 @@ from zeroloss.errors import InputError, RunError
 @pytest.fixture(scope="module")
 def comparisons():
     problem = zl.problems.load("hyperbola")
-    options = {"key": jax.random.key(0), "steps": 200, "replicas": 3, "saves": 5}
+    options = {"key": jax.random.key(0), "steps": zl.Saves(200, count=5), "replicas": 3}
     return {
         "label:0.3": zl.compare(
             problem.problem.with_noise(zl.LabelNoise(0.3)), problem.start, [0.1], **options
@@ -139,4 +139,4 @@ def test_names_that_are_ours_are_refused(name):
     problem = zl.problems.load("hyperbola")
     system = problem.problem.with_noise(zl.LabelNoise(0.3))
     with pytest.raises(InputError, match=f"cannot be called '{name}'"):
-        zl.limit(system, problem.start, t1=1.0, observables={name: lambda w: w[0]})
+        zl.limit(system, problem.start, zl.Saves(1.0, observables={name: lambda w: w[0]}))

@@ -15,7 +15,7 @@ def followed(name, noise, t1, **options):
     system = problem.problem.with_noise(parse_noise(problem, noise))
     point = zl.project(system, problem.start)
     more = {"key": jax.random.key(0), "replicas": 7} if noise.startswith("langevin") else {}
-    return problem, system, zl.limit(system, point, t1, saves=4, **more)
+    return problem, system, zl.limit(system, point, zl.Saves(t1, count=4), **more)
 
 
 def test_the_spectrum_of_the_hyperbola():
@@ -85,7 +85,9 @@ def test_where_a_model_has_no_value_nothing_is_drawn(tmp_path):
         start=jnp.array([2.0, 0.5]),
     )
     system = problem.problem.with_noise(zl.WeightNoise(0.1))
-    found = views(problem, system, {"path": zl.limit(system, problem.start, 0.2, saves=3)})[FUNCTION]
+    found = views(problem, system, {"path": zl.limit(system, problem.start, zl.Saves(0.2, count=3))})[
+        FUNCTION
+    ]
     x = found["x"].values
     assert x[0] >= 0 and x[-1] > 1 and np.isfinite(found["path"].values).all()
 

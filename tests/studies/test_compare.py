@@ -18,7 +18,12 @@ def comparison():
     """Label noise at two step sizes, to the same slow time."""
     system = PROBLEM.problem.with_noise(zl.LabelNoise(0.2))
     return zl.compare(
-        system, PROBLEM.start, [0.2, 0.05], key=KEY, t1=0.5, replicas=300, observables=PROBLEM.observables
+        system,
+        PROBLEM.start,
+        [0.2, 0.05],
+        key=KEY,
+        t1=zl.Saves(0.5, observables=PROBLEM.observables),
+        replicas=300,
     )
 
 
@@ -68,7 +73,7 @@ def test_what_cannot_be_predicted_is_compared_without(monkeypatch):
 
     monkeypatch.setattr(_compare, "predict", refuse)
     system = PROBLEM.problem.with_noise(zl.LabelNoise(0.2))
-    made = zl.compare(system, PROBLEM.start, [0.2], key=KEY, t1=0.1, saves=3, replicas=2)
+    made = zl.compare(system, PROBLEM.start, [0.2], key=KEY, t1=zl.Saves(0.1, count=3), replicas=2)
     assert made.trainings[0].prediction is None and made.rows()[0]["no_prediction"] == "too much."
     assert set(made.to_xarray().children) == {"limit", "training_0"}
 
@@ -98,7 +103,7 @@ def test_trivial_noise():
 
 def test_divergence_is_kept():
     system = zl.System(lambda w, eta: hyperbola_loss(w * (1 + eta)), zl.Gaussian((2,), 0.6))
-    comparison = zl.compare(system, HYPERBOLA_POINT, [0.3], key=KEY, t1=20.0, saves=11, replicas=50)
+    comparison = zl.compare(system, HYPERBOLA_POINT, [0.3], key=KEY, t1=zl.Saves(20.0, count=11), replicas=50)
     (training,) = comparison.trainings
     assert training.diverged_at is not None
     assert len(training.path.ts) < 11 and np.isfinite(training.path.params).all()

@@ -145,7 +145,7 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
     problem, params = network_problem()
     system = problem.with_noise(noise)
     point = zl.project(system, params)
-    expected, limit = zl.drift(system, point, 0.05), zl.limit(system, point, t1=0.1, saves=2)
+    expected, limit = zl.drift(system, point, 0.05), zl.limit(system, point, zl.Saves(0.1, count=2))
     monkeypatch.setattr(_selection, "_LARGEST_JACOBIAN", 0)
     manifold = locate(system, point).manifold
     assert isinstance(manifold, GramManifold) and manifold.structure is not None
@@ -156,7 +156,7 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
         there, here = flat(getattr(expected, each)), flat(getattr(found, each))
         np.testing.assert_allclose(here, there, atol=1e-10 * np.linalg.norm(there) + 1e-14)
     assert zl.classify(system, point).codimension == 8
-    end = flat(zl.limit(system, point, t1=0.1, saves=2).final)
+    end = flat(zl.limit(system, point, zl.Saves(0.1, count=2)).final)
     np.testing.assert_allclose(end, flat(limit.final), atol=1e-6)
 
 
@@ -189,5 +189,5 @@ def test_duplicated_examples_change_nothing():
         flat(zl.drift(one, point).first), flat(zl.drift(two, point).first), rtol=1e-9, atol=1e-10
     )
     assert zl.classify(two, zl.project(two, params)).codimension == 8
-    ends = [flat(zl.limit(s, point, t1=0.5, saves=2).final) for s in (one, two)]
+    ends = [flat(zl.limit(s, point, zl.Saves(0.5, count=2)).final) for s in (one, two)]
     np.testing.assert_allclose(*ends, atol=1e-7)

@@ -130,7 +130,7 @@ def test_verbs(sensing, geometry):
     assert verdict.codimension == (sensing.values.size if known else None)
     drift = expected_drift(sensing)
     short = 1e-3 * float(jnp.linalg.norm(flat(sensing.params)) / jnp.linalg.norm(drift))
-    path = zl.limit(system, sensing.params, t1=short, saves=2, verdict=verdict, rtol=1e-6)
+    path = zl.limit(system, sensing.params, zl.Saves(short, count=2), rtol=1e-6)
     # Over a short way w(t) = w + t D + O(t^2); its mean slope is that at half time, to second order.
     moved = flat(path.final) - flat(sensing.params)
     assert np.linalg.norm(moved - short * drift) < 3e-3 * np.linalg.norm(moved)
@@ -141,7 +141,7 @@ def test_verbs(sensing, geometry):
 def test_limits_agree():
     """Through Hessian, basis and iteration, over a way as long as the parameters."""
     ends = [
-        flat(zl.limit(SMALL.system(geometry), SMALL.params, t1=2.0, saves=2).final)
+        flat(zl.limit(SMALL.system(geometry), SMALL.params, zl.Saves(2.0, count=2)).final)
         for geometry in ("factorized", "auto", "matrix-free")
     ]
     assert np.linalg.norm(ends[0] - flat(SMALL.params)) > 0.1 * np.linalg.norm(ends[0])

@@ -81,7 +81,7 @@ def test_verbs_agree_with_the_factorized_ones(noise):
         system = problem.with_noise(noise)
         start = zl.project(system, params)
         verdicts.append(zl.classify(system, start))
-        ends.append(flat(zl.limit(system, start, t1=0.5, saves=3).final))
+        ends.append(flat(zl.limit(system, start, zl.Saves(0.5, count=3)).final))
     assert np.linalg.norm(ends[0] - flat(params)) > 0.1
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-6)
     assert verdicts[0].name == verdicts[1].name and verdicts[0].codimension == verdicts[1].codimension == 60

@@ -62,7 +62,7 @@ def test_drift_and_limit(noise, t1):
         system = problem.with_noise(noise)
         drift = zl.drift(system, params)
         drifts.append(flat(drift.second if isinstance(noise, zl.LabelNoise) else drift.first))
-        path = zl.limit(system, params, t1=t1, saves=2)
+        path = zl.limit(system, params, zl.Saves(t1, count=2))
         assert path.loss[-1] < 1e-20
         ends.append(flat(path.final))
     size, way = np.linalg.norm(drifts[0]), np.linalg.norm(ends[0] - flat(params))

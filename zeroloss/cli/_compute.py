@@ -9,7 +9,7 @@ import jax
 import typer
 from rich.markup import escape
 
-from zeroloss._progress import doing
+from zeroloss._progress import doing, show_progress
 from zeroloss.cli._console import (
     PROBLEMS,
     TRAINING,
@@ -32,6 +32,7 @@ from zeroloss.cli._running import makes_runs
 from zeroloss.drifts import classify
 from zeroloss.errors import ZerolossError
 from zeroloss.noise import Langevin, MiniBatch
+from zeroloss.optimizers import SGD
 from zeroloss.prediction import how_long
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.report._numbers import greek
@@ -58,7 +59,7 @@ def classify_command(request: Request) -> None:
     names = request.noise or _every_noise(chosen)
     systems = _systems(chosen, names, request.strengths)
     verdicts = {}
-    with doing(not request.quiet) as say:
+    with show_progress(not request.quiet), doing() as say:
         say(_PROJECTING)
         point = project(next(iter(systems.values())), chosen.start)
         largest = largest_eigenvalue(next(iter(systems.values())), point)
@@ -127,18 +128,17 @@ def how_long_command(
     names = request.noise or [name for name in chosen.noises if name not in excluded]
     systems = _systems(chosen, names, request.strengths)
     first = next(iter(systems.values()))
-    with doing(not request.quiet) as say:
+    with show_progress(not request.quiet), doing() as say:
         say(_PROJECTING)
         point = project(first, chosen.start)
         step_size = rule.step_size / largest_eigenvalue(first, point)
+    optimizer = SGD(step_size, momentum=rule.momentum, nesterov=rule.nesterov, weight_decay=rule.weight_decay)
     quantity = chosen.observables.get(of, of) if of is not None else None
     all_found: dict[str, Any] = {}
     for name, system in systems.items():
         try:
-            found = how_long(
-                system, point, of=quantity, fraction=fraction, value=value, progress=not request.quiet,
-                **rule._replace(step_size=step_size)._asdict(),
-            )  # fmt: skip
+            with show_progress(not request.quiet):
+                found = how_long(system, point, optimizer, of=quantity, fraction=fraction, value=value)
             if of is not None:
                 found = dataclasses.replace(found, quantity=of)
             all_found[name] = vars(found)

@@ -32,6 +32,9 @@ TimeScale = Literal["1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"]
 ZERO = 1e-6
 """A dimensionless measure of motion below this counts as no motion."""
 
+CLASSIFIED_POINTS = 6
+"""How many points of the set decide, by default."""
+
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
 _KICKS = 8  # single units dropped to see whether masks act linearly
@@ -108,7 +111,11 @@ class Verdict(eqx.Module):
 
 
 def classify(
-    system: AbstractSystem, point: PyTree, *, key: Key[Array, ""] | None = None, points: int = 6
+    system: AbstractSystem,
+    point: PyTree,
+    *,
+    key: Key[Array, ""] | None = None,
+    points: int = CLASSIFIED_POINTS,
 ) -> Verdict:
     """Decide on which time scale the noise moves training along the zero-loss set, and how.
 

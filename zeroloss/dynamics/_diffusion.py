@@ -1,6 +1,5 @@
 """Stochastic limits: a stochastic differential equation on the zero-loss set (theory.md, section 2)."""
 
-import time
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,79 +8,123 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from zeroloss._checkpoint import Checkpoint, digest, facts_of
-from zeroloss._progress import progress_bar
+from zeroloss._checkpoint import digest, facts_of
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import second_drift
 from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.dynamics._trajectory import Recorder, Trajectory
+from zeroloss.dynamics._driver import AbstractEvolution, Item
+from zeroloss.dynamics._recorder import Recorder
+from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets import ON_SET, length
 
 _STEP = 0.03  # of |w|: what one time step moves by default
-_BACK = 0.9  # of a step: where the retraction takes back more, the step was too long
-_FIRST_CHUNK = 16
-_SECONDS_PER_CHUNK = 0.5
+_BACK = 0.9  # a step is too long where the retraction takes back more than this share of it
 
 
-def diffuse(
-    expansion: AbstractExpansion,
-    start: Vector,
-    times: np.ndarray,
-    recorder: Recorder,
-    key: Key[Array, ""],
-    replicas: int,
-    dt: float | None,
-    progress: bool,
-    checkpoint: Checkpoint,
-) -> Trajectory:
-    """Follow dW = P_T G dB + b(W) dt in an ensemble, saving at `times`.
+class Diffusion(AbstractEvolution["_State"]):
+    """dW = P_T G dB + b(W) dt in an ensemble, as an evolution.
 
     Euler and Maruyama's step in the tangent space with P_T b, then a retraction along the normal space, which
     supplies the normal part of b (weak order one; Ciccotti, Lelievre and Vanden-Eijnden 2008). Steps
     come in pairs, and a second ensemble takes one step of twice the length on the same noise: the
     difference of the two is the estimate of the error.
     """
-    keys = jax.random.split(key, replicas)
-    dt = float(_default_step(expansion, start)) if dt is None else dt
-    states = jnp.tile(start, (replicas, 1))
-    ensemble = _Ensemble(states, states, jnp.full(replicas, jnp.inf), jnp.zeros(replicas, int))
-    largest = _largest_eigenvalue(expansion, start)
-    chunk = _FIRST_CHUNK
 
-    def facts() -> dict[str, Any]:
-        t1 = float(times[-1])
-        return facts_of(expansion.system, start, times, t1=t1, replicas=replicas, dt=dt, keys=digest(keys))
+    name, unit = "limit", "slow time"
+    first_chunk = 16
 
-    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
-        # What has been done, in pairs of steps and in time, and the pairs that lead to the next time saved.
-        state = checkpoint.begin((ensemble, 0, 0.0, -1, 0.0), recorder, facts)
+    def __init__(
+        self,
+        expansion: AbstractExpansion,
+        start: Vector,
+        times: np.ndarray,
+        key: Key[Array, ""],
+        replicas: int,
+        dt: float | None,
+        recorder: Recorder,
+    ):
+        self._expansion, self._start, self._times, self._recorder = expansion, start, times, recorder
+        self._keys = jax.random.split(key, replicas)
+        self._dt = float(_default_step(expansion, start)) if dt is None else dt
+        self._largest = _largest_eigenvalue(expansion, start)
+
+    def start(self) -> "_State":
+        replicas = len(self._keys)
+        w = jnp.tile(self._start, (replicas, 1))
+        return _State(_Ensemble(w, w, jnp.full(replicas, jnp.inf), jnp.zeros(replicas, int)), 0, 0.0, -1, 0.0)
+
+    def position(self, state: "_State") -> float:
+        return state.t
+
+    def advance(self, state: "_State", target: float, chunk: int) -> "_State":
         ensemble, done, t, pairs, h = state
-        for target in times[len(recorder.items) :]:
-            if pairs < 0:
-                pairs = int(np.ceil((target - t) / (2 * dt) - 1e-9))
-                h = float((target - t) / (2 * max(pairs, 1)))
-            while pairs > 0:
-                count = min(chunk, pairs)
-                began = time.perf_counter()
-                ensemble = _advance(expansion, ensemble, keys, done, count, t, h, largest)
-                _check(expansion, ensemble, recorder, dt)
-                if count == chunk and time.perf_counter() - began < _SECONDS_PER_CHUNK / 2:
-                    chunk *= 2
-                done, pairs, t = done + count, pairs - count, t + 2 * h * count
-                show(t)
-                checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder)  # noqa: B023
-            t, pairs = float(target), -1
-            _check_on_set(expansion, ensemble, recorder, t)
-            fine, coarse = ensemble.fine, ensemble.coarse
-            recorder.save_with_bias(*((fine, coarse) if recorder.batched else (fine[0], coarse[0])))
-        checkpoint.keep(lambda: (ensemble, done, t, pairs, h), recorder, last=True)
-    return recorder.path()
+        if pairs < 0:  # a new target
+            pairs = int(np.ceil((target - t) / (2 * self._dt) - 1e-9))
+            h = float((target - t) / (2 * max(pairs, 1)))
+        count = min(chunk, pairs)
+        if count > 0:
+            begin, end = jnp.asarray(done), jnp.asarray(done + count)
+            ensemble = _advance(
+                self._expansion,
+                ensemble,
+                self._keys,
+                begin,
+                end,
+                jnp.asarray(t),
+                jnp.asarray(h),
+                self._largest,
+            )
+            self._check(ensemble)
+        done, pairs, t = done + count, pairs - count, t + 2 * h * count
+        return (
+            _State(ensemble, done, t, pairs, h) if pairs > 0 else _State(ensemble, done, float(target), -1, h)
+        )
+
+    def item(self, state: "_State", time: float) -> Item:
+        fine, coarse = state.ensemble.fine, state.ensemble.coarse
+        worst = float(_worst_residual(self._expansion, fine))
+        if not worst <= ON_SET:
+            raise IntegrationError(
+                f"at t = {time:.6g} a replica could not be kept on the zero-loss set: its relative residual is "
+                f"{worst:.3g}. Take a smaller dt."
+            )
+        return self._recorder.item_with_bias(
+            *((fine, coarse) if self._recorder.batched else (fine[0], coarse[0]))
+        )
+
+    def facts(self) -> dict[str, Any]:
+        return facts_of(
+            self._expansion.system, self._start, self._times, t1=float(self._times[-1]),
+            replicas=len(self._keys), dt=self._dt, keys=digest(self._keys),
+        )  # fmt: skip
+
+    def trajectory(self, items: list[Item]) -> Trajectory:
+        return self._recorder.trajectory(items)
+
+    def _check(self, ensemble: "_Ensemble") -> None:
+        """Raise `IntegrationError` where a replica has failed."""
+        failed = np.asarray(ensemble.failed_at)
+        if not np.isfinite(failed).any():
+            return
+        first = int(np.argmin(failed))
+        where = f"replica {first} of {len(failed)} at t = {failed[first]:.6g}"
+        if int(ensemble.failure[first]) != _RANK:
+            raise IntegrationError(
+                f"{where}: the step left the zero-loss set too far to return to it. Take a smaller dt than "
+                f"{self._dt:.3g}."
+            )
+        manifold = self._expansion.manifold
+        raise IntegrationError(
+            f"{where}: the Hessian no longer has rank {manifold.rank}: an eigenvalue fell below "
+            f"{manifold.fall_tolerance:g} of the largest at the start. The path has left the region where the "
+            "zero-loss set is a manifold of constant rank; it can be followed up to an earlier time."
+        )
 
 
 class _Ensemble(NamedTuple):
-    """Where the replicas stand, with single and with double steps; when and how one failed."""
+    """The replicas after single steps and after double steps; when and how one failed."""
 
     fine: Float[Array, "replicas parameters"]
     coarse: Float[Array, "replicas parameters"]
@@ -89,21 +132,20 @@ class _Ensemble(NamedTuple):
     failure: Array
 
 
+class _State(NamedTuple):
+    """The ensemble after `done` pairs of steps, at time t.
+
+    `pairs` more of step `h` lead to the next time saved; -1 where that time is not chosen yet.
+    """
+
+    ensemble: _Ensemble
+    done: int
+    t: float
+    pairs: int
+    h: float
+
+
 _RANK, _LANDING = 1, 2
-
-
-def _advance(
-    expansion: AbstractExpansion,
-    ensemble: _Ensemble,
-    keys: Key[Array, " replicas"],
-    done: int,
-    count: int,
-    t: float,
-    h: float,
-    largest: Scalar,
-) -> _Ensemble:
-    begin, end = jnp.asarray(done), jnp.asarray(done + count)
-    return _advance_compiled(expansion, ensemble, keys, begin, end, jnp.asarray(t), jnp.asarray(h), largest)
 
 
 @eqx.filter_jit
@@ -112,7 +154,7 @@ def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
 
 
 @eqx.filter_jit
-def _advance_compiled(
+def _advance(
     expansion: AbstractExpansion,
     ensemble: _Ensemble,
     keys: Key[Array, " replicas"],
@@ -166,37 +208,6 @@ def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     speed = jnp.linalg.norm(second_drift(expansion, w, geometry))
     variance = expansion.tangential_variance(w, geometry)
     return 1 / (speed / reach + variance / reach**2)
-
-
-def _check(expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, dt: float) -> None:
-    failed = np.asarray(ensemble.failed_at)
-    if not np.isfinite(failed).any():
-        return
-    first = int(np.argmin(failed))
-    where = f"replica {first} of {len(failed)} at t = {failed[first]:.6g}"
-    if int(ensemble.failure[first]) == _RANK:
-        problem = (
-            f"{where}: the Hessian no longer has rank {expansion.manifold.rank}: an eigenvalue fell below "
-            f"{expansion.manifold.fall_tolerance:g} of the largest at the start. The path has left the "
-            "region where the zero-loss set is a manifold of constant rank; it can be followed up to an "
-            "earlier time."
-        )
-    else:
-        problem = (
-            f"{where}: the step left the zero-loss set too far to return to it. Take a smaller dt than "
-            f"{dt:.3g}."
-        )
-    raise IntegrationError(problem, recorder.path() if recorder.started else None)
-
-
-def _check_on_set(expansion: AbstractExpansion, ensemble: _Ensemble, recorder: Recorder, t: float) -> None:
-    worst = float(_worst_residual(expansion, ensemble.fine))
-    if not worst <= ON_SET:
-        raise IntegrationError(
-            f"at t = {t:.6g} a replica could not be kept on the zero-loss set: its relative residual is "
-            f"{worst:.3g}. Take a smaller dt.",
-            recorder.path() if recorder.started else None,
-        )
 
 
 @eqx.filter_jit

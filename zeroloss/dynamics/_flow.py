@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from zeroloss._checkpoint import Checkpoint, facts_of
-from zeroloss._progress import progress_bar
+from zeroloss._checkpoint import facts_of
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion
 from zeroloss.drifts._verdict import FAST, TimeScale
-from zeroloss.dynamics._trajectory import Recorder, Trajectory
+from zeroloss.dynamics._driver import AbstractEvolution, Item
+from zeroloss.dynamics._recorder import Recorder
+from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets import ON_SET, looks_smooth
@@ -26,18 +27,8 @@ _SHORTEST_AT_KINKS = 1 / 2000  # step, of the whole time, where the loss has kin
 _RTOL_AT_KINKS = 1e-5
 
 
-def flow(
-    expansion: AbstractExpansion,
-    start: Vector,
-    times: np.ndarray,
-    scale: TimeScale,
-    recorder: Recorder,
-    rtol: float,
-    smooth: bool,
-    progress: bool,
-    checkpoint: Checkpoint,
-) -> Trajectory:
-    """Follow dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, saving at `times`.
+class Flow(AbstractEvolution["_State"]):
+    """dW/dt = -P_T grad Reg(W), or dW/dt = b(W) on the slow scale, as an evolution.
 
     Dormand-Prince 8(7) with step size control, and a retraction after each step, which keeps the order
     (projection method; Hairer, Lubich and Wanner 2006, section IV.4). 13 drifts a step.
@@ -48,35 +39,54 @@ def flow(
     without end. Steps are therefore no shorter than a 2000th of the whole time, and of second order (Heun; 2
     drifts). The error across a kink is of the order of a step.
     """
-    fast, end = scale == FAST, jnp.asarray(times[-1])
-    tolerance = jnp.asarray(rtol if smooth else max(rtol, _RTOL_AT_KINKS))
-    method = _Method(fast, smooth)
 
-    def facts() -> dict[str, Any]:
-        return facts_of(
-            expansion.system, start, times, time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth
-        )
+    name, unit = "limit", "slow time"
 
-    with checkpoint.open(), progress_bar("limit", float(times[-1]), progress, "slow time") as show:
-        state = checkpoint.begin(_begin(expansion, method, start, end, tolerance), recorder, facts)
-        for time in times[len(recorder.items) :]:
-            if time > 0:
-                state = _advance(expansion, method, state, jnp.asarray(time), end, tolerance)
-            w, residual = _at_time(expansion, method, state, jnp.asarray(time))
-            problem = _problem(expansion, state, float(time), float(residual))
-            if problem is not None:
-                so_far = recorder.path() if recorder.started else None
-                whole = expansion.manifold.rank in (None, int(state.rank))
-                stuck = smooth and whole and float(state.t) < float(time)
-                kind = (
-                    KinkError if stuck and not looks_smooth(expansion.manifold, state.w) else IntegrationError
-                )
-                raise kind(problem, so_far)
-            recorder.save(w)
-            show(float(time))
-            checkpoint.keep(lambda: state, recorder)  # noqa: B023
-        checkpoint.keep(lambda: state, recorder, last=True)
-    return recorder.path()
+    def __init__(
+        self,
+        expansion: AbstractExpansion,
+        start: Vector,
+        times: np.ndarray,
+        scale: TimeScale,
+        rtol: float,
+        smooth: bool,
+        recorder: Recorder,
+    ):
+        self._expansion, self._start, self._times, self._recorder = expansion, start, times, recorder
+        self._end, self._method = jnp.asarray(times[-1]), _Method(scale == FAST, smooth)
+        self._rtol = jnp.asarray(rtol if smooth else max(rtol, _RTOL_AT_KINKS))
+        self._facts = dict(time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth)
+
+    def start(self) -> "_State":
+        return _begin(self._expansion, self._method, self._start, self._end, self._rtol)
+
+    def position(self, state: "_State") -> float:
+        return float(state.t)
+
+    def advance(self, state: "_State", target: float, chunk: int) -> "_State":
+        time = jnp.asarray(target)
+        state = _advance(self._expansion, self._method, state, time, self._end, self._rtol)
+        problem = _problem(self._expansion, state, target)
+        if problem is not None:
+            whole = self._expansion.manifold.rank in (None, int(state.rank))
+            at_kink = self._method.smooth and whole and not looks_smooth(self._expansion.manifold, state.w)
+            raise (KinkError if at_kink else IntegrationError)(problem)
+        return state
+
+    def item(self, state: "_State", time: float) -> Item:
+        w, residual = _at_time(self._expansion, self._method, state, jnp.asarray(time))
+        if not float(residual) <= ON_SET:
+            raise IntegrationError(
+                f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
+                f"{float(residual):.3g}."
+            )
+        return self._recorder.item(w)
+
+    def facts(self) -> dict[str, Any]:
+        return facts_of(self._expansion.system, self._start, self._times, **self._facts)
+
+    def trajectory(self, items: list[Item]) -> Trajectory:
+        return self._recorder.trajectory(items)
 
 
 class KinkError(IntegrationError):
@@ -84,7 +94,7 @@ class KinkError(IntegrationError):
 
 
 class _Method(NamedTuple):
-    """Which field is followed, and how."""
+    """Which drift is integrated, and by which solver."""
 
     fast: bool
     smooth: bool
@@ -104,9 +114,9 @@ class _Method(NamedTuple):
 
 
 class _State(eqx.Module):
-    """Where the integrator stands: at t, having come from `t_before` in one step.
+    """The state of the integrator at time t, after a step from `t_before`.
 
-    `rank` is that of the Hessian at w: how many eigenvalues are above `fall_tolerance` times `largest`,
+    `rank` is the rank of the Hessian at w: the number of eigenvalues above `fall_tolerance` times `largest`,
     the largest at the start.
     """
 
@@ -225,7 +235,8 @@ def _at_time(
     return w, manifold.relative_residual(w)
 
 
-def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
+def _problem(expansion: AbstractExpansion, state: _State, time: float) -> str | None:
+    """Why the flow did not reach `time` as a path of constant rank; None where it did."""
     manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
     if manifold.rank not in (None, rank):
         return (
@@ -238,10 +249,5 @@ def _problem(expansion: AbstractExpansion, state: _State, time: float, residual:
         return (
             f"the flow could not be followed past t = {t:.6g} (of {time:.6g}): after {int(state.steps)} "
             f"integrator steps, the next would be {float(state.dt):.3g} long."
-        )
-    if not residual <= ON_SET:
-        return (
-            f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
-            f"{residual:.3g}."
         )
     return None

@@ -1,24 +1,28 @@
 """The limiting dynamics on the zero-loss set (theory.md, section 2)."""
 
 import logging
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NOWHERE, Checkpoint
-from zeroloss._pytrees import refuse_tracing
-from zeroloss.drifts._expansion import expand
-from zeroloss.drifts._verdict import Verdict, classify_at
-from zeroloss.dynamics._diffusion import diffuse
-from zeroloss.dynamics._flow import KinkError, flow
-from zeroloss.dynamics._trajectory import Observables, Recorder, Trajectory
+from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
+from zeroloss.dynamics._diffusion import Diffusion
+from zeroloss.dynamics._driver import drive
+from zeroloss.dynamics._flow import Flow, KinkError
+from zeroloss.dynamics._recorder import Recorder
+from zeroloss.dynamics._saves import Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import InputError
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import locate
 
-_POINTS = 6
+RTOL = 1e-8
+"""The relative accuracy of a deterministic limit, by default."""
+
 _LOG = logging.getLogger(__name__)
 _LARGEST_RTOL = 1e-2
 
@@ -26,17 +30,12 @@ _LARGEST_RTOL = 1e-2
 def limit(
     system: AbstractSystem,
     point: PyTree,
-    t1: float = 1.0,
+    t1: float | Saves = 1.0,
     *,
-    ts: Sequence[float] | np.ndarray | None = None,
-    saves: int = 50,
-    verdict: Verdict | None = None,
-    observables: Observables | None = None,
-    rtol: float = 1e-8,
+    rtol: float = RTOL,
     key: Key[Array, ""] | None = None,
     replicas: int | None = None,
     dt: float | None = None,
-    progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
 ) -> Trajectory:
     """Follow the limit of training as step size and noise go to zero, on the slow time scale.
@@ -48,10 +47,8 @@ def limit(
     **Arguments:**
 
     - `system`, `point`: a system and a point of its zero-loss set.
-    - `t1`: the slow time to follow it to, from 0.
-    - `ts`: increasing slow times to save at; by default `saves` evenly spaced ones from 0 to `t1`.
-    - `verdict`: the verdict of `zeroloss.classify` if it is already known.
-    - `observables`: functions of the parameters to measure at the times saved, by name.
+    - `t1`: the slow time to follow it to, from 0; or a `zeroloss.Saves`, which also says when to save and what
+      to measure.
     - `rtol`: relative accuracy of a deterministic limit: Dormand-Prince 8(7) with retraction onto the
       set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
       followed with its almost-everywhere derivatives and steps no shorter than a 2000th of `t1`, to about the
@@ -60,7 +57,6 @@ def limit(
     - `replicas`: of a stochastic limit: None for one path without a replica axis, R for R paths.
     - `dt`: the largest time step of a stochastic limit, by default such that a step is about 3 % of |w| at
       the start. The method has weak order one; `Trajectory.step_bias` estimates what is left of its error.
-    - `progress`: whether to show a progress bar in a terminal.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Trajectory` in slow time; `time_scale` says which. Of several replicas,
@@ -73,56 +69,70 @@ def limit(
     Costs 13 drifts and a few corrections per step of a deterministic limit; per replica and step of a
     stochastic one, 1.5 drifts and about 5 corrections. Memory: the parameters at each time saved.
     """
-    times = _times(t1, ts, saves)
     if not 0 < rtol <= _LARGEST_RTOL:
         raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
     if dt is not None and not (dt > 0 and np.isfinite(dt)):
         raise InputError(f"dt must be positive and finite, got {dt}.")
-    if replicas is not None and not (isinstance(replicas, int | np.integer) and replicas >= 1):
+    if replicas is not None and not is_positive_integer(replicas):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    saves = as_saves(t1)
+    saves.times()  # raises for times that make no sense, before anything long
     refuse_tracing((system, point), "limit")
     manifold, start = locate(system, point)
     expansion = expand(system, manifold)
-    if verdict is None:
-        verdict = classify_at(expansion, start, jax.random.key(0), _POINTS)
+    verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
     if verdict.stochastic:
         if key is None:
             raise InputError(
                 f"the limit of this noise is stochastic (measure of its diffusion {verdict.diffusion:.3g}): "
                 "pass key=jax.random.key(...), and replicas= for an ensemble."
             )
-        recorder = Recorder(
-            expansion, observables, times, time_scale=verdict.time_scale, batched=replicas is not None
-        )
-        return diffuse(expansion, start, times, recorder, key, replicas or 1, dt, progress, checkpoint)
+        return stochastic_limit(expansion, start, verdict, saves, key, replicas, dt, checkpoint)
     if replicas is not None or dt is not None:
-        what = "replicas" if replicas is not None else "dt"
-        raise InputError(f"{what} makes sense for a stochastic limit only; this one is deterministic.")
-    recorder = Recorder(expansion, observables, times, time_scale=verdict.time_scale)
-    if verdict.time_scale is None:
-        for _ in times:
-            recorder.save(start)
-        return recorder.path()
-    arguments = (expansion, start, times, verdict.time_scale)
+        name = "replicas" if replicas is not None else "dt"
+        raise InputError(f"{name} makes sense for a stochastic limit only; this one is deterministic.")
+    return deterministic_limit(expansion, start, verdict, saves, rtol, checkpoint)
+
+
+def deterministic_limit(
+    expansion: AbstractExpansion,
+    start: Vector,
+    verdict: Verdict,
+    saves: Saves,
+    rtol: float = RTOL,
+    checkpoint: Checkpoint = NOWHERE,
+) -> Trajectory:
+    """`limit` of noise whose `verdict` is known to be deterministic, from a point already located."""
+    times = saves.times()
+    recorder = Recorder(expansion, saves.observables, times, time_scale=verdict.time_scale)
+    scale = verdict.time_scale
+    if scale is None:
+        return recorder.trajectory([recorder.item(start)] * len(times))
+
+    def follow(smooth: bool, checkpoint: Checkpoint) -> Trajectory:
+        evolution = Flow(expansion, start, times, scale, rtol, smooth, recorder)
+        return recorder.trajectory(drive(evolution, times, checkpoint))
+
     try:
-        return flow(*arguments, recorder, rtol, verdict.smooth, progress, checkpoint)
+        return follow(verdict.smooth, checkpoint)
     except KinkError:
-        recorder = Recorder(expansion, observables, times, time_scale=verdict.time_scale)
         _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
-        # Without a checkpoint of its own: it takes few steps, and results of both would be one group.
-        return flow(*arguments, recorder, rtol, False, progress, NOWHERE)
+        # It takes few steps, and must not mix with the state of the first attempt: no checkpoint.
+        return follow(False, NOWHERE)
 
 
-def _times(t1: float, ts: Sequence[float] | np.ndarray | None, saves: int) -> np.ndarray:
-    if ts is None:
-        if not (t1 > 0 and np.isfinite(t1)):
-            raise InputError(f"t1 must be positive and finite, got {t1}.")
-        if saves < 2:
-            raise InputError(f"saves must be at least 2, got {saves}.")
-        return np.linspace(0.0, t1, saves)
-    times = np.asarray(ts, float)
-    if times.ndim != 1 or times.size == 0 or not np.isfinite(times).all():
-        raise InputError("ts must be a non-empty one-dimensional sequence of finite times.")
-    if times[0] < 0 or (np.diff(times) <= 0).any():
-        raise InputError(f"ts must be increasing and not negative, got {times}.")
-    return times
+def stochastic_limit(
+    expansion: AbstractExpansion,
+    start: Vector,
+    verdict: Verdict,
+    saves: Saves,
+    key: Key[Array, ""],
+    replicas: int | None,
+    dt: float | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+) -> Trajectory:
+    """`limit` of noise whose `verdict` is known to be stochastic, from a point already located."""
+    times, batched = saves.times(), replicas is not None
+    recorder = Recorder(expansion, saves.observables, times, time_scale=verdict.time_scale, batched=batched)
+    evolution = Diffusion(expansion, start, times, key, replicas or 1, dt, recorder)
+    return recorder.trajectory(drive(evolution, times, checkpoint))

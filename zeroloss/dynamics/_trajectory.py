@@ -1,7 +1,7 @@
 """What the drivers return: parameters and observables along a path."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,35 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int, PyTree
 
-from zeroloss._pytrees import Vector
-from zeroloss.drifts._expansion import AbstractExpansion
 from zeroloss.errors import InputError
-
-Observables = Mapping[str, Callable[[PyTree], Array]]
-
-
-_LONGEST_NAME = 200  # bytes
-_PARAMS, _BIAS = "params", "step_bias/"  # beside what is measured
-
-_TAKEN = (
-    "params",
-    "loss",
-    "noisy_loss",
-    "regularizer",
-    "hessian_trace",
-    "hessian_trace_error",
-    "time",
-    "steps",
-    "slow_time",
-    "distance",
-    "distance_error",
-    "seconds",
-    "replica",
-    "spectrum",
-    "function",
-    "zero_loss_set",
-)
-_PREFIXES = ("params", "uncertainty_", "seconds_")
 
 
 class Trajectory(eqx.Module):
@@ -168,150 +140,3 @@ def flat_trajectories(params: PyTree, lead: int) -> np.ndarray:
     """Saved parameters as one array, `[..., parameters]` behind their first `lead` axes."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1)
-
-
-class Recorder:
-    """Collects what is saved along a path, at one of `ts` after the other, in `items`.
-
-    An item holds the flat parameters, as "params", what is measured by name, and as "step_bias/<name>" what
-    a time step made of it. The parameters of the path come out in the dtypes of `like`, in float64
-    without it.
-    """
-
-    def __init__(
-        self,
-        expansion: AbstractExpansion,
-        observables: Observables | None,
-        ts: np.ndarray,
-        *,
-        steps: np.ndarray | None = None,
-        time_scale: str | None = None,
-        batched: bool = False,
-        like: PyTree | None = None,
-    ):
-        self._expansion = expansion
-        self._ts, self._steps, self._time_scale = ts, steps, time_scale
-        self._observables = dict(observables or {})
-        self.batched = batched
-        self._like = like
-        self.items: list[dict[str, np.ndarray]] = []
-        for name in self._observables:
-            if name in _TAKEN:
-                raise InputError(
-                    f"an observable cannot be called {name!r}: these names are taken, {', '.join(_TAKEN)}."
-                )
-            if name.startswith(_PREFIXES):
-                raise InputError(
-                    f"an observable cannot be called {name!r}: what begins with {' or '.join(_PREFIXES)} is "
-                    "ours."
-                )
-            # Each becomes a folder in a Zarr store.
-            if not name.strip(".") or name.startswith("__") or {"/", "\0"} & set(name):
-                raise InputError(
-                    f"an observable cannot be called {name!r}: there must be more than dots, no slash, and "
-                    "no two underscores in front."
-                )
-            if len(name.encode(errors="surrogatepass")) > _LONGEST_NAME:
-                raise InputError(
-                    f"the name of an observable has {len(name)} characters, {name[:40]!r}...; at most "
-                    f"{_LONGEST_NAME} bytes fit into the name of a file."
-                )
-
-    @property
-    def started(self) -> bool:
-        """Whether anything has been saved yet."""
-        return bool(self.items)
-
-    def measure(self, w: Array) -> dict[str, np.ndarray]:
-        """What is measured at the flat parameters `w`, `[parameters]` or `[replica, parameters]`."""
-        measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
-        return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
-
-    def save(self, w: Array) -> None:
-        """Measure and keep `w`."""
-        self.save_measured(w, self.measure(w))
-
-    def save_measured(self, w: Array, measured: Mapping[str, Any]) -> None:
-        """Keep `w`, with what was `measured` of it already."""
-        self.items.append({_PARAMS: np.asarray(w)} | {k: np.asarray(v) for k, v in measured.items()})
-
-    def save_with_bias(self, w: Array, coarse: Array) -> None:
-        """Save `w`, and how far steps of twice the length, at `coarse`, move the mean of what is measured."""
-        self.save(w)
-        fine, twice = self.items[-1], self.measure(coarse)
-        self.items[-1] = fine | {
-            _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
-        }
-
-    def path(self) -> Trajectory:
-        """Everything saved so far."""
-        count = len(self.items)
-        axis = 1 if self.batched else 0
-        flat = jnp.stack([item[_PARAMS] for item in self.items], axis=axis)
-        unravel = jax.vmap(self._expansion.manifold.unravel)
-        params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
-        if self._like is not None:
-            params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self._like)
-        biases = {
-            name.removeprefix(_BIAS): np.stack([item[name] for item in self.items])
-            for name in self.items[0]
-            if name.startswith(_BIAS)
-        }
-        measured = {
-            name: np.stack([item[name] for item in self.items], axis=axis)
-            for name in self.items[0]
-            if name != _PARAMS and not name.startswith(_BIAS)
-        }
-        return Trajectory(
-            ts=np.asarray(self._ts[:count], float),
-            steps=None if self._steps is None else np.asarray(self._steps[:count], int),
-            params=params,
-            loss=measured.pop("loss"),
-            regularizer=measured.pop("regularizer"),
-            hessian_trace=measured.pop("hessian_trace"),
-            hessian_trace_error=measured.pop("hessian_trace_error", None),
-            observables=measured,
-            time_scale=self._time_scale,
-            step_bias=biases or None,
-        )
-
-
-@eqx.filter_jit
-def _measure(
-    expansion: AbstractExpansion, observables: dict[str, Callable[[PyTree], Array]], batch: Array
-) -> dict[str, Array]:
-    manifold = expansion.manifold
-
-    def one(w: Vector) -> dict[str, Array]:
-        params = manifold.unravel(w)
-        trace, error = manifold.trace_and_error(w)
-        return {
-            "loss": manifold.loss(w),
-            "regularizer": expansion.regularizer(w),
-            "hessian_trace": trace,
-            **({} if error is None else {"hessian_trace_error": error}),
-            **{name: jnp.asarray(function(params)) for name, function in observables.items()},
-        }
-
-    return jax.lax.map(one, batch)
-
-
-def save_steps_of(steps: int, saves: int, save_steps: Sequence[int] | np.ndarray | None) -> np.ndarray:
-    """The steps to save at: those given, or `saves` evenly spaced ones, and the last."""
-    if not is_positive_integer(steps):
-        raise InputError(f"steps must be a positive integer, got {steps}.")
-    if save_steps is None:
-        if saves < 2:
-            raise InputError(f"saves must be at least 2, got {saves}.")
-        return np.unique(np.linspace(0, steps, saves).round().astype(int))
-    times = np.asarray(save_steps)
-    if times.ndim != 1 or times.size == 0 or not np.issubdtype(times.dtype, np.integer):
-        raise InputError("save_steps must be a non-empty one-dimensional sequence of integers.")
-    if times[0] < 0 or times[-1] > steps or (np.diff(times) <= 0).any():
-        raise InputError(f"save_steps must be increasing and within 0 and steps = {steps}, got {times}.")
-    return times if times[-1] == steps else np.append(times, steps)
-
-
-def is_positive_integer(value: object) -> bool:
-    """Whether `value` is an integer of at least 1."""
-    return isinstance(value, int | np.integer) and bool(value >= 1)

@@ -13,7 +13,7 @@ from zeroloss._checkpoint import digest
 from zeroloss.errors import InputError, StabilityError
 from zeroloss.systems import Scalar
 
-_LOOKED_AT = 1000  # steps of a schedule, before anything long begins
+_SAMPLED = 1000  # steps at which a schedule is checked before anything long begins
 
 
 class SGD(eqx.Module):
@@ -113,8 +113,8 @@ class SGD(eqx.Module):
             )
 
     def largest(self, steps: int) -> float:
-        """The largest step size among the first `steps`, of which a thousand are looked at."""
-        return float(self.sizes(np.unique(np.linspace(0, steps - 1, _LOOKED_AT).astype(int))).max())
+        """The largest step size among the first `steps`, from a sample of a thousand."""
+        return float(self.sizes(np.unique(np.linspace(0, steps - 1, _SAMPLED).astype(int))).max())
 
     def size(self, step: int) -> float:
         """The step size at one step, checked as those of `sizes`."""
@@ -151,17 +151,6 @@ def _schedule(optimizer: SGD, steps: Int[Array, " times"]) -> Array:
     return jax.vmap(optimizer.at)(steps)
 
 
-def as_optimizer(
-    step_size: StepSize, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
-) -> SGD:
-    """The optimizer that the arguments of a verb say: one that is given whole, or the parts of one."""
-    if not isinstance(step_size, SGD):
-        return SGD(step_size, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    given = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-    twice = [name for name, value in given.items() if value]
-    if twice:
-        raise InputError(
-            f"{' and '.join(twice)} cannot be given beside an optimizer, which has its own: write "
-            f"zeroloss.SGD(step_size, {', '.join(f'{name}={given[name]}' for name in twice)})."
-        )
-    return step_size
+def as_optimizer(step_size: StepSize) -> SGD:
+    """`step_size` itself if it is an optimizer; otherwise gradient descent with this step size or schedule."""
+    return step_size if isinstance(step_size, SGD) else SGD(step_size)

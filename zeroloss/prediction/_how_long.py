@@ -1,4 +1,4 @@
-"""How many training steps the noise takes for what it does."""
+"""How many training steps the effect of the noise takes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +15,10 @@ from zeroloss.drifts._drift import drift
 from zeroloss.drifts._verdict import FAST, Verdict, classify, power_of_step_size
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
-from zeroloss.prediction._integrator import MOST_GRADIENTS, Integrator, check_budget, check_rtol
+from zeroloss.prediction._integrator import Integrator
 from zeroloss.prediction._mean_path import MeanPath
 from zeroloss.prediction._predict import mean_path_of
+from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import largest_eigenvalue, length, project
 
@@ -73,13 +74,8 @@ def how_long(
     of: str | Callable[[PyTree], Array] | None = None,
     fraction: float = 0.5,
     value: float | None = None,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
     most_steps: int = 10**12,
-    rtol: float = 1e-3,
-    max_gradients: float = MOST_GRADIENTS,
-    progress: bool = False,
+    rtol: float | Tolerance = 1e-3,
 ) -> HowLong:
     """The number of training steps until the noise has done a fraction of what it will do.
 
@@ -87,15 +83,15 @@ def how_long(
 
     **Arguments:**
 
-    - `system`, `params`, `step_size`, `momentum`, `nesterov`, `weight_decay`: as in `zeroloss.predict`.
+    - `system`, `params`, `step_size`: as in `zeroloss.predict`.
     - `of`: the quantity: "regularizer" (Reg), "hessian_trace" (tr H), "loss" (of the mean parameters), or a
       function of the parameters. By default the regularizer where the noise is non-degenerate, else tr H.
     - `fraction`: of the change from `params` to where the quantity settles, in (0, 1).
     - `value`: a value to reach, in the place of a fraction.
-    - `most_steps`, `max_gradients`: when to give up; what it may cost, as in `zeroloss.predict`.
-    - `rtol`: as in `zeroloss.predict`; with 1e-2 it is up to several times as fast, and good to 1 % or so.
-      Where averages over the noise are sampled, as under weight noise, 1 % is the accuracy at any `rtol`.
-    - `progress`: whether to show what has been spent of `max_gradients`, in a terminal.
+    - `most_steps`: the number of training steps after which to give up.
+    - `rtol`: as in `zeroloss.predict`, a number or a `zeroloss.Tolerance`; with 1e-2 it is up to several times
+      as fast, and good to 1 % or so. Where averages over the noise are sampled, as under weight noise, 1 % is
+      the accuracy at any `rtol`.
 
     **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
     while the number of steps doubles, after no fewer steps than the limit takes, at its initial speed, for a
@@ -110,11 +106,10 @@ def how_long(
     """
     if not 0 < fraction < 1:
         raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
-    check_rtol(rtol)
-    check_budget(max_gradients)
+    tolerance = as_tolerance(rtol)
     refuse_tracing((system, params, step_size), "how_long")
-    rule = as_optimizer(step_size, momentum, nesterov, weight_decay)
-    with doing(progress) as say:
+    optimizer = as_optimizer(step_size)
+    with doing() as say:
         say("projecting the start onto the zero-loss set")
         point = project(system, params)
         say("deciding on which time scale the noise acts")
@@ -123,40 +118,40 @@ def how_long(
         raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {verdict}.")
     if verdict.stochastic:
         raise UnsupportedError(f"this noise has no mean path to follow: {verdict}. Use zeroloss.predict.")
-    rule.check_stability(largest_eigenvalue(system, params))
-    mean_path, start = mean_path_of(system, params, rule)
+    optimizer.check_stability(largest_eigenvalue(system, params))
+    mean_path, start = mean_path_of(system, params, optimizer)
     if of is None:
         of = "regularizer" if verdict.time_scale == FAST else "hessian_trace"
     name, measure = _quantity(mean_path, of)
     beginning = float(measure(start))
-    fewest = _steps_of_the_limit(system, point, verdict, rule.largest(_WARM_UP))
-    integrator = Integrator(mean_path, start, rtol, jax.random.key(0), most_gradients=max_gradients)
+    fewest = _steps_of_the_limit(system, point, verdict, optimizer.largest(_WARM_UP))
+    most = tolerance.max_gradients
+    integrator = Integrator(mean_path, start, tolerance.rtol, most, jax.random.key(0))
+    state = integrator.start()
     steps, values, ways = [0], [beginning], [(0.0, 0.0)]
-    with progress_bar(f"{name}, until it settles", max_gradients, progress, "gradients") as show:
+    with progress_bar(f"{name}, until it settles", most, "gradients") as show:
         while steps[-1] < most_steps:
             try:
-                reached = integrator.advance(most_steps)
+                state = integrator.advance(state, most_steps)
             except BudgetError as error:
                 if value is not None or values[-1] == beginning:
                     goal = "changed" if value is None else f"reached {value:.6g}"
                     raise BudgetError(
                         f"{name} has not {goal} yet: it went from {beginning:.6g} to {values[-1]:.6g}. "
-                        f"{error}",
-                        None,
+                        f"{error}"
                     ) from error
                 break
             except IntegrationError as error:
                 raise IntegrationError(
                     f"{name} has not settled after {steps[-1]:,} steps, where it is {values[-1]:.6g}, and "
-                    f"the path cannot be followed further: {error}",
-                    None,
+                    f"the path cannot be followed further: {error}"
                 ) from error
-            show(min(integrator.spent, max_gradients))
-            if reached.step == steps[-1]:
+            show(min(state.spent, most))
+            if state.path.step == steps[-1]:
                 continue
-            steps.append(reached.step)
-            values.append(float(measure(reached.mean.w)))
-            ways.append((reached.first, reached.second))
+            steps.append(state.path.step)
+            values.append(float(measure(state.path.mean.w)))
+            ways.append((state.path.first, state.path.second))
             if value is not None and (values[-1] - value) * (beginning - value) <= 0:
                 return _crossing(name, beginning, value, float("nan"), steps, values, ways, True)
             if value is None and steps[-1] >= fewest and _has_settled(steps, values, beginning):

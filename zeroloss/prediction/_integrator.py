@@ -1,25 +1,20 @@
 """Following the mean of training: how many training steps at a time, and when to stop."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Key
 
 from zeroloss._pytrees import Vector
-from zeroloss.errors import BudgetError, InputError, IntegrationError, StabilityError
+from zeroloss.errors import BudgetError, IntegrationError, StabilityError
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import pushes_of
 from zeroloss.prediction._mean_path import MeanPath, Outcome, State
 from zeroloss.zero_sets import length, looks_smooth
 
-MOST_GRADIENTS = 1e6
-"""The default bound on the cost of following a path, in gradients of the loss: one for a step of training."""
-
-_LARGEST_RTOL = 1e-2
 _MANY = 500  # steps of the integrator, after which it is asked whether kinks hold it up
 _AT_KINKS = 1 / 200  # of the training steps made so far: the shortest step of the integrator then
 _LARGEST_GROWTH, _LARGEST_SHRINK, _SAFETY = 5.0, 0.2, 0.9
@@ -71,24 +66,31 @@ def _cost(mean_path: MeanPath, draws: int) -> float:
     return _GRADIENTS_A_STEP + sampled
 
 
-def check_rtol(rtol: float) -> None:
-    """Raise `InputError` unless a path can be followed to this relative tolerance."""
-    if not 0 < rtol <= _LARGEST_RTOL:
-        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
+class IntegratorState(NamedTuple):
+    """The state of an `Integrator`.
 
+    - `path`: the path and its ensemble.
+    - `steps`, `draws`: the training steps that the next step of the integrator stands for, and its draws.
+    - `taken`, `attempts`: steps of the integrator that were accepted, and all that were tried.
+    - `spent`: the cost of each path so far, in gradients of the loss, roughly.
+    - `has_kinks`: whether the loss was found to have kinks.
+    """
 
-def check_budget(max_gradients: float) -> None:
-    """Raise `InputError` unless this is a number of gradients that may be spent."""
-    if not max_gradients > 0:
-        raise InputError(f"max_gradients must be positive, got {max_gradients}.")
+    path: PathState
+    steps: int
+    draws: int
+    taken: int
+    attempts: int
+    spent: float
+    has_kinks: bool
 
 
 class Integrator:
-    """Follows a `MeanPath` from a start; `to` may be called with ever later training steps.
+    """Follows a `MeanPath` from a start, many training steps at a time.
 
-    With `pairs`, an ensemble goes along: each run is kicked along the set as training is, and one of each
-    pair opposite to the other, so that the mean of all differs from the mean path only by what the spread
-    makes of it.
+    With `pairs`, an ensemble goes along: each run is pushed along the set as training is, and one of each
+    pair opposite to the other, so that the mean of all differs from the mean path only by the effect of the
+    spread.
     """
 
     def __init__(
@@ -96,119 +98,96 @@ class Integrator:
         mean_path: MeanPath,
         start: Vector,
         rtol: float,
+        max_gradients: float,
         key: Key[Array, ""],
         pairs: int = 0,
-        most_gradients: float = MOST_GRADIENTS,
     ):
-        self.mean_path, self.rtol, self.pairs = mean_path, rtol, pairs
-        self._key, self._start = key, start
-        self._steps, self._draws = 1, _FEWEST_DRAWS
-        self._taken, self._spent, self._most = 0, 0.0, most_gradients
-        self._attempts, self._has_kinks = 0, False
-        states = _start(mean_path, start, 1 + 2 * pairs)
-        self.now = PathState(0, mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
+        self.mean_path = mean_path
+        self._rtol, self._max_gradients = rtol, max_gradients
+        self._start, self._key, self._pairs = start, key, pairs
 
-    @property
-    def snapshot(self) -> PyTree:
-        """Everything on which the rest of the path depends."""
-        return self.now, self._steps, self._draws, self._taken, self._spent, self._attempts, self._has_kinks
+    def start(self) -> IntegratorState:
+        """The state at training step 0."""
+        states = _start(self.mean_path, self._start, 1 + 2 * self._pairs)
+        path = PathState(0, self.mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
+        return IntegratorState(path, 1, _FEWEST_DRAWS, 0, 0, 0.0, False)
 
-    def restore(self, snapshot: PyTree) -> None:
-        """Restore the state saved by `snapshot`."""
-        (
-            self.now, self._steps, self._draws, self._taken, self._spent, self._attempts, self._has_kinks
-        ) = snapshot  # fmt: skip
+    def advance(self, state: IntegratorState, target: int) -> IntegratorState:
+        """Try one step of the integrator, not beyond training step `target`.
 
-    @property
-    def spent(self) -> float:
-        """The cost of each path so far, in gradients of the loss, roughly."""
-        return self._spent
-
-    def to(self, target: int, report: Callable[[float], Any] = lambda _: None) -> PathState:
-        """Advance to training step `target`. Raises `StabilityError` or `IntegrationError`."""
-        while self.now.step < target:
-            self.advance(target)
-            report(float(self.now.step))
-        return self.now
-
-    def advance(self, target: int) -> PathState:
-        """Take one step of the integrator, not beyond training step `target`; it may not get anywhere."""
-        if self._spent >= self._most:
+        A step that is not accurate enough leaves the path as it is, and the next one is shorter. Raises
+        `BudgetError`, `StabilityError` or `IntegrationError`.
+        """
+        path, rtol, most = state.path, self._rtol, self._max_gradients
+        cost = _cost(self.mean_path, state.draws)
+        if state.spent >= most:
             raise BudgetError(
-                f"the mean of training was followed to step {self.now.step:,} of {target:,}; then "
-                f"max_gradients = {self._most:.3g} was used up. The last step of the integrator stood for "
-                f"{self._steps:,} training steps and cost {_cost(self.mean_path, self._draws):,.0f} "
+                f"the mean of training was followed to step {path.step:,} of {target:,}; then "
+                f"max_gradients = {most:.3g} was used up. The last step of the integrator stood for "
+                f"{state.steps:,} training steps and cost {cost:,.0f} "
                 "gradients. Raise max_gradients or rtol, or run the training: zeroloss.descend costs one "
-                "gradient a step and replica.",
-                None,
+                "gradient a step and replica."
             )
-        self._spent += _cost(self.mean_path, self._draws)
-        self._attempts += 1
-        if self._attempts % _MANY == 0 and not self._has_kinks:
-            self._has_kinks = not looks_smooth(self.mean_path.expansion.manifold, self.now.mean.w)
-        steps, size = self._within_schedule(min(self._steps, target - self.now.step))
-        key = jax.random.fold_in(self._key, self._taken)
-        states, report = _step(self.mean_path, self.now.states, self._start, size, steps, key, self._draws)
+        spent, attempts, has_kinks = state.spent + cost, state.attempts + 1, state.has_kinks
+        if attempts % _MANY == 0 and not has_kinks:
+            has_kinks = not looks_smooth(self.mean_path.expansion.manifold, path.mean.w)
+        steps, size = self._within_schedule(path.step, min(state.steps, target - path.step))
+        key = jax.random.fold_in(self._key, state.taken)
+        states, report = _step(self.mean_path, path.states, self._start, size, steps, key, state.draws)
         error = max(report.error / max(report.way, _NEAR), report.loss_error)
         finite = bool(report.finite) and np.isfinite(error)
-        unstable = self._instability(report, size) if finite else None
+        unstable = self._instability(path.step, report, size) if finite else None
         if unstable is not None and steps == 1:
             raise StabilityError(unstable)
         if not finite and steps == 1:
             raise IntegrationError(
-                f"the prediction leaves the finite numbers at training step {self.now.step:,}: training "
-                "diverges, or the noise is too large for its mean to be followed.",
-                None,
+                f"the prediction leaves the finite numbers at training step {path.step:,}: training "
+                "diverges, or the noise is too large for its mean to be followed."
             )
         finite = finite and unstable is None  # a trial of many steps may have led where training does not go
         # The force jumps at a kink, where an error estimate that expects derivatives shortens steps for ever.
-        shortest = max(1, int(_AT_KINKS * self.now.step)) if self._has_kinks else 1
-        accepted = finite and (error <= self.rtol or steps <= shortest)
-        factor = _SAFETY * np.sqrt(self.rtol / max(error, 1e-30)) if finite else _LARGEST_SHRINK
+        shortest = max(1, int(_AT_KINKS * path.step)) if has_kinks else 1
+        accepted = finite and (error <= rtol or steps <= shortest)
+        factor = _SAFETY * np.sqrt(rtol / max(error, 1e-30)) if finite else _LARGEST_SHRINK
+        taken, draws, following = state.taken, state.draws, state.steps
         if accepted:
-            self._taken += 1
-            self.now = PathState(
-                self.now.step + steps,
+            taken += 1
+            path = PathState(
+                path.step + steps,
                 size,
                 states,
-                self.now.variance + report.variance,
-                self.now.first + report.first,
-                self.now.second + report.second,
+                path.variance + report.variance,
+                path.first + report.first,
+                path.second + report.second,
             )
-            self._draws = int(max(_FEWEST_DRAWS, min(self._draws_needed(report), self._draws_affordable())))
-        if not accepted or steps == self._steps or factor < 1:
+            needed, affordable = (
+                _draws_needed(report, taken),
+                _LARGEST_SHARE * (most - spent) / _GRADIENTS_A_DRAW,
+            )
+            draws = int(max(_FEWEST_DRAWS, min(needed, affordable)))
+        if not accepted or steps == state.steps or factor < 1:
             wanted = int(np.ceil(steps * np.clip(factor, _LARGEST_SHRINK, _LARGEST_GROWTH)))
-            self._steps = max(shortest if finite else 1, wanted)
+            following = max(shortest if finite else 1, wanted)
             if not accepted:
-                self._steps = min(self._steps, max(1, steps - 1))
-        return self.now
+                following = min(following, max(1, steps - 1))
+        return IntegratorState(path, following, draws, taken, attempts, spent, has_kinks)
 
-    def _draws_needed(self, report: "_Report") -> float:
-        """So many that the sampling errors of all steps add up to a given share of the way made by them."""
-        count = max(_STEPS_EXPECTED, self._taken)  # of steps like this one, at least
-        moved = max(report.moved, report.way / count)
-        return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, 1e-300)
-
-    def _draws_affordable(self) -> float:
-        """So few that what is left to spend lasts; fewer draws are less exact, and say so in the variance."""
-        return _LARGEST_SHARE * (self._most - self._spent) / _GRADIENTS_A_DRAW
-
-    def _within_schedule(self, steps: int) -> tuple[int, float]:
-        """At most `steps` steps of nearly equal step size, and their mean step size."""
+    def _within_schedule(self, step: int, steps: int) -> tuple[int, float]:
+        """At most `steps` steps of nearly equal step size from `step` on, and their mean step size."""
         optimizer = self.mean_path.optimizer
         if not callable(optimizer.step_size):
             return steps, float(optimizer.step_size)
         while True:
-            at = self.now.step + np.unique(np.linspace(0, steps - 1, 5).round().astype(int))
+            at = step + np.unique(np.linspace(0, steps - 1, 5).round().astype(int))
             sizes = optimizer.sizes(at)
             if steps == 1 or sizes.max() - sizes.min() <= _VARIATION * sizes.mean():
                 weights = np.array([1, 4, 2, 4, 1]) / 12 if len(at) == 5 else np.full(len(at), 1 / len(at))
                 return steps, float(weights @ sizes)
             steps = max(1, steps // 2)
 
-    def _instability(self, report: "_Report", size: float) -> str | None:
-        """Why training is not stable at the end of a step; None where it is."""
-        step, sharpness = self.now.step, report.sharpness
+    def _instability(self, step: int, report: "_Report", size: float) -> str | None:
+        """Why training is not stable at the end of a step from `step` on; None where it is."""
+        sharpness = report.sharpness
         if sharpness >= 1:
             limit = float(self.mean_path.optimizer.stability_limit)
             return (
@@ -223,6 +202,13 @@ class Integrator:
                 "square. Take a smaller step size or larger batches."
             )
         return None
+
+
+def _draws_needed(report: "_Report", taken: int) -> float:
+    """So many that the sampling errors of all steps add up to `_SAMPLING` of the distance travelled."""
+    count = max(_STEPS_EXPECTED, taken)  # of steps like this one, at least
+    moved = max(report.moved, report.way / count)
+    return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, 1e-300)
 
 
 @eqx.filter_jit

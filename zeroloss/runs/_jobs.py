@@ -12,13 +12,14 @@ from jaxtyping import PyTree
 
 from zeroloss import problems
 from zeroloss._checkpoint import NOWHERE, Checkpoint, alone_in, digest_of_bytes
-from zeroloss._progress import doing
+from zeroloss._progress import doing, show_progress
 from zeroloss.drifts import classify
 from zeroloss.drifts._verdict import Verdict
-from zeroloss.dynamics import Trajectory, descend, limit
+from zeroloss.dynamics import Saves, Trajectory, descend, limit
+from zeroloss.dynamics._saves import Observables
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.optimizers import SGD
-from zeroloss.prediction import how_long, predict
+from zeroloss.prediction import Tolerance, how_long, predict
 from zeroloss.problems import Problem, parse_noise
 from zeroloss.runs._config import (
     CompareConfig,
@@ -172,7 +173,7 @@ def _prepared(config: Config, progress: bool = False) -> _Prepared:
     if isinstance(config, StudyConfig):
         return _Prepared(problem, systems, problem.start, 0.0)
     first = next(iter(systems.values()))
-    with doing(progress) as say:
+    with show_progress(progress), doing() as say:
         say("projecting the start onto the zero-loss set")
         point = project(first, problem.start)
         largest = largest_eigenvalue(first, point)
@@ -243,12 +244,12 @@ def _compute(
 
     For what has been saved of the next noise lies beside them.
     """
-    job = _JOBS[type(config)](config, prepared, progress)
+    job = _JOBS[type(config)](config, prepared)
     done: dict[str, Any] = {}
     facts: dict[str, dict[str, Any]] = {}
     seen: dict[str, dict[str, xr.Dataset]] = {}
     results = xr.DataTree()
-    with checkpoint.open():
+    with show_progress(progress), checkpoint.open():
         checkpoint.stop_if_asked()
         for index, (name, system) in enumerate(prepared.systems.items()):
             tell(f"[bold]{name}[/bold]: {job.announcement} ...")
@@ -259,7 +260,7 @@ def _compute(
             )
             tell(f"  {job.words(done[name])}{time.perf_counter() - began:.0f} s")
             checkpoint.stop_if_asked()
-            with doing(progress) as say:
+            with doing() as say:
                 say(f"{name}: {job.afterwards}")
                 facts[name] = job.facts(system, done[name], checkpoint / f"noise_{index}")
                 checkpoint.stop_if_asked()
@@ -287,8 +288,8 @@ class _AbstractJob:
     afterwards = "verdict"
     gather: Callable[[Any], xr.DataTree] = staticmethod(gather_paths)
 
-    def __init__(self, config: Any, prepared: _Prepared, progress: bool):
-        self.config, self.prepared, self.progress = config, prepared, progress
+    def __init__(self, config: Any, prepared: _Prepared):
+        self.config, self.prepared = config, prepared
 
     def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
         """The result for one noise, of which `left` are still to come, this one included."""
@@ -314,8 +315,8 @@ class _AbstractJob:
         return {"path": result}
 
     @property
-    def _watching(self) -> dict[str, Any]:
-        return dict(observables=self.prepared.problem.observables, progress=self.progress)
+    def _observables(self) -> Observables:
+        return self.prepared.problem.observables
 
 
 class _Compare(_AbstractJob):
@@ -330,11 +331,10 @@ class _Compare(_AbstractJob):
             self.prepared.point,
             [config.step_size / self.prepared.largest],
             key=key,
-            t1=config.horizon,
-            steps=config.steps,
+            t1=None if config.horizon is None else Saves(config.horizon, observables=self._observables),
+            steps=Saves(config.steps, observables=self._observables),
             replicas=config.replicas,
             checkpoint=checkpoint,
-            **self._watching,
         )
 
     def words(self, result: Any) -> str:
@@ -349,7 +349,7 @@ class _Compare(_AbstractJob):
             try:
                 found = how_long(
                     system, self.prepared.point, result.trainings[0].step_size,
-                    rtol=_HALF_RTOL, max_gradients=_HALF_GRADIENTS,
+                    rtol=Tolerance(_HALF_RTOL, _HALF_GRADIENTS),
                 )  # fmt: skip
             except ZerolossError as error:
                 return {"half_unknown": str(error)}
@@ -371,8 +371,8 @@ class _Study(_AbstractJob):
     announcement = "two ladders of ensembles"
     gather = staticmethod(gather_studies)
 
-    def __init__(self, config: StudyConfig, prepared: _Prepared, progress: bool):
-        super().__init__(config, prepared, progress)
+    def __init__(self, config: StudyConfig, prepared: _Prepared):
+        super().__init__(config, prepared)
         self._seconds = 60 * config.budget
 
     def compute(self, system: AbstractSystem, key: Any, checkpoint: Checkpoint, left: int) -> Any:
@@ -382,7 +382,6 @@ class _Study(_AbstractJob):
             key=key,
             budget=max(self._seconds / left / 60, 0.1),
             drift=self.config.drift,
-            progress=self.progress,
             checkpoint=checkpoint,
         )
         self._seconds -= result.seconds
@@ -406,14 +405,11 @@ class _Predict(_AbstractJob):
         return predict(
             system,
             self.prepared.point,
-            config.step_size / self.prepared.largest,
-            config.steps,
-            saves=config.saves,
-            **config.rule,
+            SGD(config.step_size / self.prepared.largest, **config.rule),
+            Saves(config.steps, config.saves, observables=self._observables),
             key=None if config.replicas is None else key,
             replicas=config.replicas,
             checkpoint=checkpoint,
-            **self._watching,
         )
 
 
@@ -425,16 +421,11 @@ class _Descend(_AbstractJob):
         return descend(
             system,
             self.prepared.point,
-            config.step_size / self.prepared.largest,
-            config.steps,
+            SGD(config.step_size / self.prepared.largest, **config.rule),
+            Saves(config.steps, config.saves, observables=self._observables),
             key=key,
             replicas=config.replicas,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-            saves=config.saves,
             checkpoint=checkpoint,
-            **self._watching,
         )
 
 
@@ -447,12 +438,9 @@ class _Limit(_AbstractJob):
         return limit(
             system,
             self.prepared.point,
-            self.config.horizon,
-            saves=self.config.saves,
-            verdict=verdict,
+            Saves(self.config.horizon, self.config.saves, observables=self._observables),
             checkpoint=checkpoint,
             **stochastic,
-            **self._watching,
         )
 
     def facts(self, system: AbstractSystem, result: Any, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rich.markup import escape
 
 from zeroloss import problems
 from zeroloss._checkpoint import alone_in
-from zeroloss._progress import progress_bar
+from zeroloss._progress import progress_bar, show_progress
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.problems import parse_noise, strengths_from
 from zeroloss.runs._cluster import dask_executor
@@ -297,7 +297,7 @@ def _compute(
 ) -> Interrupted | None:
     """Do the cells that are left; returns what stopped it, if anything did."""
     futures: dict[Future[str], Cell] = {}
-    with progress_bar(f"{total} cells", total, progress, "cells") as tick:
+    with show_progress(progress), progress_bar(f"{total} cells", total, "cells") as tick:
 
         def ended(future: Future[str]) -> str:
             """Say how a cell ended; returns why it is not complete, or nothing."""

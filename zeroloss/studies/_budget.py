@@ -1,4 +1,4 @@
-"""What a convergence study runs: replicas and ladders chosen so that the budget is kept."""
+"""The plan of a convergence study: replicas and series of measurements that keep to its budget."""
 
 from time import perf_counter
 
@@ -8,11 +8,11 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import Checkpoint
 from zeroloss.drifts._verdict import power_of_step_size
-from zeroloss.dynamics._descend import ensemble, train
+from zeroloss.dynamics._training import Ensemble, States, ensemble_of, train
 from zeroloss.errors import DivergenceError, InputError, UnsupportedError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import expected_half_width
-from zeroloss.studies._measurement import Rung, Target, climb
+from zeroloss.studies._measurement import Measurement, Target, measure
 from zeroloss.systems import AbstractSystem
 
 LARGEST_STEP = 0.4
@@ -21,11 +21,11 @@ LARGEST_STEP = 0.4
 PRIOR = {"step sizes": 1.0, "sigmas": 0.5}
 """Standard deviation of the corrections to the power laws, before the data are seen."""
 
-FEWEST_RUNGS = 3
+FEWEST_MEASUREMENTS = 3
 """A ladder of fewer has no exponent; so many are climbed, whatever the time left."""
 
 _FEWEST_STEPS = 200  # that the drift should take on the first rung
-_RUNGS = 5
+_MEASUREMENTS = 5
 _RANGES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of a ladder of step sizes
 _SIGMA_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0)
 _FEWEST, _MOST_IN_PILOT = 16, 256  # replicas
@@ -49,11 +49,10 @@ class Plan:
         target: Target,
         largest: float,
         seconds: float,
-        progress: bool,
         checkpoint: Checkpoint,
     ):
         self.system, self.point, self.target = system, point, target
-        self.largest, self.left, self.progress = largest, seconds, progress
+        self.largest, self.left = largest, seconds
         self.checkpoint = checkpoint
         self.step_size = LARGEST_STEP / largest
         self.power = power_of_step_size(target.time_scale)
@@ -68,7 +67,7 @@ class Plan:
         number = 0
         while True:
             try:
-                rung = climb(
+                rung = measure(
                     self.system, self.point, self.target, self.step_size, self.replicas, key,
                     checkpoint=self.checkpoint / f"pilot_{number}",
                 )  # fmt: skip
@@ -97,7 +96,7 @@ class Plan:
             f"{1e6 * self.seconds_per_step:.0f} microseconds a step."
         )
 
-    def ladder(self, kind: str, key: Key[Array, ""]) -> tuple[Rung, ...]:
+    def ladder(self, kind: str, key: Key[Array, ""]) -> tuple[Measurement, ...]:
         """The rungs along step sizes or sigmas, from the coarsest."""
         if kind == "sigmas":
             try:
@@ -106,9 +105,9 @@ class Plan:
                 self.choices.append(f"No ladder of sigmas: {error}")
                 return ()
         factors, replicas = self._choose(kind)
-        rungs: list[Rung] = []
+        rungs: list[Measurement] = []
         for index, factor in enumerate(factors):
-            if len(rungs) >= FEWEST_RUNGS and rungs[-1].seconds > 2 * self.left:
+            if len(rungs) >= FEWEST_MEASUREMENTS and rungs[-1].seconds > 2 * self.left:
                 self.choices.append(
                     f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is "
                     "used up."
@@ -120,9 +119,9 @@ class Plan:
             else:
                 step_size = step_size * factor
             try:
-                rung = climb(
+                rung = measure(
                     system, self.point, self.target, float(step_size), replicas,
-                    jax.random.fold_in(key, index), self.progress,
+                    jax.random.fold_in(key, index),
                     self.checkpoint / kind.replace(" ", "_") / f"{index}",
                 )  # fmt: skip
                 self.left -= rung.seconds
@@ -145,7 +144,7 @@ class Plan:
         most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
         best: tuple[float, np.ndarray, int] | None = None
         for span in _RANGES if kind == "step sizes" else _SIGMA_RANGES:
-            factors = np.geomspace(1.0, 1 / span, _RUNGS)
+            factors = np.geomspace(1.0, 1 / span, _MEASUREMENTS)
             one_run = self.steps * np.sum(factors ** -float(power)) * self.seconds_per_step / self.replicas
             replicas = int(min(seconds / one_run, most, self.replicas * (self.scatter / _FINEST_ERROR) ** 2))
             if replicas < _FEWEST:
@@ -160,29 +159,18 @@ class Plan:
         assert best is not None
         width, factors, replicas = best
         self.choices.append(
-            f"Ladder of {kind}: {_RUNGS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} runs "
+            f"Ladder of {kind}: {_MEASUREMENTS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} runs "
             f"each, to know the exponent to about ± {width:.2g}."
         )
         return factors, replicas
 
     def _time_steps(self, key: Key[Array, ""]) -> float:
-        run, states = ensemble(self.system, self.point, SGD(self.step_size), self.replicas, key)
-        count = int(min(self.steps, 500))
-        began = perf_counter()
-        train(run, states, np.array([count]), Nothing(), False)
-        return (perf_counter() - began) / count
+        ensemble, states = ensemble_of(self.system, self.point, SGD(self.step_size), self.replicas, key)
+        return seconds_for(ensemble, states, int(min(self.steps, 500)))
 
 
-class Nothing:
-    """A recorder that records nothing."""
-
-    batched, started = True, False
-
-    def __init__(self) -> None:
-        self.items: list[dict[str, np.ndarray]] = []
-
-    def save(self, w: Array) -> None:
-        pass
-
-    def path(self) -> None:
-        pass
+def seconds_for(ensemble: Ensemble, states: States, steps: int) -> float:
+    """The seconds that one of so many training steps takes, after compiling."""
+    began = perf_counter()
+    train(ensemble, states, np.array([steps]), lambda w: {})
+    return (perf_counter() - began) / steps

@@ -14,18 +14,22 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
-from zeroloss.drifts._verdict import TimeScale, Verdict, classify, slow_time, steps_for
+from zeroloss.drifts._expansion import expand
+from zeroloss.drifts._verdict import CLASSIFIED_POINTS, TimeScale, Verdict, classify_at, slow_time, steps_for
 from zeroloss.dynamics._descend import descend
-from zeroloss.dynamics._limit import limit
-from zeroloss.dynamics._trajectory import Observables, Trajectory, flat_trajectories
+from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
+from zeroloss.dynamics._saves import Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._trajectory import Trajectory, flat_trajectories
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.optimizers import SGD
 from zeroloss.prediction._predict import predict
 from zeroloss.studies._answers import what_took_longer, which_answer
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, project
+from zeroloss.zero_sets import largest_eigenvalue, locate, project
 
-_TRIVIAL_STEPS = 20_000
+_LIMIT_REPLICAS = 200  # of a stochastic limit, and of its prediction
+_COUNT = 26  # times saved
+_TRIVIAL_STEPS = 20_000  # enough to see that training stays; zeroloss.study bounds its motion with more
 _STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
 
 
@@ -198,13 +202,9 @@ def compare(
     step_sizes: Sequence[float],
     *,
     key: Key[Array, ""],
-    t1: float | None = None,
-    steps: int = 100_000,
+    t1: float | Saves | None = None,
+    steps: int | Saves = 100_000,
     replicas: int = 8,
-    limit_replicas: int = 200,
-    saves: int = 26,
-    observables: Observables | None = None,
-    progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
 ) -> Comparison:
     """Project, classify, follow the limit, predict training, and train ensembles to the same slow time.
@@ -214,13 +214,11 @@ def compare(
     - `system`, `params`: a system and any start from which zero loss can be reached.
     - `step_sizes`: one ensemble for each.
     - `key`: for the training runs.
-    - `t1`: the slow time to go to, rounded to whole steps at the largest step size. By default, what
-      `steps` steps at the smallest step size take.
-    - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated.
-    - `limit_replicas`: paths of the limit where it is stochastic, and of the prediction, likewise.
-    - `saves`: how many times to save at.
-    - `observables`: functions of the parameters to measure, by name.
-    - `progress`: whether to show progress bars in a terminal.
+    - `t1`: the slow time to go to, rounded to whole steps at the largest step size; by default, the slow time of
+      `steps` steps at the smallest step size. Both may be a `zeroloss.Saves`, with the number of times to save
+      at (by default 26), and observables to measure.
+    - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated. Where the limit is
+      stochastic, limit and prediction have 200.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Comparison`. A training that diverges is kept up to there; what cannot be predicted is
@@ -231,50 +229,45 @@ def compare(
     step_sizes = [float(step_size) for step_size in step_sizes]
     if not step_sizes or min(step_sizes) <= 0:
         raise InputError(f"step_sizes must be one or more positive numbers, got {step_sizes}.")
-    if min(replicas, limit_replicas) < 2:
-        raise InputError(
-            "replicas and limit_replicas must be at least 2 for error estimates, got "
-            f"{replicas} and {limit_replicas}."
-        )
-    if not steps >= 1:
-        raise InputError(f"steps must be a positive integer, got {steps}.")
+    if replicas < 2:
+        raise InputError(f"replicas must be at least 2 for error estimates, got {replicas}.")
+    saves = as_saves(steps if t1 is None else t1)
+    if saves.at is not None:
+        raise InputError("compare chooses the times to save at itself: give Saves a count, not `at`.")
     refuse_tracing((system, params), "compare")
     point = project(system, params)
     largest = largest_eigenvalue(system, point)
     for step_size in step_sizes:
         SGD(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
-    verdict = classify(system, point)
-    if verdict.time_scale is None:
-        shared = _save_steps(min(steps, _TRIVIAL_STEPS), saves)
-        ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
-    else:
-        ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, steps, t1, saves)
+    manifold, start = locate(system, point)
+    expansion = expand(system, manifold)
+    verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
+    ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, saves, in_steps=t1 is None)
     limit_key, training_key = jax.random.split(key)
-    ensemble = dict(key=limit_key, replicas=limit_replicas) if verdict.stochastic else {}
-    shown: dict[str, Any] = dict(observables=observables, progress=progress)
+    at_ts, stage = Saves(at=ts, observables=saves.observables), checkpoint / "limit"
     with checkpoint.open():
-        clock, stage = _Clock(), checkpoint / "limit"
-        followed = limit(system, point, ts=ts, verdict=verdict, checkpoint=stage, **shown, **ensemble)
+        clock = _Clock()
+        if verdict.stochastic:
+            followed = stochastic_limit(
+                expansion, start, verdict, at_ts, limit_key, _LIMIT_REPLICAS, checkpoint=stage
+            )
+        else:
+            followed = deterministic_limit(expansion, start, verdict, at_ts, checkpoint=stage)
         limit_seconds, limit_compiling = clock.read(stage)
-        trainings = tuple(
-            _with_prediction(
-                _train(
-                    system, point, followed, step_size, at, one_key, replicas,
-                    dict(checkpoint=checkpoint / f"training_{index}", **shown),
-                ),
-                *_predicted(
-                    system, point, verdict, step_size, at, limit_replicas,
-                    dict(checkpoint=checkpoint / f"prediction_{index}", **shown),
-                ),
-                followed,
-            )
-            for index, (step_size, at, one_key) in enumerate(
-                zip(step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True)
-            )
-        )  # fmt: skip
+        trainings = []
+        for index, (step_size, at, one_key) in enumerate(
+            zip(step_sizes, save_steps, jax.random.split(training_key, len(step_sizes)), strict=True)
+        ):
+            at_steps = Saves(at=at, observables=saves.observables)
+            training = _train(
+                system, point, followed, step_size, at_steps, one_key, replicas,
+                checkpoint / f"training_{index}",
+            )  # fmt: skip
+            stage = checkpoint / f"prediction_{index}"
+            trainings.append(_predict(system, point, verdict, training, followed, at_steps, stage))
     return Comparison(
-        system.describe(), sigma, verdict, largest, followed, limit_seconds, trainings, limit_compiling
+        system.describe(), sigma, verdict, largest, followed, limit_seconds, tuple(trainings), limit_compiling
     )
 
 
@@ -299,33 +292,37 @@ def _seconds(row: Mapping[str, Any]) -> str:
 
 
 def _times(
-    time_scale: TimeScale, step_sizes: list[float], sigma: float, steps: int, t1: float | None, saves: int
+    time_scale: TimeScale | None, step_sizes: list[float], sigma: float, saves: Saves, in_steps: bool
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Slow times to save at, and the training steps they are at each step size.
 
-    The times are whole numbers of steps at the largest step size, which takes the fewest.
+    The times are whole numbers of steps at the largest step size, which takes the fewest. For noise without a
+    time scale they go from 0 to 1, and the steps are the same at each step size.
     """
-    if t1 is None:
-        t1 = float(slow_time(steps, time_scale, min(step_sizes), sigma))
-    if not (t1 > 0 and np.isfinite(t1)):
-        raise InputError(f"t1 must be positive and finite, got {t1}.")
+    end, count = saves.end, saves.count or _COUNT
+    if in_steps and not is_positive_integer(end):
+        raise InputError(f"steps must be a positive integer, got {end}.")
+    if not in_steps and not (end > 0 and np.isfinite(end)):
+        raise InputError(f"t1 must be positive and finite, got {end}.")
+    if time_scale is None:
+        shared = _save_steps(min(end, _TRIVIAL_STEPS) if in_steps else _TRIVIAL_STEPS, count)
+        return shared / shared[-1], [shared for _ in step_sizes]
+    t1 = float(slow_time(end, time_scale, min(step_sizes), sigma)) if in_steps else float(end)
     coarsest = max(step_sizes)
-    fewest = _save_steps(steps_for(t1, time_scale, coarsest, sigma), saves)
+    fewest = _save_steps(steps_for(t1, time_scale, coarsest, sigma), count)
     ts = slow_time(fewest, time_scale, coarsest, sigma)
     return ts, [
         np.array([steps_for(float(t), time_scale, step_size, sigma) for t in ts]) for step_size in step_sizes
     ]
 
 
-def _save_steps(steps: int, saves: int) -> np.ndarray:
-    if saves < 2:
-        raise InputError(f"saves must be at least 2, got {saves}.")
-    if steps < saves - 1:
+def _save_steps(steps: int, count: int) -> np.ndarray:
+    if steps < count - 1:
         raise InputError(
-            f"the horizon takes only {steps} training steps at the largest step size, fewer than the {saves} "
+            f"the horizon takes only {steps} training steps at the largest step size, fewer than the {count} "
             "times saved. Take a longer horizon, a smaller step size or less noise."
         )
-    return np.linspace(0, steps, saves).round().astype(int)
+    return np.linspace(0, steps, count).round().astype(int)
 
 
 def _train(
@@ -333,75 +330,46 @@ def _train(
     start: PyTree,
     followed: Trajectory,
     step_size: float,
-    save_steps: np.ndarray,
+    saves: Saves,
     key: Key[Array, ""],
     replicas: int,
-    others: dict[str, Any],
+    checkpoint: Checkpoint,
 ) -> Training:
+    """Train an ensemble, up to where it diverges."""
     clock, diverged_at = _Clock(), None
     try:
-        path = descend(
-            system,
-            start,
-            step_size,
-            int(save_steps[-1]),
-            key=key,
-            replicas=replicas,
-            save_steps=save_steps,
-            **others,
-        )
+        path = descend(system, start, step_size, saves, key=key, replicas=replicas, checkpoint=checkpoint)
     except DivergenceError as error:
         if error.path is None:
             raise
         path, diverged_at = error.path, error.step
-    seconds, compiling = clock.read(others["checkpoint"])
+    seconds, compiling = clock.read(checkpoint)
     distance, distance_error = _distance(path, followed)
     return Training(step_size, path, distance, distance_error, seconds, diverged_at, compiling=compiling)
 
 
-def _predicted(
+def _predict(
     system: AbstractSystem,
     start: PyTree,
     verdict: Verdict,
-    step_size: float,
-    save_steps: np.ndarray,
-    replicas: int,
-    others: dict[str, Any],
-) -> tuple[Trajectory | None, str, tuple[float, float]]:
-    """The prediction, or why there is none, and the seconds it took, with those of compiling."""
+    training: Training,
+    followed: Trajectory,
+    saves: Saves,
+    checkpoint: Checkpoint,
+) -> Training:
+    """The training with its prediction, or with the reason why there is none."""
     if verdict.time_scale is None:
-        return None, "a trivial noise does nothing that could be predicted.", (0.0, 0.0)
-    clock = _Clock()
-    path, reason = None, ""
+        reason = "a trivial noise does nothing that could be predicted."
+        return dataclasses.replace(training, no_prediction=reason)
+    clock, replicas = _Clock(), _LIMIT_REPLICAS if verdict.stochastic else None
     try:
-        path = predict(
-            system,
-            start,
-            step_size,
-            int(save_steps[-1]),
-            save_steps=save_steps,
-            replicas=replicas if verdict.stochastic else None,
-            **others,
-        )
+        path = predict(system, start, training.step_size, saves, replicas=replicas, checkpoint=checkpoint)
     except RunError:  # of the checkpoint
         raise
     except ZerolossError as error:
-        reason = str(error)
-    return path, reason, clock.read(others["checkpoint"])
-
-
-def _with_prediction(
-    training: Training,
-    path: Trajectory | None,
-    reason: str,
-    seconds: tuple[float, float],
-    followed: Trajectory,
-) -> Training:
-    prediction = None
-    if path is not None:
-        distance = _distance_between(training.path, path, _way(followed)[1])
-        prediction = Prediction(path, distance, *seconds)
-    return dataclasses.replace(training, prediction=prediction, no_prediction=reason)
+        return dataclasses.replace(training, no_prediction=str(error))
+    distance = _distance_between(training.path, path, _way(followed)[1])
+    return dataclasses.replace(training, prediction=Prediction(path, distance, *clock.read(checkpoint)))
 
 
 def _distance(training: Trajectory, followed: Trajectory) -> tuple[np.ndarray, np.ndarray]:

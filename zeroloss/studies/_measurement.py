@@ -1,4 +1,4 @@
-"""One rung of a convergence study: an ensemble at one step size and one sigma, and what it shows."""
+"""One measurement of a convergence study: an ensemble at one step size and one sigma."""
 
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,8 +14,10 @@ from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.drifts._verdict import FAST, TimeScale, Verdict, steps_for
-from zeroloss.dynamics._descend import ensemble, train
-from zeroloss.dynamics._limit import limit
+from zeroloss.dynamics._driver import Item
+from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
+from zeroloss.dynamics._saves import Saves
+from zeroloss.dynamics._training import ensemble_of, train
 from zeroloss.dynamics._trajectory import flat_trajectories
 from zeroloss.errors import InputError, IntegrationError
 from zeroloss.optimizers import SGD
@@ -33,7 +35,7 @@ _SAVES = 48
 _BEYOND = 1.3  # how far to train, in units of what theory says the drift takes
 _EXTENSIONS = 2
 _DEGREE = 3
-_MADE, _ARRIVED = "progress", "arrived"
+_PROGRESS, _PARAMS = "progress", "params"  # of an item
 
 
 class Target(NamedTuple):
@@ -66,15 +68,15 @@ def target_of(
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert verdict.time_scale is not None
     manifold, w = locate(system, point)
-    geometry, speed, variance = _motion(expand(system, manifold), w, verdict.time_scale == FAST)
+    expansion = expand(system, manifold)
+    geometry, speed, variance = _motion(expansion, w, verdict.time_scale == FAST)
     reach = drift * float(length(w))
     if verdict.stochastic:
         t1 = reach**2 / float(variance)
         replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
-        path = limit(
-            system, point, ts=[t1], verdict=verdict, key=key, replicas=replicas, dt=t1 / 64,
-            checkpoint=checkpoint,
-        )  # fmt: skip
+        path = stochastic_limit(
+            expansion, w, verdict, Saves(at=[t1]), key, replicas, dt=t1 / 64, checkpoint=checkpoint
+        )
         moved = flat_trajectories(path.params, 2)[:, 0] - np.asarray(w)
         squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
@@ -96,7 +98,7 @@ def target_of(
     t1 = reach / float(speed)
     for _ in range(20):
         try:
-            path = limit(system, point, ts=np.linspace(0, t1, 33), verdict=verdict)
+            path = deterministic_limit(expansion, w, verdict, Saves(t1, count=33))
             break
         except IntegrationError:
             t1 /= 2
@@ -115,8 +117,8 @@ def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, S
     return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
 
 
-class Rung(NamedTuple):
-    """What training did at one step size and sigma.
+class Measurement(NamedTuple):
+    """How long training took for the drift at one step size and sigma, and how far from the limit it ended.
 
     - `steps`: how many steps it took from a quarter of the drift to all of it; `steps_error` is the standard
       error of its logarithm. NaN where training did not get there.
@@ -138,41 +140,44 @@ class Rung(NamedTuple):
     total_steps: int
 
 
-def climb(
+def measure(
     system: AbstractSystem,
     params: PyTree,
     target: Target,
     step_size: float,
     replicas: int,
     key: Key[Array, ""],
-    progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
-) -> Rung:
+) -> Measurement:
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
     expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
     began, trained, earlier = perf_counter(), 0, 0.0
 
-    def attempt(number: int, end: float) -> tuple[_Collector, float, float]:
+    def item(w: Float[Array, "replicas parameters"]) -> Item:
+        return {_PROGRESS: np.asarray(_progress(target, w)), _PARAMS: np.asarray(w)}
+
+    def attempt(number: int, end: float) -> tuple[Item, float, float]:
         nonlocal trained, earlier
         stage = checkpoint / f"attempt_{number}"
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
-        collector = _Collector(target, int(np.searchsorted(at, expected)))
-        run, states = ensemble(system, params, SGD(step_size), replicas, key)
-        train(run, states, at, collector, progress, stage)
+        ensemble, states = ensemble_of(system, params, SGD(step_size), replicas, key)
+        items = train(ensemble, states, at, item, stage)
         trained, earlier = trained + int(at[-1]), earlier + stage.earlier
-        made = np.stack([item[_MADE] for item in collector.items], axis=1)  # [replica, time]
-        return collector, *jackknife(made, lambda curve: np.log(_steps_between(at, curve)))
+        made = np.stack([item[_PROGRESS] for item in items], axis=1)  # [replica, time]
+        return items[int(np.searchsorted(at, expected))], *jackknife(
+            made, lambda curve: np.log(_steps_between(at, curve))
+        )
 
     end = _BEYOND * expected
-    collector, logarithm, error = attempt(0, end)
+    arrival, logarithm, error = attempt(0, end)
     for number in range(_EXTENSIONS):
         if np.isfinite(error):
             break
         end *= 2
-        collector, logarithm, error = attempt(1 + number, end)
-    distance, distance_error = _distance(target, collector)
-    return Rung(
+        arrival, logarithm, error = attempt(1 + number, end)
+    distance, distance_error = _distance(target, arrival)
+    return Measurement(
         step_size=step_size,
         sigma=sigma,
         replicas=replicas,
@@ -184,27 +189,6 @@ def climb(
         seconds=checkpoint.once("seconds", lambda: earlier + perf_counter() - began),
         total_steps=trained,
     )
-
-
-class _Collector:
-    """What a rung saves of an ensemble; it stands in for a `Recorder`.
-
-    Of every save the progress, and of that at `arrival`, where the limit arrives, the parameters too.
-    """
-
-    batched = True
-    started = False  # nothing of a rung is worth keeping when it diverges
-
-    def __init__(self, target: Target, arrival: int):
-        self.items: list[dict[str, np.ndarray]] = []
-        self.arrival, self._target = arrival, target
-
-    def save(self, w: Float[Array, "replicas parameters"]) -> None:
-        item = {_MADE: np.asarray(_progress(self._target, w))}
-        self.items.append(item | {_ARRIVED: np.asarray(w)} if len(self.items) == self.arrival else item)
-
-    def path(self) -> None:
-        return None
 
 
 @eqx.filter_jit
@@ -231,14 +215,13 @@ def _steps_between(at: np.ndarray, curve: np.ndarray) -> float:
     return float((crossings[1] - crossings[0]) * scale)
 
 
-def _distance(target: Target, collector: _Collector) -> tuple[float, float]:
+def _distance(target: Target, arrival: Item) -> tuple[float, float]:
     """Distance of the ensemble from the limit at t1, without its own scatter, and the standard error."""
-    arrival = collector.items[collector.arrival]
     if target.stochastic:
-        made = arrival[_MADE]
+        made = arrival[_PROGRESS]
         error = np.hypot(made.std(ddof=1) / np.sqrt(len(made)), target.size_error / target.size)
         return abs(float(made.mean()) - 1), float(error)
-    gap = arrival[_ARRIVED] - np.asarray(target.start) - target.displacement
+    gap = arrival[_PARAMS] - np.asarray(target.start) - target.displacement
     replicas = len(gap)
     scatter = gap.var(axis=0, ddof=1).sum() / replicas
     squared = float(np.sum(gap.mean(axis=0) ** 2) - scatter)

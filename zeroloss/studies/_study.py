@@ -1,4 +1,4 @@
-"""Does training do what the limit says, and as fast? A ladder of step sizes and sigmas measures it."""
+"""Measures on which time scale training drifts, and how it approaches the limit."""
 
 import dataclasses
 from time import perf_counter
@@ -13,12 +13,12 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts._verdict import Verdict, classify, power_of_step_size
-from zeroloss.dynamics._descend import ensemble, train
+from zeroloss.dynamics._training import ensemble_of, train
 from zeroloss.errors import InputError
 from zeroloss.optimizers import SGD
-from zeroloss.studies._budget import FEWEST_RUNGS, LARGEST_STEP, PRIOR, Nothing, Plan
+from zeroloss.studies._budget import FEWEST_MEASUREMENTS, LARGEST_STEP, PRIOR, Plan, seconds_for
 from zeroloss.studies._fits import Approach, Exponent, approach, power_law
-from zeroloss.studies._measurement import Rung, target_of
+from zeroloss.studies._measurement import Measurement, target_of
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, length, locate, project
 
@@ -69,8 +69,8 @@ class Study(eqx.Module):
     seconds: float
     drift: float = 0.0
     t1: float = 0.0
-    by_step_size: tuple[Rung, ...] = ()
-    by_sigma: tuple[Rung, ...] = ()
+    by_step_size: tuple[Measurement, ...] = ()
+    by_sigma: tuple[Measurement, ...] = ()
     step_size_exponent: Exponent | None = None
     sigma_exponent: Exponent | None = None
     step_size_approach: Approach | None = None
@@ -142,7 +142,6 @@ def study(
     key: Key[Array, ""],
     budget: float = 5.0,
     drift: float = 0.05,
-    progress: bool = False,
     checkpoint: Checkpoint = NOWHERE,
 ) -> Study:
     """Measure on which time scale training drifts, and how it approaches the limit.
@@ -161,7 +160,6 @@ def study(
     - `budget`: minutes. Replicas and the length of the ladders are chosen to keep to it, from a pilot
       run; `Study.choices` says what was chosen.
     - `drift`: how far to drift, relative to |w|; for a stochastic limit the root mean square.
-    - `progress`: whether to show progress bars in a terminal.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
       What the clock decided is kept too: with the same choices the results are the same.
 
@@ -179,7 +177,7 @@ def study(
         raise InputError(f"drift must lie in (0, 1], relative to |w|, got {drift}.")
     refuse_tracing((system, params), "study")
     with checkpoint.open():
-        return _study(system, params, key, budget, drift, progress, checkpoint)
+        return _study(system, params, key, budget, drift, checkpoint)
 
 
 def _study(
@@ -188,7 +186,6 @@ def _study(
     key: Key[Array, ""],
     budget: float,
     drift: float,
-    progress: bool,
     checkpoint: Checkpoint,
 ) -> Study:
     began = perf_counter()
@@ -198,12 +195,12 @@ def _study(
     common: dict[str, Any] = dict(noise=system.describe(), verdict=verdict, largest_eigenvalue=largest)
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
     if verdict.time_scale is None:
-        bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, progress, checkpoint)
+        bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, checkpoint)
         seconds = checkpoint.once("seconds", lambda: perf_counter() - began)
         return Study(**common, bound=bound, seconds=seconds)
     target = target_of(system, point, verdict, drift, limit_key, checkpoint / "limit")
     prepared = checkpoint.once("preparation", lambda: perf_counter() - began)
-    plan = Plan(system, point, target, largest, 60 * budget - prepared, progress, checkpoint)
+    plan = Plan(system, point, target, largest, 60 * budget - prepared, checkpoint)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
     by_sigma = plan.ladder("sigmas", keys[1])
@@ -235,9 +232,9 @@ def _study(
 
 
 def _exponent(
-    rungs: tuple[Rung, ...], x: list[float], correction: list[float], prior: float, theory: float
+    rungs: tuple[Measurement, ...], x: list[float], correction: list[float], prior: float, theory: float
 ) -> Exponent | None:
-    if len(rungs) < FEWEST_RUNGS:
+    if len(rungs) < FEWEST_MEASUREMENTS:
         return None
     steps = np.log([rung.steps for rung in rungs])
     errors = np.maximum([rung.steps_error for rung in rungs], 1e-6)
@@ -247,7 +244,7 @@ def _exponent(
     )
 
 
-def _approach(rungs: tuple[Rung, ...], x: list[float], theory: float | None) -> Approach | None:
+def _approach(rungs: tuple[Measurement, ...], x: list[float], theory: float | None) -> Approach | None:
     gaps = np.array([np.log(rung.steps / rung.theory) for rung in rungs])
     errors = np.maximum([rung.steps_error for rung in rungs], 1e-6)
     return approach(np.array(x), gaps, errors, theory=theory)
@@ -259,25 +256,23 @@ def _bound(
     step_size: float,
     budget: float,
     key: Key[Array, ""],
-    progress: bool,
     checkpoint: Checkpoint,
 ) -> Bound:
     """Train where theory says that nothing happens, and see how little does."""
     manifold, w = locate(system, point)
     geometry = _geometry(manifold, w)
-    run, states = ensemble(system, point, SGD(step_size), _REPLICAS, key)
+    ensemble, states = ensemble_of(system, point, SGD(step_size), _REPLICAS, key)
 
     def seconds_per_step() -> float:
-        train(run, states, np.array([10]), Nothing(), False)  # compiles
-        began = perf_counter()
-        train(run, states, np.array([100]), Nothing(), False)
-        return (perf_counter() - began) / 100
+        seconds_for(ensemble, states, 10)  # compiles
+        return seconds_for(ensemble, states, 100)
 
     per_step = checkpoint.once("seconds_per_step", seconds_per_step)
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
-    last = _Last()
-    train(run, states, np.array([steps]), last, progress, checkpoint / "bound")
-    moved = np.asarray(jax.vmap(geometry.tangent)(last.items[-1]["states"] - w))
+    items = train(
+        ensemble, states, np.array([steps]), lambda w: {"params": np.asarray(w)}, checkpoint / "bound"
+    )
+    moved = np.asarray(jax.vmap(geometry.tangent)(items[-1]["params"] - w))
     distances = np.linalg.norm(moved, axis=-1) / float(length(w))
     upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
     return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)
@@ -286,10 +281,3 @@ def _bound(
 @eqx.filter_jit
 def _geometry(manifold: Any, w: Vector) -> Any:
     return manifold.at(w)
-
-
-class _Last(Nothing):
-    """A recorder that keeps the last states."""
-
-    def save(self, w: Array) -> None:
-        self.items = [{"states": np.asarray(w)}]

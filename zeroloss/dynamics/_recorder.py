@@ -1,0 +1,115 @@
+"""Measures parameters, and makes a trajectory of what was saved."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from zeroloss._pytrees import Vector
+from zeroloss.drifts._expansion import AbstractExpansion
+from zeroloss.dynamics._driver import Item
+from zeroloss.dynamics._saves import Observables
+from zeroloss.dynamics._trajectory import Trajectory
+
+_PARAMS, _BIAS = "params", "step_bias/"  # the other names of an item are those of measured quantities
+
+
+class Recorder:
+    """Turns flat parameters into items to save, and a list of items into a `Trajectory`.
+
+    - `times`: of the trajectory, slow or in training steps; its `steps` if `in_steps`.
+    - `batched`: whether parameters have a leading replica axis.
+    - `like`: the parameters of the trajectory get the dtypes of this pytree; float64 without it.
+    """
+
+    def __init__(
+        self,
+        expansion: AbstractExpansion,
+        observables: Observables,
+        times: np.ndarray,
+        *,
+        in_steps: bool = False,
+        time_scale: str | None = None,
+        batched: bool = False,
+        like: PyTree | None = None,
+    ):
+        self.batched = batched
+        self._expansion, self._observables = expansion, dict(observables)
+        self._times, self._in_steps, self._time_scale, self._like = times, in_steps, time_scale, like
+
+    def measure(self, w: Array) -> dict[str, np.ndarray]:
+        """The loss, Reg, tr H and observables at flat `w`, `[parameters]` or `[replica, parameters]`."""
+        measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
+        return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
+
+    def item(self, w: Array, measured: Mapping[str, Any] | None = None) -> Item:
+        """The item of `w`; `measured` is what `measure(w)` gives, where that is known already."""
+        measured = self.measure(w) if measured is None else measured
+        return {_PARAMS: np.asarray(w)} | {k: np.asarray(v) for k, v in measured.items()}
+
+    def item_with_bias(self, w: Array, coarse: Array) -> Item:
+        """The item of `w`, with how far the means of measured quantities move in `coarse`.
+
+        `coarse` comes from steps of twice the length on the same noise.
+        """
+        fine, twice = self.item(w), self.measure(coarse)
+        return fine | {
+            _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
+        }
+
+    def trajectory(self, items: list[Item]) -> Trajectory:
+        """The trajectory of these items, at the first of the times."""
+        count = len(items)
+        axis = 1 if self.batched else 0
+        flat = jnp.stack([item[_PARAMS] for item in items], axis=axis)
+        unravel = jax.vmap(self._expansion.manifold.unravel)
+        params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
+        if self._like is not None:
+            params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self._like)
+        biases = {
+            name.removeprefix(_BIAS): np.stack([item[name] for item in items])
+            for name in items[0]
+            if name.startswith(_BIAS)
+        }
+        measured = {
+            name: np.stack([item[name] for item in items], axis=axis)
+            for name in items[0]
+            if name != _PARAMS and not name.startswith(_BIAS)
+        }
+        return Trajectory(
+            ts=np.asarray(self._times[:count], float),
+            steps=np.asarray(self._times[:count], int) if self._in_steps else None,
+            params=params,
+            loss=measured.pop("loss"),
+            regularizer=measured.pop("regularizer"),
+            hessian_trace=measured.pop("hessian_trace"),
+            hessian_trace_error=measured.pop("hessian_trace_error", None),
+            observables=measured,
+            time_scale=self._time_scale,
+            step_bias=biases or None,
+        )
+
+
+@eqx.filter_jit
+def _measure(
+    expansion: AbstractExpansion, observables: dict[str, Callable[[PyTree], Array]], batch: Array
+) -> dict[str, Array]:
+    """Everything measured at each row of `batch`, one after the other."""
+    manifold = expansion.manifold
+
+    def one(w: Vector) -> dict[str, Array]:
+        params = manifold.unravel(w)
+        trace, error = manifold.trace_and_error(w)
+        return {
+            "loss": manifold.loss(w),
+            "regularizer": expansion.regularizer(w),
+            "hessian_trace": trace,
+            **({} if error is None else {"hessian_trace_error": error}),
+            **{name: jnp.asarray(function(params)) for name, function in observables.items()},
+        }
+
+    return jax.lax.map(one, batch)
