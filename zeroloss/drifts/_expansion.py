@@ -18,14 +18,14 @@ from zeroloss._chunks import over_rows
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import AbstractGeometry, AbstractManifold, AbstractSpaces, GramGeometry, GramManifold
+from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, AbstractZeroSet, GramSpectrum, GramZeroSet
 
 
 class AbstractExpansion(eqx.Module):
     """Reg and Sigma of a system, as functions of the flat parameters."""
 
     system: eqx.AbstractVar[AbstractSystem]
-    manifold: eqx.AbstractVar[AbstractManifold]
+    zero_set: eqx.AbstractVar[AbstractZeroSet]
 
     @abc.abstractmethod
     def regularizer(self, w: Vector) -> Scalar:
@@ -36,15 +36,15 @@ class AbstractExpansion(eqx.Module):
         """What Reg could be without cancellation: the scale that Reg is judged by."""
 
     @abc.abstractmethod
-    def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
-        """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
+    def normal_covariance(self, w: Vector, spectrum: Any) -> Float[Array, "q q"]:
+        """Q^T Sigma Q, in the coordinates of `spectrum`, that of `zero_set` at w."""
 
     def hessian_multiple(self, w: Vector) -> Scalar | None:
         """The c with Sigma = c H on the set, where the kind of noise tells that there is one; else None."""
         return None
 
     def excess_covariance(
-        self, w: Vector, geometry: Any, fluctuations: Float[Array, "q q"]
+        self, w: Vector, spectrum: Any, fluctuations: Float[Array, "q q"]
     ) -> Float[Array, "q q"]:
         """What minibatches add to the noise beside the set, with iterates of covariance Q C Q^T around w.
 
@@ -65,14 +65,14 @@ class AbstractExpansion(eqx.Module):
     def total_variance(self, w: Vector) -> Scalar:
         """Tr Sigma."""
 
-    def tangential_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "parameters q"]:
+    def tangential_covariance(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "parameters q"]:
         """P_T Sigma Q: what the noise's tangential and normal parts have in common."""
         factor = self.factor(w)
-        return geometry.tangent(_columns(factor.mv, self.normal_factor(w, geometry).T))
+        return spectrum.tangent(_columns(factor.mv, self.normal_factor(w, spectrum).T))
 
-    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+    def normal_factor(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q noise"]:
         """Q^T G, for the noises of `moving_law`."""
-        basis = geometry.embed(jnp.eye(geometry.eigenvalues.shape[0]))
+        basis = spectrum.embed(jnp.eye(spectrum.eigenvalues.shape[0]))
         return _columns(self.factor(w).T.mv, basis).T
 
     def tangential_variance(self, w: Vector, spaces: AbstractSpaces) -> Scalar:
@@ -98,7 +98,7 @@ class GeneralExpansion(AbstractExpansion):
     """
 
     system: AbstractSystem
-    manifold: AbstractManifold
+    zero_set: AbstractZeroSet
 
     def regularizer(self, w: Vector) -> Scalar:
         return 0.5 * jnp.sum(self._second_derivatives(w))
@@ -106,18 +106,18 @@ class GeneralExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return 0.5 * jnp.sum(jnp.abs(self._second_derivatives(w)))
 
-    def normal_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q q"]:
-        coordinates = self.normal_factor(w, geometry)
+    def normal_covariance(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q q"]:
+        coordinates = self.normal_factor(w, spectrum)
         return coordinates @ coordinates.T
 
-    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+    def normal_factor(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q noise"]:
         factor = self.factor(w)
         if isinstance(factor, lx.MatrixLinearOperator):
-            return geometry.coordinates(factor.as_matrix())
-        return super().normal_factor(w, geometry)
+            return spectrum.coordinates(factor.as_matrix())
+        return super().normal_factor(w, spectrum)
 
     def moving_law(self, w: Vector) -> AbstractLaw:
-        return self.system.noise_law(self.manifold.unravel(w))
+        return self.system.noise_law(self.zero_set.unravel(w))
 
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
         zero, to_noise = _standardized(self.moving_law(w))
@@ -146,7 +146,7 @@ class GeneralExpansion(AbstractExpansion):
         return _for_each(second, zero.shape[0])
 
     def _loss(self, w: Vector, eta: PyTree) -> Scalar:
-        return self.system.noisy_loss(self.manifold.unravel(w), eta)
+        return self.system.noisy_loss(self.zero_set.unravel(w), eta)
 
 
 class LeastSquaresExpansion(AbstractExpansion):
@@ -160,7 +160,7 @@ class LeastSquaresExpansion(AbstractExpansion):
     """
 
     system: LeastSquaresSystem
-    manifold: GramManifold
+    zero_set: GramZeroSet
 
     def regularizer(self, w: Vector) -> Scalar:
         own, shared = self._sensitivities(w)
@@ -170,11 +170,11 @@ class LeastSquaresExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return self.regularizer(w)
 
-    def normal_covariance(self, w: Vector, geometry: GramGeometry) -> Float[Array, "q q"]:
-        left = geometry.jacobian_coordinates
+    def normal_covariance(self, w: Vector, spectrum: GramSpectrum) -> Float[Array, "q q"]:
+        left = spectrum.jacobian_coordinates
         covariance = left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
         if self.moving_law(w) is not None:
-            coordinates = self.normal_factor(w, geometry)
+            coordinates = self.normal_factor(w, spectrum)
             covariance = covariance + coordinates @ coordinates.T
         return covariance
 
@@ -191,20 +191,20 @@ class LeastSquaresExpansion(AbstractExpansion):
         return variance / number * (1.0 if minibatch is None else minibatch.second_moments(number)[0])
 
     def excess_covariance(
-        self, w: Vector, geometry: GramGeometry, fluctuations: Float[Array, "q q"]
+        self, w: Vector, spectrum: GramSpectrum, fluctuations: Float[Array, "q q"]
     ) -> Float[Array, "q q"]:
         if self.system.minibatch is None:
             return jnp.zeros_like(fluctuations)
-        left, residuals = geometry.jacobian_coordinates, self.manifold.residuals(w).reshape(-1)
+        left, residuals = spectrum.jacobian_coordinates, self.zero_set.residuals(w).reshape(-1)
         spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
         return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
 
     def moving_law(self, w: Vector) -> Joint | None:
-        pushing = self.system.pushing(self.manifold.unravel(w))
+        pushing = self.system.pushing(self.zero_set.unravel(w))
         return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
 
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
-        law, params, moving = self._law(w), self.manifold.unravel(w), self.moving_law(w)
+        law, params, moving = self._law(w), self.zero_set.unravel(w), self.moving_law(w)
         assert moving is not None
         zero, unravel = ravel_pytree(moving.zeros(jnp.float64))
 
@@ -219,7 +219,7 @@ class LeastSquaresExpansion(AbstractExpansion):
         )
 
     def total_variance(self, w: Vector) -> Scalar:
-        jacobian = self.manifold.jacobians.at(w)
+        jacobian = self.zero_set.jacobians.at(w)
         covariance = self._residual_covariance(w)
         variance = jnp.sum(covariance * jacobian.gram(jacobian)) / self.system.problem.number**2
         if self.moving_law(w) is None:
@@ -232,11 +232,11 @@ class LeastSquaresExpansion(AbstractExpansion):
         return variance + jnp.sum(_for_each(pushed, factor.in_size()))
 
     def _law(self, w: Vector) -> Joint:
-        return self.system.noise_law(self.manifold.unravel(w))
+        return self.system.noise_law(self.zero_set.unravel(w))
 
     def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
         """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
-        system, params = self.system, self.manifold.unravel(w)
+        system, params = self.system, self.zero_set.unravel(w)
         if not system.injections:
             return [], []
 
@@ -297,12 +297,12 @@ class LeastSquaresExpansion(AbstractExpansion):
         return jnp.where(is_same > 0, same, different)
 
 
-def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:
+def expand(system: AbstractSystem, zero_set: AbstractZeroSet) -> AbstractExpansion:
     """The expansion of a system's noise around its zero-loss set."""
     system = system.with_scales_as_arrays()
-    if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
-        return LeastSquaresExpansion(system, manifold)
-    return GeneralExpansion(system, manifold)
+    if isinstance(system, LeastSquaresSystem) and isinstance(zero_set, GramZeroSet):
+        return LeastSquaresExpansion(system, zero_set)
+    return GeneralExpansion(system, zero_set)
 
 
 def _for_each(function: Callable[[Array], Scalar], components: int) -> Float[Array, " components"]:

@@ -17,12 +17,13 @@ from zeroloss.noise import Joint, TwoPoint, is_zero
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import (
     ON_SET,
-    AbstractManifold,
     AbstractSpaces,
+    AbstractZeroSet,
     length,
     locate,
     looks_smooth,
     neighbours,
+    spectrum_of,
 )
 
 FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
@@ -131,14 +132,14 @@ def classify(
     if points < 2:
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
     refuse_tracing((system, point), "classify")
-    manifold, w = locate(system, point)
-    return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
+    zero_set, w = locate(system, point)
+    return classify_at(expand(system, zero_set), w, jax.random.key(0) if key is None else key, points)
 
 
 def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Verdict:
     """`classify` at a point already located."""
-    manifold = expansion.manifold
-    chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
+    zero_set = expansion.zero_set
+    chosen = jnp.concatenate([w[None], _other_points(zero_set, w, key, points - 1)])
     measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
@@ -156,14 +157,14 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
             f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
             "the noisy loss must be three times differentiable in params and twice in the noise there."
         )
-    codimension = manifold.rank
+    codimension = zero_set.rank
     common: dict[str, Any] = dict(
         first=first,
         second=second,
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
         rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
-        smooth=looks_smooth(manifold, w, key),
+        smooth=looks_smooth(zero_set, w, key),
         dimension=None if codimension is None else w.shape[0] - codimension,
         codimension=codimension,
         points=points,
@@ -183,11 +184,11 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _other_points(
-    manifold: AbstractManifold, w: Vector, key: Key[Array, ""], count: int
+    zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""], count: int
 ) -> Float[Array, "count parameters"]:
     distance = _SPREAD
     while distance >= _SMALLEST_SPREAD:
-        found, residuals = neighbours(manifold, w, key, count, distance)
+        found, residuals = neighbours(zero_set, w, key, count, distance)
         if bool(jnp.all(residuals <= ON_SET)):
             return found
         distance /= 3
@@ -200,14 +201,14 @@ def _other_points(
 @eqx.filter_jit
 def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
     """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
-    manifold = expansion.manifold
+    zero_set = expansion.zero_set
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
         spaces, second, diffusion = _on_the_slow_scale(expansion, w)
         first = first_drift(expansion, w, spaces)
         known = _is_second_known(expansion, w)
-        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w)) if known else jnp.zeros_like(w)
+        trace_gradient = spaces.tangent(jax.grad(zero_set.trace)(w)) if known else jnp.zeros_like(w)
         return (
             _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
             _relative(jnp.linalg.norm(second) * length(w), typical_variance),
@@ -227,16 +228,16 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
 def _on_the_slow_scale(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector, Scalar]:
     """Normal and tangent space, P_T b, and Tr P_T Sigma P_T, the latter two NaN where they are not known."""
     if not _is_second_known(expansion, w):
-        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
+        return expansion.zero_set.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
     if expansion.hessian_multiple(w) is not None:
-        spaces = expansion.manifold.spaces(w)
+        spaces = expansion.zero_set.spaces(w)
         return spaces, second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
-    geometry = expansion.manifold.at(w)
-    return geometry, second_drift(expansion, w, geometry), expansion.tangential_variance(w, geometry)
+    spectrum = spectrum_of(expansion.zero_set, w)
+    return spectrum, second_drift(expansion, w, spectrum), expansion.tangential_variance(w, spectrum)
 
 
 def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
-    return expansion.manifold.has_spectrum or expansion.hessian_multiple(w) is not None
+    return expansion.zero_set.has_spectrum or expansion.hessian_multiple(w) is not None
 
 
 def _relative(value: Array, scale: Array) -> Array:
@@ -265,7 +266,7 @@ def _typical(
 
 def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
-    system, unravel = expansion.system, expansion.manifold.unravel
+    system, unravel = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel(w))
     if law.size == 0 or is_zero(law.sigma):
         return jnp.zeros(())
@@ -292,7 +293,7 @@ def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, A
     The loss to second order, which decides on Reg for rare masks, the gradient to first, which decides on
     Sigma. Both are 0 without Bernoulli masks.
     """
-    system, unravel_params = expansion.system, expansion.manifold.unravel
+    system, unravel_params = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel_params(w))
     parts = law.laws if isinstance(law, Joint) else (law,)
     worst = jnp.zeros(()), jnp.zeros(())

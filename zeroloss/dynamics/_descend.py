@@ -25,7 +25,7 @@ from zeroloss.dynamics._trajectory import (
 from zeroloss.errors import DivergenceError, InputError
 from zeroloss.optimizers import SGD, StepSize, as_optimizer
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, manifold_of
+from zeroloss.zero_sets import largest_eigenvalue, zero_set_of
 
 _FIRST_CHUNK = 64
 _SECONDS_PER_CHUNK = 0.5
@@ -92,9 +92,9 @@ def descend(
     params = jax.tree.map(jnp.asarray, params)
     count = 1 if replicas is None else replicas
     run, start = ensemble(system, params, rule, count, key)
-    manifold = manifold_of(system, *flatten(params))
+    zero_set = zero_set_of(system, *flatten(params))
     recorder = Recorder(
-        expand(system, manifold), observables, times, steps=times, batched=replicas is not None, like=params
+        expand(system, zero_set), observables, times, steps=times, batched=replicas is not None, like=params
     )
     return train(run, start, times, recorder, progress, checkpoint)
 

@@ -66,10 +66,10 @@ def flow(
             problem = _problem(expansion, state, float(time), float(residual))
             if problem is not None:
                 so_far = recorder.path() if recorder.started else None
-                whole = expansion.manifold.rank in (None, int(state.rank))
+                whole = expansion.zero_set.rank in (None, int(state.rank))
                 stuck = smooth and whole and float(state.t) < float(time)
                 kind = (
-                    KinkError if stuck and not looks_smooth(expansion.manifold, state.w) else IntegrationError
+                    KinkError if stuck and not looks_smooth(expansion.zero_set, state.w) else IntegrationError
                 )
                 raise kind(problem, so_far)
             recorder.save(w)
@@ -124,7 +124,7 @@ class _State(eqx.Module):
 
 def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
     expansion, fast = args
-    return first_drift(expansion, w, expansion.manifold.spaces(w)) if fast else second_drift_of(expansion, w)
+    return first_drift(expansion, w, expansion.zero_set.spaces(w)) if fast else second_drift_of(expansion, w)
 
 
 _TERM = diffrax.ODETerm(_field)
@@ -144,13 +144,13 @@ def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar
         solver.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
     )
     no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    largest = expansion.manifold.largest(w)
+    largest = expansion.zero_set.largest(w)
     rank = _rank(expansion, w, largest)
     return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
 
 
 def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
-    return expansion.manifold.rank_above(w, expansion.manifold.fall_tolerance * largest)
+    return expansion.zero_set.rank_above(w, expansion.zero_set.fall_tolerance * largest)
 
 
 @eqx.filter_jit
@@ -166,7 +166,7 @@ def _advance(
     args, solver = (expansion, method.fast), method.solver
 
     def unfinished(state: _State) -> Array:
-        regular = (state.rank == expansion.manifold.rank) | (expansion.manifold.rank is None)
+        regular = (state.rank == expansion.zero_set.rank) | (expansion.zero_set.rank is None)
         return (state.t < time) & (state.steps < _MAX_STEPS) & regular & (state.dt > _SHORTEST * end)
 
     def step(state: _State) -> _State:
@@ -190,7 +190,7 @@ def _advance(
         keep = keep & jnp.all(jnp.isfinite(candidate))  # also where steps cannot become shorter
 
         def accept() -> _State:
-            w = expansion.manifold.retract(candidate)
+            w = expansion.zero_set.retract(candidate)
             return _State(
                 t=t_next,
                 t_before=state.t,
@@ -218,19 +218,19 @@ def _at_time(
     expansion: AbstractExpansion, method: _Method, state: _State, time: Scalar
 ) -> tuple[Vector, Scalar]:
     """The point of the set at `time`, within the last step; and its relative residual."""
-    manifold = expansion.manifold
+    zero_set = expansion.zero_set
     interpolation = method.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
     inside = (time < state.t) & (state.t > state.t_before)
-    w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
-    return w, manifold.relative_residual(w)
+    w = jax.lax.cond(inside, lambda: zero_set.retract(interpolation.evaluate(time)), lambda: state.w)
+    return w, zero_set.relative_residual(w)
 
 
 def _problem(expansion: AbstractExpansion, state: _State, time: float, residual: float) -> str | None:
-    manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
-    if manifold.rank not in (None, rank):
+    zero_set, t, rank = expansion.zero_set, float(state.t), int(state.rank)
+    if zero_set.rank not in (None, rank):
         return (
-            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
-            f"fell below {manifold.fall_tolerance:g} of the largest at the start. The path has left "
+            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {zero_set.rank}: an eigenvalue "
+            f"fell below {zero_set.fall_tolerance:g} of the largest at the start. The path has left "
             "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
             "solution; it can be followed up to an earlier time."
         )

@@ -81,8 +81,8 @@ def limit(
     if replicas is not None and not (isinstance(replicas, int | np.integer) and replicas >= 1):
         raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
     refuse_tracing((system, point), "limit")
-    manifold, start = locate(system, point)
-    expansion = expand(system, manifold)
+    zero_set, start = locate(system, point)
+    expansion = expand(system, zero_set)
     if verdict is None:
         verdict = classify_at(expansion, start, jax.random.key(0), _POINTS)
     if verdict.stochastic:

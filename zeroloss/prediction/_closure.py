@@ -13,7 +13,7 @@ from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
 from zeroloss.prediction._recursion import decay
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import GramGeometry
+from zeroloss.zero_sets import GramSpectrum
 
 _DRAWS = 64
 _TINY = 1e-300
@@ -40,22 +40,22 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
     against the same noise at z = 0. Costs 64 times two averages and three gradients; the first part is left
     out where averages have to be sampled.
     """
-    expansion, geometry = mean_path.expansion, state.geometry
-    system, manifold = expansion.system, expansion.manifold
+    expansion, spectrum = mean_path.expansion, state.spectrum
+    system, zero_set = expansion.system, expansion.zero_set
     to_z, to_eta, unused = jax.random.split(key, 3)
     z = fluctuations(state, to_z, _DRAWS)
 
     def gradient(w: Vector) -> Vector:
-        return mean_path.average.at(w, geometry, unused, jnp.asarray(1)).gradient
+        return mean_path.average.at(w, spectrum, unused, jnp.asarray(1)).gradient
 
-    clean = jax.grad(manifold.loss)(state.w)  # zero on the set alone
+    clean = jax.grad(zero_set.loss)(state.w)  # zero on the set alone
     higher = mean_path.excess_at(state, unused)
-    curvatures = relaxation(geometry, higher)
+    curvatures = relaxation(spectrum, higher)
 
     def noise(z: Array, key: Key[Array, ""]) -> Array:
-        params = manifold.unravel(state.w + geometry.embed(z))
+        params = zero_set.unravel(state.w + spectrum.embed(z))
         noisy = flatten(system.noisy_gradient(params, key))[0]
-        return geometry.coordinates(noisy - clean) - curvatures * z
+        return spectrum.coordinates(noisy - clean) - curvatures * z
 
     # How much larger the fluctuations' share of the loss is with the noise as it was drawn.
     def added(each: tuple[Array, Key[Array, ""]]) -> Array:
@@ -64,33 +64,33 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
 
     drawn = jnp.mean(jax.lax.map(added, (z, jax.random.split(to_eta, _DRAWS))), axis=0)
     # Beside the set the batches' own noise is part of what makes the fluctuations.
-    still = expansion.excess_covariance(state.w, geometry, 0 * state.covariance)
-    batches = expansion.excess_covariance(state.w, geometry, state.covariance) - still
-    used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, geometry) + still
+    still = expansion.excess_covariance(state.w, spectrum, 0 * state.covariance)
+    batches = expansion.excess_covariance(state.w, spectrum, state.covariance) - still
+    used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, spectrum) + still
     if higher is not None:
-        assert isinstance(geometry, GramGeometry)
-        used = used + higher.covariance(geometry)
+        assert isinstance(spectrum, GramSpectrum)
+        used = used + higher.covariance(spectrum)
     law = decay(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
-    share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * geometry.eigenvalues
+    share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * spectrum.eigenvalues
     unexplained, made = (
         jnp.sum(share * (drawn - jnp.diag(batches))),
         jnp.sum(share * jnp.diag(used + batches)),
     )
     # Where nothing makes fluctuations, as at a start on the set under batches alone, nothing is misjudged.
     excess = jnp.where(made > _TINY, unexplained / jnp.maximum(made, _TINY), 0.0)
-    turned = 0.5 * geometry.tangent(manifold.third_of_normal(state.w, geometry, state.covariance))
+    turned = 0.5 * spectrum.tangent(zero_set.third_of_normal(state.w, spectrum, state.covariance))
     if not isinstance(mean_path.average, ExactAverage):
         halves = jnp.zeros((2, *state.w.shape))
     else:
         center = gradient(state.w)
 
         def curved(z: Array) -> Vector:
-            moved = geometry.embed(z)
+            moved = spectrum.embed(z)
             return (gradient(state.w + moved) + gradient(state.w - moved)) / 2 - center
 
         def missing(z: Array) -> Vector:
-            expected = 0.5 * manifold.third_of_normal(state.w, geometry, z.T @ z / z.shape[0])
-            return geometry.tangent(jnp.mean(jax.lax.map(curved, z), axis=0) - expected)
+            expected = 0.5 * zero_set.third_of_normal(state.w, spectrum, z.T @ z / z.shape[0])
+            return spectrum.tangent(jnp.mean(jax.lax.map(curved, z), axis=0) - expected)
 
         halves = jax.lax.map(missing, z.reshape(2, _DRAWS // 2, -1))
     first, second = halves + excess * turned

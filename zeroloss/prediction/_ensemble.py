@@ -60,37 +60,37 @@ def kicks(
     increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With
     momentum that is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
     """
-    expansion, geometry = mean_path.expansion, state.geometry
-    system, manifold = expansion.system, expansion.manifold
+    expansion, spectrum = mean_path.expansion, state.spectrum
+    system, zero_set = expansion.system, expansion.zero_set
     effective = step_size / (1 - mean_path.optimizer.momentum)
-    decayed = 1 - step_size * relaxation(geometry, excess)
+    decayed = 1 - step_size * relaxation(spectrum, excess)
     rate = 1 - decayed[:, None] * decayed[None, :]
     inverse = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)
 
     def noisy(w: Vector, key: Key[Array, ""]) -> Vector:
-        return flatten(system.noisy_gradient(manifold.unravel(w), key))[0]
+        return flatten(system.noisy_gradient(zero_set.unravel(w), key))[0]
 
     def one(key: Key[Array, ""], z: Array) -> Vector:
-        there = state.w + geometry.embed(z)
-        clean = jax.grad(manifold.loss)
+        there = state.w + spectrum.embed(z)
+        clean = jax.grad(zero_set.loss)
         fresh = noisy(there, key) - clean(there)
-        xi = geometry.coordinates(noisy(state.w, key) - clean(state.w))
+        xi = spectrum.coordinates(noisy(state.w, key) - clean(state.w))
         mixed = jnp.outer(decayed * z, xi)
         weights = inverse * (-step_size * (mixed + mixed.T) / 2 + step_size**2 / 2 * jnp.outer(xi, xi))
-        return fresh + manifold.third_of_normal(state.w, geometry, weights)
+        return fresh + zero_set.third_of_normal(state.w, spectrum, weights)
 
     to_eta, to_z = jax.random.split(key)
     total = jax.vmap(one)(jax.random.split(to_eta, draws), fluctuations(state, to_z, draws))
-    total = geometry.tangent(total.T).T
+    total = spectrum.tangent(total.T).T
     return -effective * (total - total.mean(axis=0))
 
 
 def fluctuations(state: State, key: Key[Array, ""], draws: int) -> Float[Array, "draws q"]:
-    """Draws of the iterate around its mean, normal to the set, in the coordinates of the geometry.
+    """Draws of the iterate around its mean, normal to the set, in the coordinates of the spectrum.
 
-    Close by, a key stands for nearly the same displacement, whatever basis the geometry has there.
+    Close by, a key stands for nearly the same displacement, whatever basis the spectrum has there.
     """
     values, vectors = eigh(state.covariance)
     root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
     white = jax.random.normal(key, (state.w.shape[0], draws))
-    return state.geometry.coordinates(white).T @ root
+    return state.spectrum.coordinates(white).T @ root

@@ -177,13 +177,13 @@ def _quantity(
     expansion = mean_path.expansion
     known: dict[str, Any] = {
         "regularizer": expansion.regularizer,
-        "hessian_trace": expansion.manifold.trace,
-        "loss": expansion.manifold.loss,
+        "hessian_trace": expansion.zero_set.trace,
+        "loss": expansion.zero_set.loss,
     }
     if callable(of):
         named = getattr(of, "func", of)  # what eqx.Partial has
         return getattr(named, "__name__", "the quantity"), eqx.filter_jit(
-            lambda w: jnp.asarray(of(expansion.manifold.unravel(w)))
+            lambda w: jnp.asarray(of(expansion.zero_set.unravel(w)))
         )
     if of not in known:
         raise InputError(

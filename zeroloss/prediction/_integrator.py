@@ -145,7 +145,7 @@ class Integrator:
         self._spent += _cost(self.mean_path, self._draws)
         self._attempts += 1
         if self._attempts % _MANY == 0 and not self._has_kinks:
-            self._has_kinks = not looks_smooth(self.mean_path.expansion.manifold, self.now.mean.w)
+            self._has_kinks = not looks_smooth(self.mean_path.expansion.zero_set, self.now.mean.w)
         steps, size = self._within_schedule(min(self._steps, target - self.now.step))
         key = jax.random.fold_in(self._key, self._taken)
         states, report = _step(self.mean_path, self.now.states, self._start, size, steps, key, self._draws)

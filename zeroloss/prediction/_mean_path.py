@@ -14,7 +14,7 @@ from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay, geometric, responses
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractGeometry, GramGeometry, length
+from zeroloss.zero_sets import AbstractSpectrum, GramSpectrum, length, spectrum_of
 
 _FEWER = 8  # times fewer draws for a change of the force than for the force
 _TINY = 1e-300
@@ -27,14 +27,14 @@ _HIGHER = 2  # folded into a key, for draws of their own
 class State(eqx.Module):
     """The mean of the iterates and of their velocity, and the covariance of the iterates around it.
 
-    The covariance is in the coordinates of `geometry`, that at `w` or, to second order, close by: normal to
+    The covariance is in the coordinates of `spectrum`, that at `w` or, to second order, close by: normal to
     the zero-loss set.
     """
 
     w: Vector
     velocity: Vector
     covariance: Float[Array, "q q"]
-    geometry: AbstractGeometry
+    spectrum: AbstractSpectrum
 
 
 class Outcome(eqx.Module):
@@ -102,9 +102,9 @@ class MeanPath(eqx.Module):
 
     def start(self, w: Vector) -> State:
         """At w, at rest, without fluctuations."""
-        geometry = self.expansion.manifold.at(w)
-        size = geometry.eigenvalues.shape[0]
-        return State(w, jnp.zeros_like(w), jnp.zeros((size, size)), geometry)
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        size = spectrum.eigenvalues.shape[0]
+        return State(w, jnp.zeros_like(w), jnp.zeros((size, size)), spectrum)
 
     def step(
         self,
@@ -121,32 +121,32 @@ class MeanPath(eqx.Module):
         The kick comes first, so that the steps bring back to the set what has left it along a tangent.
         `excess` is that of a point close by.
         """
-        decayed, manifold = self.optimizer.weight_decay, self.expansion.manifold
+        decayed, zero_set = self.optimizer.weight_decay, self.expansion.zero_set
         state = self._kicked(state, kick)
-        geometry = state.geometry
-        curvatures = jnp.append(geometry.eigenvalues + decayed, decayed)
+        spectrum = state.spectrum
+        curvatures = jnp.append(spectrum.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
         within, _, noise, _, unsettled = self._fluctuate(
-            state.w, geometry, state.covariance, step_size, steps, None, excess
+            state.w, spectrum, state.covariance, step_size, steps, None, excess
         )
-        averaged = self.average.at(state.w, geometry, key, draws)
-        turned = self._turned(state.w, geometry, within, step_size)
+        averaged = self.average.at(state.w, spectrum, key, draws)
+        turned = self._turned(state.w, spectrum, within, step_size)
         force = averaged.gradient + decayed * state.w + turned
-        moved = _apply(geometry, position.velocity, state.velocity) + _apply(geometry, position.force, force)
+        moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
 
-        ahead = manifold.at(predicted)
-        rotation = ahead.rotation_from(geometry)
+        ahead = spectrum_of(zero_set, predicted)
+        rotation = ahead.rotation_from(spectrum)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, noise)
         within, after, _, added, _ = self._fluctuate(
             predicted, ahead, covariance, step_size, steps, noise, excess
         )
         # The same draws on both sides: their difference is smooth, and a few of them show it.
         few = (draws + _FEWER - 1) // _FEWER
-        here = self.average.at(state.w, geometry, key, few)
+        here = self.average.at(state.w, spectrum, key, few)
         then = self.average.at(predicted, ahead, key, few)
         turned_then = self._turned(predicted, ahead, within, step_size)
-        linear = geometry.embed(geometry.eigenvalues * geometry.coordinates(moved))
+        linear = spectrum.embed(spectrum.eigenvalues * spectrum.coordinates(moved))
         change = then.gradient - here.gradient + turned_then - turned - linear
         # Along the eigenvectors ahead, so that nothing of what pulls back to the set there acts along it.
         curvatures = jnp.append(ahead.eigenvalues + decayed, decayed)
@@ -155,8 +155,8 @@ class MeanPath(eqx.Module):
         w = predicted + correction
         speed_correction = _apply(ahead, velocity_then.ramp, change)
         speed = (
-            _apply(geometry, velocity.velocity, state.velocity)
-            + _apply(geometry, velocity.force, force)
+            _apply(spectrum, velocity.velocity, state.velocity)
+            + _apply(spectrum, velocity.force, force)
             + speed_correction
         )
         # What the velocity is wrong by goes on to move the iterate by this much after the step.
@@ -165,15 +165,15 @@ class MeanPath(eqx.Module):
         half = position.force[-1] / 2
         sampling_variance = position.force[-1] ** 2 * averaged.variance
         fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
-        loss = manifold.loss(w) + jnp.abs(fluctuating)
+        loss = zero_set.loss(w) + jnp.abs(fluctuating)
         grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY)
         stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
         outcome = Outcome(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / length(w),
             loss_error=grown / 10 if self._has_minibatch else grown**2,
             variance=sampling_variance,
-            first=half * (geometry.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
-            second=half * (geometry.tangent(turned) + ahead.tangent(turned_then)),
+            first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
+            second=half * (spectrum.tangent(turned) + ahead.tangent(turned_then)),
             sharpness=step_size * jnp.max(stiffest) / self.optimizer.stability_limit,
             unsettled=unsettled,
             draw_variance=sampling_variance * draws,
@@ -184,45 +184,45 @@ class MeanPath(eqx.Module):
         """What the noise adds beyond first order; None where nothing is known to be added."""
         if self.higher_orders is None:
             return None
-        assert isinstance(state.geometry, GramGeometry)
-        return self.higher_orders.at(state.w, state.geometry, jax.random.fold_in(key, _HIGHER))
+        assert isinstance(state.spectrum, GramSpectrum)
+        return self.higher_orders.at(state.w, state.spectrum, jax.random.fold_in(key, _HIGHER))
 
     def _kicked(self, state: State, kick: Vector | float) -> State:
         w = state.w + kick
-        geometry = self.expansion.manifold.at(w)
-        covariance = _rotate(geometry.rotation_from(state.geometry), state.covariance)
-        return State(w, state.velocity, covariance, geometry)
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        covariance = _rotate(spectrum.rotation_from(state.spectrum), state.covariance)
+        return State(w, state.velocity, covariance, spectrum)
 
     def _turned(
-        self, w: Vector, geometry: AbstractGeometry, covariance: Float[Array, "q q"], step_size: Scalar
+        self, w: Vector, spectrum: AbstractSpectrum, covariance: Float[Array, "q q"], step_size: Scalar
     ) -> Vector:
         """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
 
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
         """
-        manifold = self.expansion.manifold
-        force = 0.5 * manifold.third_of_normal(w, geometry, covariance)
+        zero_set = self.expansion.zero_set
+        force = 0.5 * zero_set.third_of_normal(w, spectrum, covariance)
         if not self.stochastic:
             return force
-        left = geometry.embed(jnp.diag(geometry.inverses))
-        common = self.expansion.tangential_covariance(w, geometry)
+        left = spectrum.embed(jnp.diag(spectrum.inverses))
+        common = self.expansion.tangential_covariance(w, spectrum)
         effective = step_size / (1 - self.optimizer.momentum)
-        return force + effective * self.average.sigma**2 * manifold.third(w, left, common)
+        return force + effective * self.average.sigma**2 * zero_set.third(w, left, common)
 
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""
-        fluctuating = 0.5 * jnp.sum(state.geometry.eigenvalues * jnp.diag(state.covariance))
+        fluctuating = 0.5 * jnp.sum(state.spectrum.eigenvalues * jnp.diag(state.covariance))
         # Anti-correlated noise is part of the parameters that training reports.
         shifted = any(
             injection.as_increments for injection in getattr(self.expansion.system, "injections", ())
         )
-        clean = averaged_loss if shifted else self.expansion.manifold.loss(state.w)
+        clean = averaged_loss if shifted else self.expansion.zero_set.loss(state.w)
         return {"loss": clean + fluctuating, "noisy_loss": averaged_loss + fluctuating}
 
     def _fluctuate(
         self,
         w: Vector,
-        geometry: AbstractGeometry,
+        spectrum: AbstractSpectrum,
         covariance: Float[Array, "q q"],
         step_size: Scalar,
         steps: Int[Array, ""],
@@ -234,15 +234,15 @@ class MeanPath(eqx.Module):
         With `noise_before` the noise grows from that to what it is at w; last but one, what that adds.
         """
         expansion, sigma = self.expansion, self.average.sigma
-        own = sigma**2 * expansion.normal_covariance(w, geometry)
+        own = sigma**2 * expansion.normal_covariance(w, spectrum)
         if excess is not None:
-            assert isinstance(geometry, GramGeometry)
-            own = own + excess.covariance(geometry)
-        law = decay(self.optimizer, step_size, relaxation(geometry, excess) + self.optimizer.weight_decay)
+            assert isinstance(spectrum, GramSpectrum)
+            own = own + excess.covariance(spectrum)
+        law = decay(self.optimizer, step_size, relaxation(spectrum, excess) + self.optimizer.weight_decay)
         sums = geometric(law.rate, steps)
 
         def improve(guess: _Guess) -> _Guess:
-            noise = own + expansion.excess_covariance(w, geometry, guess.within)
+            noise = own + expansion.excess_covariance(w, spectrum, guess.within)
             new = sums.constant / steps * covariance + sums.ramp * law.gain * noise
             change = jnp.linalg.norm(new - guess.within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
             ratio = jnp.minimum(change / jnp.maximum(guess.change, _TINY), 1 - 1e-6)
@@ -271,14 +271,14 @@ class MeanPath(eqx.Module):
         """
         if not self._has_minibatch:
             return jnp.zeros(())
-        geometry = self.expansion.manifold.at(w)
-        law = decay(self.optimizer, step_size, geometry.eigenvalues + self.optimizer.weight_decay)
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        law = decay(self.optimizer, step_size, spectrum.eigenvalues + self.optimizer.weight_decay)
         response = jnp.where(law.rate > 0, law.gain / jnp.where(law.rate > 0, law.rate, 1.0), 0.0)
-        still = self.expansion.excess_covariance(w, geometry, jnp.zeros_like(response))
+        still = self.expansion.excess_covariance(w, spectrum, jnp.zeros_like(response))
 
         def improve(state: tuple[Array, Scalar, Scalar, Array]) -> tuple[Array, Scalar, Scalar, Array]:
             covariance, _, before, count = state
-            image = response * (self.expansion.excess_covariance(w, geometry, covariance) - still)
+            image = response * (self.expansion.excess_covariance(w, spectrum, covariance) - still)
             norm = jnp.linalg.norm(image)
             return image / jnp.maximum(norm, _TINY), before, norm, count + 1
 
@@ -287,7 +287,7 @@ class MeanPath(eqx.Module):
             settled = (count > 1) & (jnp.abs(now - before) <= _POWER_TOLERANCE * now)
             return ~settled & (count < _MOST_SETTLING)
 
-        size = geometry.eigenvalues.shape[0]
+        size = spectrum.eigenvalues.shape[0]
         # The map keeps covariances positive, so that the identity has a share in its leading eigenvector.
         start = (jnp.eye(size) / size**0.5, jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[2]
@@ -297,18 +297,18 @@ class MeanPath(eqx.Module):
         return getattr(self.expansion.system, "minibatch", None) is not None
 
 
-def relaxation(geometry: AbstractGeometry, excess: Excess | None) -> Float[Array, " q"]:
+def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array, " q"]:
     """The curvatures that fluctuations relax with: those of H, and what the noise adds to them."""
     if excess is None:
-        return geometry.eigenvalues
-    assert isinstance(geometry, GramGeometry)
-    return jnp.maximum(geometry.eigenvalues + excess.curvatures(geometry), 0.0)
+        return spectrum.eigenvalues
+    assert isinstance(spectrum, GramSpectrum)
+    return jnp.maximum(spectrum.eigenvalues + excess.curvatures(spectrum), 0.0)
 
 
-def _apply(geometry: AbstractGeometry, factors: Array, vector: Vector) -> Vector:
+def _apply(spectrum: AbstractSpectrum, factors: Array, vector: Vector) -> Vector:
     """Multiply a vector by factors for each normal mode, and by the last factor along the set."""
     along = factors[-1]
-    return along * vector + geometry.embed((factors[:-1] - along) * geometry.coordinates(vector))
+    return along * vector + spectrum.embed((factors[:-1] - along) * spectrum.coordinates(vector))
 
 
 def _rotate(rotation: Array, covariance: Array) -> Array:

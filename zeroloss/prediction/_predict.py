@@ -48,7 +48,7 @@ from zeroloss.prediction._integrator import (
 )
 from zeroloss.prediction._mean_path import MeanPath, State
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import GramManifold, largest_eigenvalue, length, locate, manifold_of, project
+from zeroloss.zero_sets import GramZeroSet, largest_eigenvalue, length, locate, project, zero_set_of
 
 _PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _ORDER = 0.75  # of the integration's error in its tolerance: 1 in theory, 0.7 to 0.9 where it was measured
@@ -215,14 +215,14 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: SGD) -> tuple[Mea
     weight noise is H eta to first order, which is normal to the set on it, but H has full rank beside it.
     """
     w, unravel = flatten(params)
-    manifold, on_set = manifold_of(system, w, unravel), w
-    if not isinstance(manifold, GramManifold):
-        manifold, on_set = locate(system, project(system, params))
-    elif expand(system, manifold).moving_law(w) is not None:
+    zero_set, on_set = zero_set_of(system, w, unravel), w
+    if not isinstance(zero_set, GramZeroSet):
+        zero_set, on_set = locate(system, project(system, params))
+    elif expand(system, zero_set).moving_law(w) is not None:
         # Without a zero-loss set that is regular, the start has to do.
         with contextlib.suppress(NotReachedError, RankError, LossError):
             on_set = flatten(project(system, params))[0]
-    expansion = expand(system, manifold)
+    expansion = expand(system, zero_set)
     averaged = average(expansion, w, system.noise_law(params).sigma)
     higher = higher_orders(expansion, w)
     along = _share_along_the_set(expansion, on_set)
@@ -559,7 +559,7 @@ def _share_along_the_set(expansion: AbstractExpansion, w: Vector) -> Scalar:
     if expansion.moving_law(w) is None:
         return jnp.zeros(())
     total = expansion.total_variance(w)
-    along = expansion.tangential_variance(w, expansion.manifold.spaces(w))
+    along = expansion.tangential_variance(w, expansion.zero_set.spaces(w))
     return along / jnp.where(total > 0, total, 1.0)
 
 
@@ -608,7 +608,7 @@ def _mean(snapshot: _Snapshot) -> tuple[Vector, dict[str, Any]]:
 
 @eqx.filter_jit
 def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
-    averaged = mean_path.average.at(state.w, state.geometry, key, jnp.asarray(_LOSS_DRAWS))
+    averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(_LOSS_DRAWS))
     return mean_path.losses(state, averaged.loss)
 
 
@@ -619,13 +619,13 @@ def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> d
 
 @eqx.filter_jit
 def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
-    system, unravel = mean_path.expansion.system, mean_path.expansion.manifold.unravel
+    system, unravel = mean_path.expansion.system, mean_path.expansion.zero_set.unravel
     pairs = runs.w.shape[0] // 2
     keys = jax.random.split(key, pairs)
     signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
 
     def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
-        moved = state.geometry.embed(fluctuations(state, key, 1)[0])
+        moved = state.spectrum.embed(fluctuations(state, key, 1)[0])
         perturbation = system.perturbation(unravel(state.w), key)  # part of what training reports
         if perturbation is not None:
             moved = moved + flatten(perturbation)[0]

@@ -21,7 +21,7 @@ from zeroloss.errors import InputError, IntegrationError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import jackknife
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import AbstractGeometry, length, locate
+from zeroloss.zero_sets import AbstractSpectrum, length, locate, spectrum_of
 
 FROM, TO = 0.25, 1.0
 """Steps are counted while training goes from a quarter of the drift to all of it.
@@ -45,7 +45,7 @@ class Target(NamedTuple):
     """
 
     start: Vector
-    geometry: AbstractGeometry
+    spectrum: AbstractSpectrum
     t1: float
     time_scale: TimeScale
     stochastic: bool
@@ -65,8 +65,8 @@ def target_of(
 ) -> Target:
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert verdict.time_scale is not None
-    manifold, w = locate(system, point)
-    geometry, speed, variance = _motion(expand(system, manifold), w, verdict.time_scale == FAST)
+    zero_set, w = locate(system, point)
+    spectrum, speed, variance = _motion(expand(system, zero_set), w, verdict.time_scale == FAST)
     reach = drift * float(length(w))
     if verdict.stochastic:
         t1 = reach**2 / float(variance)
@@ -76,10 +76,10 @@ def target_of(
             checkpoint=checkpoint,
         )  # fmt: skip
         moved = flat_trajectories(path.params, 2)[:, 0] - np.asarray(w)
-        squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
+        squares = np.sum(np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
             start=w,
-            geometry=geometry,
+            spectrum=spectrum,
             t1=t1,
             time_scale=verdict.time_scale,
             stochastic=True,
@@ -105,14 +105,14 @@ def target_of(
     moved = flat_trajectories(path.params, 1) - np.asarray(w)
     size = float(np.linalg.norm(moved[-1]))
     share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
-    return Target(w, geometry, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
+    return Target(w, spectrum, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
 
 
 @eqx.filter_jit
 def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
-    geometry = expansion.manifold.at(w)
-    drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
-    return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
+    spectrum = spectrum_of(expansion.zero_set, w)
+    drift = first_drift(expansion, w, spectrum) if fast else second_drift(expansion, w, spectrum)
+    return spectrum, jnp.linalg.norm(drift), expansion.tangential_variance(w, spectrum)
 
 
 class Rung(NamedTuple):
@@ -211,7 +211,7 @@ class _Collector:
 def _progress(target: Target, states: Float[Array, "replicas parameters"]) -> Float[Array, " replicas"]:
     moved = states - target.start
     if target.stochastic:
-        along = jax.lax.map(target.geometry.tangent, moved)
+        along = jax.lax.map(target.spectrum.tangent, moved)
         return jnp.sum(along**2, axis=-1) / target.size
     return moved @ jnp.asarray(target.displacement) / target.size**2
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NOWHERE, Checkpoint
-from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss._pytrees import refuse_tracing
 from zeroloss.drifts._verdict import Verdict, classify, power_of_step_size
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.errors import InputError
@@ -20,7 +21,7 @@ from zeroloss.studies._budget import FEWEST_RUNGS, LARGEST_STEP, PRIOR, Nothing,
 from zeroloss.studies._fits import Approach, Exponent, approach, power_law
 from zeroloss.studies._measurement import Rung, target_of
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, length, locate, project
+from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, spectrum_at
 
 _REPLICAS = 16  # that bound a trivial drift
 _TRIVIAL_STEPS = 100_000
@@ -263,8 +264,8 @@ def _bound(
     checkpoint: Checkpoint,
 ) -> Bound:
     """Train where theory says that nothing happens, and see how little does."""
-    manifold, w = locate(system, point)
-    geometry = _geometry(manifold, w)
+    zero_set, w = locate(system, point)
+    spectrum = spectrum_at(zero_set, w)
     run, states = ensemble(system, point, SGD(step_size), _REPLICAS, key)
 
     def seconds_per_step() -> float:
@@ -277,15 +278,10 @@ def _bound(
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
     last = _Last()
     train(run, states, np.array([steps]), last, progress, checkpoint / "bound")
-    moved = np.asarray(jax.vmap(geometry.tangent)(last.items[-1]["states"] - w))
+    moved = np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(last.items[-1]["states"] - w)))
     distances = np.linalg.norm(moved, axis=-1) / float(length(w))
     upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
     return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)
-
-
-@eqx.filter_jit
-def _geometry(manifold: Any, w: Vector) -> Any:
-    return manifold.at(w)
 
 
 class _Last(Nothing):
