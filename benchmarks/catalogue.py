@@ -18,7 +18,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import zeroloss as zl
-from zeroloss.drifts._verdict import power_of_step_size
+from zeroloss.drifts._slow_time import power_of_step_size
 from zeroloss.noise import AbstractNoise
 from zeroloss.zero_sets import largest_eigenvalue
 

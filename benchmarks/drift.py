@@ -30,7 +30,7 @@ import zeroloss as zl  # noqa: E402
 from zeroloss._pytrees import flatten  # noqa: E402
 from zeroloss.drifts._drift import first_drift, second_drift_of  # noqa: E402
 from zeroloss.drifts._expansion import expand  # noqa: E402
-from zeroloss.zero_sets import GramManifold, manifold_of  # noqa: E402
+from zeroloss.zero_sets import GramZeroSet, zero_set_of  # noqa: E402
 
 
 def perceptron(sizes, examples):
@@ -71,7 +71,7 @@ def tasks(model, params, inputs, has_site, only=None):
     rank = problem.targets.size
 
     def field_of(system, field):
-        expansion = expand(system, manifold_of(system, w, unravel).with_rank(rank))
+        expansion = expand(system, zero_set_of(system, w, unravel).with_rank(rank))
         return lambda w, expansion=expansion: field(expansion, w)
 
     compiled = {
@@ -80,9 +80,9 @@ def tasks(model, params, inputs, has_site, only=None):
     }
     if has_site:
         dropout = problem.with_noise(zl.Dropout(0.2, at="hidden"))
-        compiled["dropout"] = field_of(dropout, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
+        compiled["dropout"] = field_of(dropout, lambda e, w: first_drift(e, w, e.zero_set.spaces(w)))
         mixed = computed(problem, precision="mixed").with_noise(zl.Dropout(0.2, at="hidden"))
-        compiled["dropout, mixed"] = field_of(mixed, lambda e, w: first_drift(e, w, e.manifold.spaces(w)))
+        compiled["dropout, mixed"] = field_of(mixed, lambda e, w: first_drift(e, w, e.zero_set.spaces(w)))
     else:
         small = computed(problem, max_memory=2**26).with_noise(zl.LabelNoise(0.1))
         compiled["label noise, 64 MiB"] = field_of(small, second_drift_of)
@@ -105,8 +105,8 @@ def disagreement(model, params, inputs):
     problem = zl.LeastSquares(model, inputs, model(params, inputs))
     system = problem.with_noise(zl.LabelNoise(0.1))
     w, unravel = flatten(params)
-    mixed = manifold_of(computed(problem, precision="mixed").with_noise(zl.LabelNoise(0.1)), w, unravel)
-    ways = (manifold_of(system, w, unravel), mixed, GramManifold(problem, unravel))
+    mixed = zero_set_of(computed(problem, precision="mixed").with_noise(zl.LabelNoise(0.1)), w, unravel)
+    ways = (zero_set_of(system, w, unravel), mixed, GramZeroSet(problem, unravel))
     ours, rough, dense = (
         eqx.filter_jit(second_drift_of)(expand(system, way.with_rank(problem.targets.size)), w)
         for way in ways

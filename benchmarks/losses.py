@@ -19,7 +19,7 @@ from krylov import timed  # noqa: E402
 
 import zeroloss as zl  # noqa: E402
 from zeroloss._pytrees import flatten  # noqa: E402
-from zeroloss.zero_sets import DenseManifold, KrylovManifold  # noqa: E402
+from zeroloss.zero_sets import DenseZeroSet, IterativeZeroSet  # noqa: E402
 from zeroloss.zero_sets._dense import is_small  # noqa: E402
 
 
@@ -54,18 +54,18 @@ def report(size: int, rank: int, measurements: int) -> None:
     vector = jax.random.normal(jax.random.key(1), w.shape)
     vector = vector / jnp.linalg.norm(vector)
     exact = vector - jacobian.T @ jnp.linalg.lstsq(jacobian.T, vector)[0]
-    ways = {"whole Hessian": DenseManifold(problem, unravel), "iteration": KrylovManifold(problem, unravel)}
+    ways = {"whole Hessian": DenseZeroSet(problem, unravel), "iteration": IterativeZeroSet(problem, unravel)}
     if is_small(measurements, w):
-        ways["basis"] = DenseManifold(problem, unravel, rank=measurements)
-    for name, manifold in ways.items():
+        ways["basis"] = DenseZeroSet(problem, unravel, rank=measurements)
+    for name, zero_set in ways.items():
 
-        def project(w, vector, manifold=manifold):
-            return manifold.spaces(w).tangent(vector)
+        def project(w, vector, zero_set=zero_set):
+            return zero_set.spaces(w).tangent(vector)
 
         found, seconds = timed(project, w, vector)
         line = f"  {name:14} {seconds:8.2f} s  error {jnp.linalg.norm(found - exact):.1e}"
-        if isinstance(manifold, KrylovManifold):
-            line += f"  {int(eqx.filter_jit(manifold.spaces)(w).iterations(vector))} iterations"
+        if isinstance(zero_set, IterativeZeroSet):
+            line += f"  {int(eqx.filter_jit(zero_set.spaces)(w).iterations(vector))} iterations"
         print(line, flush=True)
 
 

@@ -34,8 +34,8 @@ def main() -> None:
         if case.name not in NAMES:
             continue
         setting = prepare(case)
-        arguments = (setting.system, setting.start, setting.step_size, saves)
         saves = zl.Saves(at=[case.steps], observables=observables)
+        arguments = (setting.system, setting.start, setting.step_size, saves)
         began = time.perf_counter()
         predicted = zl.predict(*arguments, replicas=replicas)
         between = time.perf_counter()

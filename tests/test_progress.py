@@ -12,7 +12,7 @@ from rich.console import Console
 
 from zeroloss import _progress
 from zeroloss._compilation import seconds_compiling
-from zeroloss._progress import Pace, doing, progress_bar
+from zeroloss._progress import Pace, doing, progress_bar, show_progress
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def printed(monkeypatch):
 
 def test_no_estimate_before_it_means_something(clock, printed):
     """An integrator whose first steps are tiny: 3 of 50,000 training steps in half a minute."""
-    with progress_bar("prediction", 50_000, True) as show:
+    with show_progress(), progress_bar("prediction", 50_000) as show:
         show(1.0)
         clock.now = 31.0
         show(4.0)
@@ -88,7 +88,7 @@ def test_rates_have_three_digits(rate, words):
 def test_a_terminal_shows_the_same_words(clock, monkeypatch):
     made = io.StringIO()
     monkeypatch.setattr(_progress, "messages", Console(file=made, width=100, force_terminal=True))
-    with progress_bar("training", 1000, True) as show:
+    with show_progress(), progress_bar("training", 1000) as show:
         show(100.0)
         clock.now = 10.0
         show(200.0)
@@ -97,18 +97,18 @@ def test_a_terminal_shows_the_same_words(clock, monkeypatch):
 
 def test_work_without_progress_says_what_it_does(monkeypatch, printed):
     monkeypatch.setattr(_progress, "_PATIENCE", 0.05)
-    with doing(True) as say:
+    with show_progress(), doing() as say:
         say("label (1 of 2)")
         time.sleep(0.5)
     assert re.fullmatch(r"label \(1 of 2\), \d s so far\n", printed.getvalue())
-    with doing(False) as say:
+    with doing() as say:
         say("nobody")
         time.sleep(0.2)
     assert "nobody" not in printed.getvalue()
 
 
 def test_short_work_says_nothing(printed):
-    with doing(True) as say:
+    with show_progress(), doing() as say:
         say("label")
     assert printed.getvalue() == ""
 

@@ -91,8 +91,8 @@ class Checkpoint:
     def begin(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
         """The state to begin from: the one saved last, or `state` where nothing is saved.
 
-        The items saved with it, dictionaries of arrays, replace the contents of `items`. `facts()` says what is
-        computed, in numbers and words; a checkpoint of something else is refused.
+        The items saved with it, dictionaries of arrays, replace the contents of `items`. `facts()` says in
+        numbers and words what is computed; a checkpoint of something else is refused.
         """
         self._began = time.perf_counter()
         self._facts = json.loads(json.dumps(facts(), default=str))

@@ -8,7 +8,7 @@ from problems_for_tests import flat
 
 import zeroloss as zl
 from zeroloss._pytrees import flatten
-from zeroloss.zero_sets import GramManifold
+from zeroloss.zero_sets import GramZeroSet
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ def digits():
 def spectrum(digits):
     named, point, _ = digits
     w, unravel = flatten(point)
-    manifold = GramManifold(named.problem, unravel)
-    return np.asarray(manifold.at(w).eigenvalues), np.asarray(manifold.jacobians.at(w).matrix)
+    zero_set = GramZeroSet(named.problem, unravel)
+    return np.asarray(zero_set.spectrum(w).eigenvalues), np.asarray(zero_set.jacobians.at(w).matrix)
 
 
 def scatter(found):

@@ -13,7 +13,7 @@ from zeroloss._pytrees import flatten
 from zeroloss.drifts._expansion import expand
 from zeroloss.jacobians import analyse
 from zeroloss.prediction._higher_orders import higher_orders
-from zeroloss.zero_sets import GramManifold
+from zeroloss.zero_sets import GramZeroSet
 
 KEY = jax.random.key(0)
 RATE, UNITS = 0.2, 3
@@ -50,9 +50,9 @@ def test_excess_is_that_of_all_masks(noise, structured):
     system = zl.LeastSquares(network, inputs, targets).with_noise(recipe)
     w, unravel = flatten(params)
     structure = analyse(network, params, inputs) if structured else None
-    manifold = GramManifold(system.problem, unravel, structure=structure)
-    expansion = expand(system, manifold)
-    geometry = manifold.at(w)
+    zero_set = GramZeroSet(system.problem, unravel, structure=structure)
+    expansion = expand(system, zero_set)
+    spectrum = zero_set.spectrum(w)
 
     def residuals(w, index, mask):
         return dropped(unravel(w), inputs[index], mask) - targets[index]
@@ -75,23 +75,23 @@ def test_excess_is_that_of_all_masks(noise, structured):
         centered = gradients - chances @ gradients
         covariance += centered.T @ (chances[:, None] * centered)
     times = 3 / 2 if zl.MiniBatch in map(type, noise) else 1.0  # E c^2 of batches of 2 out of 3
-    first = system.noise_law(params).sigma ** 2 * np.asarray(expansion.normal_covariance(w, geometry))
-    basis = np.asarray(geometry.embed(jnp.eye(6)))
+    first = system.noise_law(params).sigma ** 2 * np.asarray(expansion.normal_covariance(w, spectrum))
+    basis = np.asarray(spectrum.embed(jnp.eye(6)))
     exact = times * basis.T @ covariance @ basis - first
 
     found = higher_orders(expansion, w)
     assert found is not None
 
     @eqx.filter_jit
-    def draws(found, geometry):
+    def draws(found, spectrum):
         def one(key):
-            excess = found.at(w, geometry, key)
-            return excess.covariance(geometry), excess.curvatures(geometry)
+            excess = found.at(w, spectrum, key)
+            return excess.covariance(spectrum), excess.curvatures(spectrum)
 
         return jax.lax.map(one, jax.random.split(KEY, 60))
 
     for values, expected in zip(
-        draws(found, geometry), (exact, np.diag(basis.T @ hessian @ basis)), strict=True
+        draws(found, spectrum), (exact, np.diag(basis.T @ hessian @ basis)), strict=True
     ):
         error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
         assert (np.abs(values.mean(axis=0) - expected) <= 5 * error + 1e-12).all()
@@ -107,7 +107,7 @@ def test_nothing_is_drawn_where_nothing_is_added(noise):
     inputs, targets = jax.random.normal(KEY, (3, 4)), jnp.zeros((3, 2))
     system = zl.LeastSquares(network, inputs, targets).with_noise(noise)
     w, unravel = flatten(params)
-    assert higher_orders(expand(system, GramManifold(system.problem, unravel)), w) is None
+    assert higher_orders(expand(system, GramZeroSet(system.problem, unravel)), w) is None
 
 
 def exact_moments(inputs, targets, start, rate, step_size, steps):

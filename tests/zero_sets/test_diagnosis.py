@@ -11,7 +11,7 @@ from problems_for_tests import hyperbola_loss
 import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import NotOnSetError, NotReachedError
-from zeroloss.zero_sets import _projection, locate, manifold_of
+from zeroloss.zero_sets import _projection, locate, zero_set_of
 from zeroloss.zero_sets._diagnosis import (
     _FACTORS,
     Visit,
@@ -365,4 +365,4 @@ def test_relative_residual_of_a_small_output_beside_a_large_constant():
     point = zl.project(system, SMALL)
     np.testing.assert_allclose(jnp.tanh(ROWS @ point), LABELS - 0.4, atol=1e-6)
     w, unravel = flatten(point)
-    assert float(manifold_of(system, w, unravel).relative_residual(w)) < 1e-10
+    assert float(zero_set_of(system, w, unravel).relative_residual(w)) < 1e-10

@@ -9,7 +9,7 @@ import zeroloss as zl
 from zeroloss._linalg import inverse_from_gram, inverse_from_jacobian
 from zeroloss._pytrees import flatten
 from zeroloss.jacobians import analyse, structure_of
-from zeroloss.zero_sets import DenseManifold, GramManifold, _selection, locate, manifold_of
+from zeroloss.zero_sets import DenseZeroSet, GramZeroSet, _selection, locate, zero_set_of
 
 
 @pytest.fixture(scope="module")
@@ -22,40 +22,40 @@ def located():
     noisy_loss, _, n = flat_noisy_loss(system, point)
     exact = reference.projectors(noisy_loss, w, n)
     third = reference.third_derivative(noisy_loss, w, n)
-    manifolds = {
-        "gram": GramManifold(problem, unravel),
-        "structured": GramManifold(problem, unravel, structure=analyse(problem.model, point, problem.inputs)),
-        "dense": DenseManifold(problem, unravel),
+    zero_sets = {
+        "gram": GramZeroSet(problem, unravel),
+        "structured": GramZeroSet(problem, unravel, structure=analyse(problem.model, point, problem.inputs)),
+        "dense": DenseZeroSet(problem, unravel),
     }
-    return manifolds, w, exact, third
+    return zero_sets, w, exact, third
 
 
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_projections_and_spectrum(located, way):
-    manifolds, w, (hessian, normal, tangent, pseudo_inverse), _ = located
-    geometry = manifolds[way].at(w)
+    zero_sets, w, (hessian, normal, tangent, pseudo_inverse), _ = located
+    spectrum = zero_sets[way].spectrum(w)
     v = jax.random.normal(jax.random.key(0), w.shape)
-    np.testing.assert_allclose(geometry.tangent(v), tangent @ v, atol=1e-10)
-    np.testing.assert_allclose(geometry.normal(v), normal @ v, atol=1e-10)
+    np.testing.assert_allclose(spectrum.tangent(v), tangent @ v, atol=1e-10)
+    np.testing.assert_allclose(spectrum.normal(v), normal @ v, atol=1e-10)
     scale = np.linalg.norm(pseudo_inverse, 2)
-    np.testing.assert_allclose(geometry.pseudo_inverse(v), pseudo_inverse @ v, atol=1e-10 * scale)
+    np.testing.assert_allclose(spectrum.pseudo_inverse(v), pseudo_inverse @ v, atol=1e-10 * scale)
     block = jax.random.normal(jax.random.key(1), (w.shape[0], 3))
-    np.testing.assert_allclose(geometry.pseudo_inverse(block), pseudo_inverse @ block, atol=1e-10 * scale)
-    assert int(geometry.codimension) == 8 and int(geometry.dimension) == w.shape[0] - 8
-    kept = np.asarray(geometry.eigenvalues)[np.asarray(geometry.is_normal)]
+    np.testing.assert_allclose(spectrum.pseudo_inverse(block), pseudo_inverse @ block, atol=1e-10 * scale)
+    assert int(spectrum.codimension) == 8 and int(spectrum.dimension) == w.shape[0] - 8
+    kept = np.asarray(spectrum.eigenvalues)[np.asarray(spectrum.is_normal)]
     np.testing.assert_allclose(kept, np.sort(np.linalg.eigvalsh(hessian))[::-1][:8], rtol=1e-9)
-    assert float(manifolds[way].trace(w)) == pytest.approx(np.trace(hessian), rel=1e-10)
+    assert float(zero_sets[way].trace(w)) == pytest.approx(np.trace(hessian), rel=1e-10)
 
 
 @pytest.mark.parametrize("rank", [None, 8])
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_spaces_are_those_of_the_spectrum(located, way, rank):
-    manifolds, w, (_, normal, tangent, _), _ = located
-    spaces = manifolds[way].with_rank(rank).spaces(w)
+    zero_sets, w, (_, normal, tangent, _), _ = located
+    spaces = zero_sets[way].with_rank(rank).spaces(w)
     v = jax.random.normal(jax.random.key(0), w.shape)
     np.testing.assert_allclose(spaces.tangent(v), tangent @ v, atol=1e-10)
     np.testing.assert_allclose(spaces.normal(v), normal @ v, atol=1e-10)
-    both = jax.vmap(manifolds[way].with_rank(rank).spaces)(jnp.stack([w, 1.1 * w]))
+    both = jax.vmap(zero_sets[way].with_rank(rank).spaces)(jnp.stack([w, 1.1 * w]))
     np.testing.assert_allclose(jax.vmap(lambda spaces: spaces.tangent(v))(both)[0], tangent @ v, atol=1e-10)
 
 
@@ -86,47 +86,47 @@ def test_inverses_of_any_spectrum(smallest, rank, through):
 
 
 def test_the_rank_counts_what_is_above_a_floor(located):
-    manifolds, w, (hessian, _, _, _), _ = located
+    zero_sets, w, (hessian, _, _, _), _ = located
     values = np.sort(np.linalg.eigvalsh(hessian))[::-1]
     floor = np.sqrt(values[4] * values[5])
-    for manifold in manifolds.values():
-        assert int(manifold.with_rank(8).rank_above(w, jnp.asarray(floor))) == 5
-        assert int(manifold.with_rank(8).rank_above(w, jnp.asarray(1e-3 * values[7]))) == 8
+    for zero_set in zero_sets.values():
+        assert int(zero_set.with_rank(8).rank_above(w, jnp.asarray(floor))) == 5
+        assert int(zero_set.with_rank(8).rank_above(w, jnp.asarray(1e-3 * values[7]))) == 8
 
 
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 @pytest.mark.parametrize("step_size", [0.0, 0.1])
 def test_lyapunov_equation(located, way, step_size):
-    manifolds, w, (hessian, normal, _, _), _ = located
+    zero_sets, w, (hessian, normal, _, _), _ = located
     factor = jax.random.normal(jax.random.key(0), (w.shape[0], 5))
-    geometry = manifolds[way].at(w)
-    coordinates = geometry.coordinates(factor)
-    inside = geometry.lyapunov(coordinates @ coordinates.T, step_size)
-    solution = geometry.embed(geometry.embed(inside).T)
+    spectrum = zero_sets[way].spectrum(w)
+    coordinates = spectrum.coordinates(factor)
+    inside = spectrum.lyapunov(coordinates @ coordinates.T, step_size)
+    solution = spectrum.embed(spectrum.embed(inside).T)
     left = hessian @ solution + solution @ hessian - step_size * hessian @ solution @ hessian
     np.testing.assert_allclose(left, normal @ np.asarray(factor @ factor.T) @ normal, atol=1e-8)
 
 
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_third_derivative(located, way):
-    manifolds, w, (_, _, tangent, _), third = located
+    zero_sets, w, (_, _, tangent, _), third = located
     left, right = jax.random.normal(jax.random.key(0), (2, w.shape[0], 3))
     expected = reference.contract(third, np.asarray(left @ right.T + right @ left.T) / 2)
-    computed = manifolds[way].at(w).tangent(manifolds[way].third(w, left, right))
+    computed = zero_sets[way].spectrum(w).tangent(zero_sets[way].third(w, left, right))
     np.testing.assert_allclose(computed, tangent @ expected, atol=1e-9 * np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("way", ["gram", "structured", "dense"])
 def test_retraction_is_quadratic(located, way):
-    manifolds, w, _, _ = located
-    manifold = manifolds[way].with_rank(8)
+    zero_sets, w, _, _ = located
+    zero_set = zero_sets[way].with_rank(8)
     direction = jax.random.normal(jax.random.key(0), w.shape)
-    tangent = manifold.at(w).tangent(direction)
+    tangent = zero_set.spectrum(w).tangent(direction)
     tangent = tangent / jnp.linalg.norm(tangent)
     gaps = []
     for distance in (1e-2, 1e-3):
-        point = manifold.retract(w + distance * tangent)
-        assert float(manifold.relative_residual(point)) < 1e-12
+        point = zero_set.retract(w + distance * tangent)
+        assert float(zero_set.relative_residual(point)) < 1e-12
         gaps.append(float(jnp.linalg.norm(point - w - distance * tangent)))
     assert gaps[0] / gaps[1] == pytest.approx(100, rel=0.2)  # the curvature of the set: second order
 
@@ -134,9 +134,9 @@ def test_retraction_is_quadratic(located, way):
 def test_locate_chooses_gram_for_least_squares_and_dense_otherwise():
     problem, params = network_problem()
     system = problem.with_noise(zl.LabelNoise(0.1))
-    assert isinstance(locate(system, zl.project(system, params)).manifold, GramManifold)
+    assert isinstance(locate(system, zl.project(system, params)).zero_set, GramZeroSet)
     plain = zl.Loss(lambda w: (w[0] * w[1] - 1) ** 2).with_noise(zl.WeightNoise(0.1))
-    assert isinstance(locate(plain, jnp.array([2.0, 0.5])).manifold, DenseManifold)
+    assert isinstance(locate(plain, jnp.array([2.0, 0.5])).zero_set, DenseZeroSet)
 
 
 @pytest.mark.parametrize("noise", [zl.LabelNoise(0.1), zl.Dropout(0.1, at=["first", "second"])], ids=str)
@@ -147,10 +147,10 @@ def test_large_jacobians_are_not_formed(monkeypatch, noise):
     point = zl.project(system, params)
     expected, limit = zl.drift(system, point, 0.05), zl.limit(system, point, zl.Saves(0.1, count=2))
     monkeypatch.setattr(_selection, "_LARGEST_JACOBIAN", 0)
-    manifold = locate(system, point).manifold
-    assert isinstance(manifold, GramManifold) and manifold.structure is not None
+    zero_set = locate(system, point).zero_set
+    assert isinstance(zero_set, GramZeroSet) and zero_set.structure is not None
     again = structure_of(problem.model, point, problem.inputs)
-    assert again.maker.plan is manifold.structure.maker.plan
+    assert again.maker.plan is zero_set.structure.maker.plan
     found = zl.drift(system, point, 0.05)
     for each in ("first", "second"):
         there, here = flat(getattr(expected, each)), flat(getattr(found, each))
@@ -167,11 +167,11 @@ def test_max_memory_changes_nothing_but_the_parts(monkeypatch):
     slopes = []
     for memory in (None, 500):
         bounded = zl.LeastSquares(problem.model, problem.inputs, problem.targets, max_memory=memory)
-        manifold = manifold_of(bounded.with_noise(zl.LabelNoise(0.1)), w, unravel)
-        assert isinstance(manifold, GramManifold) and manifold.structure is not None
-        assert manifold.structure.maker.max_memory == (memory or 2**28)
-        spaces = manifold.spaces(w)
-        slopes.append(spaces.tangent(jax.grad(manifold.trace)(w)))
+        zero_set = zero_set_of(bounded.with_noise(zl.LabelNoise(0.1)), w, unravel)
+        assert isinstance(zero_set, GramZeroSet) and zero_set.structure is not None
+        assert zero_set.structure.maker.max_memory == (memory or 2**28)
+        spaces = zero_set.spaces(w)
+        slopes.append(spaces.tangent(jax.grad(zero_set.trace)(w)))
     np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-9, atol=1e-12)
     with pytest.raises(zl.errors.InputError, match="max_memory must be a positive number"):
         zl.LeastSquares(problem.model, problem.inputs, problem.targets, max_memory=0)

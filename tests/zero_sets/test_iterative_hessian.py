@@ -10,7 +10,7 @@ from problems_for_tests import flat
 import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import LossError, NotOnSetError, RankError, UnsupportedError
-from zeroloss.zero_sets import DenseManifold, KrylovManifold, _selection, locate
+from zeroloss.zero_sets import DenseZeroSet, IterativeZeroSet, _selection, locate
 
 
 class Sensing:
@@ -74,20 +74,20 @@ def expected_drift(sensing):
 @pytest.mark.parametrize(
     "sensing,geometry,kind",
     [
-        (SMALL, "auto", DenseManifold),
-        (SMALL, "factorized", DenseManifold),
-        (SMALL, "matrix-free", KrylovManifold),
-        (WIDE, "auto", KrylovManifold),
+        (SMALL, "auto", DenseZeroSet),
+        (SMALL, "factorized", DenseZeroSet),
+        (SMALL, "matrix-free", IterativeZeroSet),
+        (WIDE, "auto", IterativeZeroSet),
     ],
 )
 def test_projections_and_what_is_chosen(sensing, geometry, kind):
-    manifold, w = locate(sensing.system(geometry), sensing.params)
-    assert type(manifold) is kind
-    if isinstance(manifold, DenseManifold):
-        assert manifold.columns == (24 if geometry == "auto" else None)
-    assert manifold.rank == (None if kind is KrylovManifold else sensing.values.size)
+    zero_set, w = locate(sensing.system(geometry), sensing.params)
+    assert type(zero_set) is kind
+    if isinstance(zero_set, DenseZeroSet):
+        assert zero_set.columns == (24 if geometry == "auto" else None)
+    assert zero_set.rank == (None if kind is IterativeZeroSet else sensing.values.size)
     vectors = jax.random.normal(jax.random.key(1), (w.size, 2))
-    spaces = eqx.filter_jit(manifold.spaces)(w)
+    spaces = eqx.filter_jit(zero_set.spaces)(w)
     np.testing.assert_allclose(
         spaces.tangent(vectors[:, 0]), vectors[:, 0] - projected(sensing, vectors[:, 0]), atol=1e-8
     )
@@ -96,25 +96,25 @@ def test_projections_and_what_is_chosen(sensing, geometry, kind):
 
 @pytest.mark.parametrize("sensing,geometry", [(SMALL, "auto"), (SMALL, "matrix-free"), (WIDE, "auto")])
 def test_trace_and_largest_eigenvalue(sensing, geometry):
-    manifold, w = locate(sensing.system(geometry), sensing.params)
+    zero_set, w = locate(sensing.system(geometry), sensing.params)
     jacobian = sensing.jacobian(sensing.params)
     exact = float(jnp.sum(jacobian**2)) / sensing.values.size
-    trace, error = eqx.filter_jit(manifold.trace_and_error)(w)
+    trace, error = eqx.filter_jit(zero_set.trace_and_error)(w)
     if error is None:
         assert float(trace) == pytest.approx(exact, rel=1e-10)
         slope = (
-            jax.grad(lambda w: jnp.sum(sensing.jacobian(manifold.unravel(w)) ** 2))(w) / sensing.values.size
+            jax.grad(lambda w: jnp.sum(sensing.jacobian(zero_set.unravel(w)) ** 2))(w) / sensing.values.size
         )
-        tangent = manifold.spaces(w).tangent
+        tangent = zero_set.spaces(w).tangent
         expected = tangent(slope)
         np.testing.assert_allclose(
-            tangent(jax.grad(manifold.trace)(w)), expected, atol=1e-8 * jnp.linalg.norm(expected)
+            tangent(jax.grad(zero_set.trace)(w)), expected, atol=1e-8 * jnp.linalg.norm(expected)
         )
     else:
         assert 0 < float(error) < 0.05 * exact  # itself known to a fifth
         assert abs(float(trace) - exact) < 4 * float(error)
     largest = np.linalg.norm(jacobian, 2) ** 2 / sensing.values.size
-    assert float(manifold.largest(w)) == pytest.approx(largest, rel=1e-4)
+    assert float(zero_set.largest(w)) == pytest.approx(largest, rel=1e-4)
 
 
 @pytest.mark.parametrize("sensing,geometry", [(SMALL, "auto"), (SMALL, "matrix-free"), (WIDE, "auto")])

@@ -12,7 +12,7 @@ import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import RankError, UnsupportedError
 from zeroloss.jacobians import analyse
-from zeroloss.zero_sets import GramManifold, manifold_of
+from zeroloss.zero_sets import GramZeroSet, zero_set_of
 from zeroloss.zero_sets._iterative_residuals import ResidualSpaces, output_blocks
 
 
@@ -35,7 +35,7 @@ def test_projections_and_lifts(memory):
     problem, params = two_outputs("factorized")
     w, unravel = flatten(params)
     structure = analyse(problem.model, params, problem.inputs)
-    exact = GramManifold(problem, unravel, structure=structure).at(w)
+    exact = GramZeroSet(problem, unravel, structure=structure).spectrum(w)
     blocks = output_blocks(exact.jacobian, memory)
     assert blocks.lower.shape[1] == (1 if memory == 2**31 else 5)
     spaces = ResidualSpaces(exact.jacobian, blocks)
@@ -57,17 +57,17 @@ def test_preconditioner_is_the_inverse_where_outputs_do_not_interact():
         return jnp.stack([first, second], axis=1)
 
     w, unravel = flatten(separate)
-    manifold = GramManifold(
+    zero_set = GramZeroSet(
         zl.LeastSquares(model, problem.inputs, problem.targets),
         unravel,
         structure=analyse(model, separate, problem.inputs),
         matrix_free=True,
     )
-    spaces = manifold.spaces(w)
+    spaces = zero_set.spaces(w)
     assert isinstance(spaces, ResidualSpaces)
     assert int(spaces.iterations(jax.random.normal(jax.random.key(1), w.shape))) <= 3
-    assert float(manifold.largest(w)) == pytest.approx(
-        float(dataclasses.replace(manifold, matrix_free=False).largest(w)), rel=1e-4
+    assert float(zero_set.largest(w)) == pytest.approx(
+        float(dataclasses.replace(zero_set, matrix_free=False).largest(w)), rel=1e-4
     )
 
 
@@ -99,8 +99,8 @@ def test_chosen_by_the_number_of_residuals(geometry, examples, expected):
     _, params = two_outputs("auto")
     problem = zl.LeastSquares(network, jnp.ones((examples, 5)), jnp.ones((examples, 2)), geometry=geometry)
     w, unravel = flatten(params)
-    manifold = manifold_of(problem.with_noise(zl.LabelNoise(0.1)), w, unravel)
-    assert isinstance(manifold, GramManifold) and manifold.matrix_free == bool(expected)
+    zero_set = zero_set_of(problem.with_noise(zl.LabelNoise(0.1)), w, unravel)
+    assert isinstance(zero_set, GramZeroSet) and zero_set.matrix_free == bool(expected)
 
 
 def test_what_needs_the_spectrum_is_refused():

@@ -9,7 +9,7 @@ from problems_for_tests import flat
 import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import PrecisionError
-from zeroloss.zero_sets import GramManifold, manifold_of
+from zeroloss.zero_sets import GramZeroSet, zero_set_of
 
 
 def network(params, inputs):
@@ -26,18 +26,18 @@ def problem_of(precision, **options):
     return zl.LeastSquares(network, inputs, network(params, inputs), precision=precision, **options), params
 
 
-def manifold_and_point(precision):
+def zero_set_and_point(precision):
     problem, params = problem_of(precision)
     w, unravel = flatten(params)
-    manifold = manifold_of(problem.with_noise(zl.LabelNoise(0.1)), w, unravel).with_rank(20)
-    assert isinstance(manifold, GramManifold)
-    return manifold, w
+    zero_set = zero_set_of(problem.with_noise(zl.LabelNoise(0.1)), w, unravel).with_rank(20)
+    assert isinstance(zero_set, GramZeroSet)
+    return zero_set, w
 
 
 def test_projections():
     """Off by the rounding of J to float32, and no more: the normal part that K of float32 leaves is gone."""
     vector = jax.random.normal(jax.random.key(1), (192,))
-    (exact, w), (mixed, _) = (manifold_and_point(each) for each in ("float64", "mixed"))
+    (exact, w), (mixed, _) = (zero_set_and_point(each) for each in ("float64", "mixed"))
     expected, found = exact.spaces(w).tangent(vector), mixed.spaces(w).tangent(vector)
     assert 1e-9 < np.linalg.norm(found - expected) / np.linalg.norm(vector) < 1e-5
     assert float(mixed.left_normal(w)) < 1e-6

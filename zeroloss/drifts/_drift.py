@@ -12,15 +12,15 @@ from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError
 from zeroloss.optimizers import SGD
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import AbstractGeometry, AbstractSpaces, largest_eigenvalue, locate
+from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, largest_eigenvalue, locate, spectrum_of
 
 
 class Drift(eqx.Module):
-    """The slow motion at one point: per training step, sigma^2 (alpha first + alpha^2 second).
+    """The slow drift at one point: per training step, sigma^2 (alpha first + alpha^2 second).
 
-    Moments of the noise beyond the second are taken to be of higher order. Bernoulli masks are rare rather
-    than small: for them `first` is right where the loss is quadratic in each mask (`Verdict.rare` says
-    whether it is), and `second` lacks the part that their fourth moment adds to Sigma.
+    It assumes that moments of the noise beyond the second are of higher order. Bernoulli masks of a small
+    rate are not small noise: for them `first` is right where the loss is quadratic in each mask
+    (`Verdict.rare` says whether it is), and `second` lacks the contribution of their fourth moment to Sigma.
 
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
     - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
@@ -45,8 +45,8 @@ def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
     each mask, as for dropout before a linear last layer. Costs n gradients, n the noise components
     (per example, for noise per example).
     """
-    manifold, w = locate(system, point)
-    value = _regularizer(expand(system, manifold), w)
+    zero_set, w = locate(system, point)
+    value = _regularizer(expand(system, zero_set), w)
     _check_finite_derivatives(value)
     return value
 
@@ -57,9 +57,9 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     **Arguments:**
 
     - `system`, `point`: a system and a point of its zero-loss set.
-    - `step_size`: 0 for the singular limit of theory.md, section 2. Otherwise alpha, and the
-      Lyapunov equation becomes the Stein equation of section 5, exact at any alpha below the
-      stability limit for training on all examples.
+    - `step_size`: 0 for the singular limit of theory.md, section 2. Otherwise alpha of plain gradient descent
+      (a number: momentum and schedules are for `zeroloss.predict`), and the Lyapunov equation becomes the
+      Stein equation of section 5, exact at any alpha below the stability limit for training on all examples.
 
     **Returns:** a `Drift`. It does not depend on sigma; of a sum of noises, on the ratios of their sigmas.
 
@@ -68,8 +68,8 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
 
     Works under `jax.jit` and `jax.vmap`, where only the step size can be checked.
     """
-    manifold, w = locate(system, point)
-    expansion = expand(system, manifold)
+    zero_set, w = locate(system, point)
+    expansion = expand(system, zero_set)
     if not is_traced(step_size):
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):
@@ -79,7 +79,7 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     else:
         first, second = _both_scales(expansion, w, jnp.asarray(step_size, jnp.float64))
     _check_finite_derivatives((first, second))
-    return Drift(manifold.unravel(first), manifold.unravel(second), _diffusion(expansion, w))
+    return Drift(zero_set.unravel(first), zero_set.unravel(second), _diffusion(expansion, w))
 
 
 def first_drift(expansion: AbstractExpansion, w: Vector, spaces: AbstractSpaces) -> Vector:
@@ -88,69 +88,69 @@ def first_drift(expansion: AbstractExpansion, w: Vector, spaces: AbstractSpaces)
 
 
 def second_drift(
-    expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry, step_size: Scalar | float = 0.0
+    expansion: AbstractExpansion, w: Vector, spectrum: AbstractSpectrum, step_size: Scalar | float = 0.0
 ) -> Vector:
     """P_T b, or P_T D_2(alpha) with a step size (theory.md, sections 2 and 5; Li, Wang and Arora 2022).
 
     -P_T T[H^+ P_N Sigma P_T]  -  1/2 P_T T[C]
     """
-    manifold = expansion.manifold
-    covariance = geometry.lyapunov(expansion.normal_covariance(w, geometry), step_size)
-    push = -0.5 * manifold.third_of_normal(w, geometry, covariance)
-    if expansion.moving_law(w) is not None:
-        left = geometry.embed(jnp.diag(geometry.inverses))  # H^+ Q
-        push = push - manifold.third(w, left, expansion.tangential_covariance(w, geometry))
-    return geometry.tangent(push)
+    zero_set = expansion.zero_set
+    covariance = spectrum.lyapunov(expansion.normal_covariance(w, spectrum), step_size)
+    force = -0.5 * zero_set.third_of_normal(w, spectrum, covariance)
+    if expansion.tangential_law(w) is not None:
+        left = spectrum.embed(jnp.diag(spectrum.inverses))  # H^+ Q
+        force = force - zero_set.third(w, left, expansion.tangential_covariance(w, spectrum))
+    return spectrum.tangent(force)
 
 
 def second_drift_of(expansion: AbstractExpansion, w: Vector) -> Vector:
-    """P_T b, without the spectrum of H where there is a way.
+    """P_T b, without the spectrum of H if Sigma is a multiple of H.
 
-    Where Sigma = c H, as of label noise, C = c P_N / 2 solves the Lyapunov equation, and
+    Where Sigma = c H, as for label noise, C = c P_N / 2 solves the Lyapunov equation, and
     b = -c/4 P_T grad tr H (theory.md, section 4).
     """
     multiple = expansion.hessian_multiple(w)
     if multiple is None:
-        return second_drift(expansion, w, expansion.manifold.at(w))
-    slope = jax.grad(expansion.manifold.trace)(w)
-    return -0.25 * multiple * expansion.manifold.spaces(w).tangent(slope)
+        return second_drift(expansion, w, spectrum_of(expansion.zero_set, w))
+    slope = jax.grad(expansion.zero_set.trace)(w)
+    return -0.25 * multiple * expansion.zero_set.spaces(w).tangent(slope)
 
 
-def curvature_drift(expansion: AbstractExpansion, w: Vector, geometry: AbstractGeometry) -> Vector:
+def curvature_drift(expansion: AbstractExpansion, w: Vector, spectrum: AbstractSpectrum) -> Vector:
     """The normal part of b: -1/2 H^+ T[P_T Sigma P_T] (theory.md, section 2).
 
     Ito's correction, which keeps a diffusion on the curved set; a retraction after each step does the
     same. Costs n second derivatives, n the components of the noise with a tangential part.
     """
-    if expansion.moving_law(w) is None:
+    if expansion.tangential_law(w) is None:
         return jnp.zeros_like(w)
     factor = expansion.factor(w)
 
     def add(total: Vector, direction: Array) -> tuple[Vector, None]:
-        velocity = geometry.tangent(factor.mv(direction))
-        return total + expansion.manifold.acceleration(w, geometry, velocity), None
+        velocity = spectrum.tangent(factor.mv(direction))
+        return total + expansion.zero_set.acceleration(w, spectrum, velocity), None
 
     return 0.5 * jax.lax.scan(add, jnp.zeros_like(w), jnp.eye(factor.in_size()))[0]
 
 
 def _diffusion(expansion: AbstractExpansion, w: Vector) -> lx.AbstractLinearOperator | None:
     """P_T G between pytrees, or None where it vanishes identically."""
-    law, unravel = expansion.moving_law(w), expansion.manifold.unravel
+    law, unravel = expansion.tangential_law(w), expansion.zero_set.unravel
     if law is None:
         return None
-    geometry, factor = _geometry_and_factor(expansion, w)
+    spectrum, factor = _spectrum_and_factor(expansion, w)
 
     def moved(xi: PyTree[Array]) -> PyTree[Array]:
-        return unravel(geometry.tangent(factor.mv(ravel_pytree(xi)[0])))
+        return unravel(spectrum.tangent(factor.mv(ravel_pytree(xi)[0])))
 
     return lx.FunctionLinearOperator(moved, jax.eval_shape(lambda: law.zeros(jnp.float64)))
 
 
 @eqx.filter_jit
-def _geometry_and_factor(
+def _spectrum_and_factor(
     expansion: AbstractExpansion, w: Vector
-) -> tuple[AbstractGeometry, lx.AbstractLinearOperator]:
-    return expansion.manifold.at(w), expansion.factor(w)
+) -> tuple[AbstractSpectrum, lx.AbstractLinearOperator]:
+    return spectrum_of(expansion.zero_set, w), expansion.factor(w)
 
 
 def _check_step_size(system: AbstractSystem, step_size: float) -> None:
@@ -166,16 +166,16 @@ def _check_step_size(system: AbstractSystem, step_size: float) -> None:
 
 @eqx.filter_jit
 def _both_scales_of_multiple(expansion: AbstractExpansion, w: Vector):
-    return first_drift(expansion, w, expansion.manifold.spaces(w)), second_drift_of(expansion, w)
+    return first_drift(expansion, w, expansion.zero_set.spaces(w)), second_drift_of(expansion, w)
 
 
 @eqx.filter_jit
 def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
-    geometry = expansion.manifold.at(w)
-    unstable = step_size * jnp.max(geometry.eigenvalues) >= 2
+    spectrum = spectrum_of(expansion.zero_set, w)
+    unstable = step_size * jnp.max(spectrum.eigenvalues) >= 2
     w = eqx.error_if(w, unstable, "step_size is beyond the stability limit 2 / lambda_max")
-    second = second_drift(expansion, w, geometry, step_size) + curvature_drift(expansion, w, geometry)
-    return first_drift(expansion, w, geometry), second
+    second = second_drift(expansion, w, spectrum, step_size) + curvature_drift(expansion, w, spectrum)
+    return first_drift(expansion, w, spectrum), second
 
 
 @eqx.filter_jit

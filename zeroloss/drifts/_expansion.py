@@ -1,4 +1,4 @@
-"""The noise to the order that matters: the regularizer Reg and the covariance Sigma (theory.md, section 1).
+"""The noise to second order: the regularizer Reg and the covariance Sigma (theory.md, section 1).
 
 Both are taken at sigma = 1 of the system's reference noise, so they do not depend on sigma.
 """
@@ -18,14 +18,14 @@ from zeroloss._chunks import over_rows
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import AbstractGeometry, AbstractManifold, AbstractSpaces, GramGeometry, GramManifold
+from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, AbstractZeroSet, GramSpectrum, GramZeroSet
 
 
 class AbstractExpansion(eqx.Module):
     """Reg and Sigma of a system, as functions of the flat parameters."""
 
     system: eqx.AbstractVar[AbstractSystem]
-    manifold: eqx.AbstractVar[AbstractManifold]
+    zero_set: eqx.AbstractVar[AbstractZeroSet]
 
     @abc.abstractmethod
     def regularizer(self, w: Vector) -> Scalar:
@@ -33,51 +33,51 @@ class AbstractExpansion(eqx.Module):
 
     @abc.abstractmethod
     def magnitude(self, w: Vector) -> Scalar:
-        """What Reg could be without cancellation: the scale that Reg is judged by."""
+        """The size of Reg without cancellation, relative to which Reg counts as zero."""
 
     @abc.abstractmethod
-    def normal_covariance(self, w: Vector, geometry: Any) -> Float[Array, "q q"]:
-        """Q^T Sigma Q, in the coordinates of `geometry`, that of `manifold` at w."""
+    def normal_covariance(self, w: Vector, spectrum: Any) -> Float[Array, "q q"]:
+        """Q^T Sigma Q, in the coordinates of `spectrum`, the spectrum of `zero_set` at w."""
 
     def hessian_multiple(self, w: Vector) -> Scalar | None:
-        """The c with Sigma = c H on the set, where the kind of noise tells that there is one; else None."""
+        """The c with Sigma = c H on the set, where the kind of noise implies such a c; otherwise None."""
         return None
 
     def excess_covariance(
-        self, w: Vector, geometry: Any, fluctuations: Float[Array, "q q"]
+        self, w: Vector, spectrum: Any, fluctuations: Float[Array, "q q"]
     ) -> Float[Array, "q q"]:
-        """What minibatches add to the noise beside the set, with iterates of covariance Q C Q^T around w.
+        """The noise of minibatches beside the set, with iterates of covariance Q C Q^T around w.
 
-        E[(H_B - H) C (H_B - H)] of the batch's random Hessian, and the batch noise of residuals that are not
-        zero (theory.md, section 5). Does not scale with sigma.
+        It is E[(H_B - H) C (H_B - H)] of the batch's random Hessian, and the batch noise of residuals that
+        are not zero (theory.md, section 5). It does not scale with sigma.
         """
         return jnp.zeros_like(fluctuations)
 
     @abc.abstractmethod
-    def moving_law(self, w: Vector) -> AbstractLaw | None:
-        """The law of the noises that may have a tangential part; None where none has."""
+    def tangential_law(self, w: Vector) -> AbstractLaw | None:
+        """The law of the noises that may have a tangential part; None without such noise."""
 
     @abc.abstractmethod
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
-        """G restricted to the noises of `moving_law`, from flat standardized noise to flat parameters."""
+        """G restricted to the noises of `tangential_law`, from flat standardized noise to flat parameters."""
 
     @abc.abstractmethod
     def total_variance(self, w: Vector) -> Scalar:
         """Tr Sigma."""
 
-    def tangential_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "parameters q"]:
-        """P_T Sigma Q: what the noise's tangential and normal parts have in common."""
+    def tangential_covariance(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "parameters q"]:
+        """P_T Sigma Q: the covariance of the tangential with the normal part of the noise."""
         factor = self.factor(w)
-        return geometry.tangent(_columns(factor.mv, self.normal_factor(w, geometry).T))
+        return spectrum.tangent(_columns(factor.mv, self.normal_factor(w, spectrum).T))
 
-    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
-        """Q^T G, for the noises of `moving_law`."""
-        basis = geometry.embed(jnp.eye(geometry.eigenvalues.shape[0]))
+    def normal_factor(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q noise"]:
+        """Q^T G, for the noises of `tangential_law`."""
+        basis = spectrum.embed(jnp.eye(spectrum.eigenvalues.shape[0]))
         return _columns(self.factor(w).T.mv, basis).T
 
     def tangential_variance(self, w: Vector, spaces: AbstractSpaces) -> Scalar:
         """Tr P_T Sigma P_T."""
-        if self.moving_law(w) is None:
+        if self.tangential_law(w) is None:
             return jnp.zeros(())
         factor = self.factor(w)
 
@@ -98,7 +98,7 @@ class GeneralExpansion(AbstractExpansion):
     """
 
     system: AbstractSystem
-    manifold: AbstractManifold
+    zero_set: AbstractZeroSet
 
     def regularizer(self, w: Vector) -> Scalar:
         return 0.5 * jnp.sum(self._second_derivatives(w))
@@ -106,21 +106,21 @@ class GeneralExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return 0.5 * jnp.sum(jnp.abs(self._second_derivatives(w)))
 
-    def normal_covariance(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q q"]:
-        coordinates = self.normal_factor(w, geometry)
+    def normal_covariance(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q q"]:
+        coordinates = self.normal_factor(w, spectrum)
         return coordinates @ coordinates.T
 
-    def normal_factor(self, w: Vector, geometry: AbstractGeometry) -> Float[Array, "q noise"]:
+    def normal_factor(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q noise"]:
         factor = self.factor(w)
         if isinstance(factor, lx.MatrixLinearOperator):
-            return geometry.coordinates(factor.as_matrix())
-        return super().normal_factor(w, geometry)
+            return spectrum.coordinates(factor.as_matrix())
+        return super().normal_factor(w, spectrum)
 
-    def moving_law(self, w: Vector) -> AbstractLaw:
-        return self.system.noise_law(self.manifold.unravel(w))
+    def tangential_law(self, w: Vector) -> AbstractLaw:
+        return self.system.noise_law(self.zero_set.unravel(w))
 
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
-        zero, to_noise = _standardized(self.moving_law(w))
+        zero, to_noise = _standardized(self.tangential_law(w))
         gradient = jax.grad(self._loss)
 
         def sensitivity(direction: Array) -> Vector:
@@ -135,7 +135,7 @@ class GeneralExpansion(AbstractExpansion):
         return jnp.sum(_for_each(lambda direction: jnp.sum(factor.mv(direction) ** 2), factor.in_size()))
 
     def _second_derivatives(self, w: Vector) -> Float[Array, " noise"]:
-        zero, to_noise = _standardized(self.moving_law(w))
+        zero, to_noise = _standardized(self.tangential_law(w))
 
         def second(direction: Array) -> Scalar:
             def slope(xi: Array) -> Scalar:
@@ -146,7 +146,7 @@ class GeneralExpansion(AbstractExpansion):
         return _for_each(second, zero.shape[0])
 
     def _loss(self, w: Vector, eta: PyTree) -> Scalar:
-        return self.system.noisy_loss(self.manifold.unravel(w), eta)
+        return self.system.noisy_loss(self.zero_set.unravel(w), eta)
 
 
 class LeastSquaresExpansion(AbstractExpansion):
@@ -154,13 +154,13 @@ class LeastSquaresExpansion(AbstractExpansion):
 
     On the set the noise in the residuals gives G = J^T B / N, purely normal, with the covariance
     J^T S J / N^2, S = E[c c^T] o B B^T and c the minibatch counts. Noise on the gradient itself (a force)
-    adds to it, and is all that can move tangentially.
+    adds to it, and is the only noise that can move the parameters along the set.
 
     Costs one gradient per output and example for B, and m x m memory.
     """
 
     system: LeastSquaresSystem
-    manifold: GramManifold
+    zero_set: GramZeroSet
 
     def regularizer(self, w: Vector) -> Scalar:
         own, shared = self._sensitivities(w)
@@ -170,16 +170,17 @@ class LeastSquaresExpansion(AbstractExpansion):
     def magnitude(self, w: Vector) -> Scalar:
         return self.regularizer(w)
 
-    def normal_covariance(self, w: Vector, geometry: GramGeometry) -> Float[Array, "q q"]:
-        left = geometry.jacobian_coordinates
+    def normal_covariance(self, w: Vector, spectrum: GramSpectrum) -> Float[Array, "q q"]:
+        left = spectrum.jacobian_coordinates
         covariance = left @ self._residual_covariance(w) @ left.T / self.system.problem.number**2
-        if self.moving_law(w) is not None:
-            coordinates = self.normal_factor(w, geometry)
+        if self.tangential_law(w) is not None:
+            coordinates = self.normal_factor(w, spectrum)
             covariance = covariance + coordinates @ coordinates.T
         return covariance
 
     def hessian_multiple(self, w: Vector) -> Scalar | None:
-        # S = s I of white label noise, with batches or without, gives Sigma = s J^T J / N^2 = (s / N) H.
+        # White label noise has S = s I, with batches or without, which gives Sigma = s J^T J / N^2 = (s / N)
+        # H.
         if not self.system.injections or not all(
             isinstance(each, LabelNoise) and each.root is None for each in self.system.injections
         ):
@@ -191,20 +192,20 @@ class LeastSquaresExpansion(AbstractExpansion):
         return variance / number * (1.0 if minibatch is None else minibatch.second_moments(number)[0])
 
     def excess_covariance(
-        self, w: Vector, geometry: GramGeometry, fluctuations: Float[Array, "q q"]
+        self, w: Vector, spectrum: GramSpectrum, fluctuations: Float[Array, "q q"]
     ) -> Float[Array, "q q"]:
         if self.system.minibatch is None:
             return jnp.zeros_like(fluctuations)
-        left, residuals = geometry.jacobian_coordinates, self.manifold.residuals(w).reshape(-1)
+        left, residuals = spectrum.jacobian_coordinates, self.zero_set.residuals(w).reshape(-1)
         spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
         return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
 
-    def moving_law(self, w: Vector) -> Joint | None:
-        pushing = self.system.pushing(self.manifold.unravel(w))
+    def tangential_law(self, w: Vector) -> Joint | None:
+        pushing = self.system.pushing(self.zero_set.unravel(w))
         return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
 
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
-        law, params, moving = self._law(w), self.manifold.unravel(w), self.moving_law(w)
+        law, params, moving = self._law(w), self.zero_set.unravel(w), self.tangential_law(w)
         assert moving is not None
         zero, unravel = ravel_pytree(moving.zeros(jnp.float64))
 
@@ -219,24 +220,24 @@ class LeastSquaresExpansion(AbstractExpansion):
         )
 
     def total_variance(self, w: Vector) -> Scalar:
-        jacobian = self.manifold.jacobians.at(w)
+        jacobian = self.zero_set.jacobians.at(w)
         covariance = self._residual_covariance(w)
         variance = jnp.sum(covariance * jacobian.gram(jacobian)) / self.system.problem.number**2
-        if self.moving_law(w) is None:
+        if self.tangential_law(w) is None:
             return variance
         factor = self.factor(w)
 
-        def pushed(direction: Array) -> Scalar:
+        def moved(direction: Array) -> Scalar:
             return jnp.sum(factor.mv(direction) ** 2)
 
-        return variance + jnp.sum(_for_each(pushed, factor.in_size()))
+        return variance + jnp.sum(_for_each(moved, factor.in_size()))
 
     def _law(self, w: Vector) -> Joint:
-        return self.system.noise_law(self.manifold.unravel(w))
+        return self.system.noise_law(self.zero_set.unravel(w))
 
     def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
         """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
-        system, params = self.system, self.manifold.unravel(w)
+        system, params = self.system, self.zero_set.unravel(w)
         if not system.injections:
             return [], []
 
@@ -281,7 +282,7 @@ class LeastSquaresExpansion(AbstractExpansion):
         return covariance
 
     def own_covariance(self, w: Vector) -> Float[Array, "examples outputs outputs"]:
-        """B_i B_i^T of the noise that each example has of its own, without minibatches."""
+        """B_i B_i^T of the noise that each example draws for itself, without minibatches."""
         number = self.system.problem.number
         outputs = self.system.problem.targets.size // number
         blocks = (jnp.einsum("ika,ila->ikl", block, block) for block in self._sensitivities(w)[0])
@@ -297,12 +298,12 @@ class LeastSquaresExpansion(AbstractExpansion):
         return jnp.where(is_same > 0, same, different)
 
 
-def expand(system: AbstractSystem, manifold: AbstractManifold) -> AbstractExpansion:
+def expand(system: AbstractSystem, zero_set: AbstractZeroSet) -> AbstractExpansion:
     """The expansion of a system's noise around its zero-loss set."""
     system = system.with_scales_as_arrays()
-    if isinstance(system, LeastSquaresSystem) and isinstance(manifold, GramManifold):
-        return LeastSquaresExpansion(system, manifold)
-    return GeneralExpansion(system, manifold)
+    if isinstance(system, LeastSquaresSystem) and isinstance(zero_set, GramZeroSet):
+        return LeastSquaresExpansion(system, zero_set)
+    return GeneralExpansion(system, zero_set)
 
 
 def _for_each(function: Callable[[Array], Scalar], components: int) -> Float[Array, " components"]:
@@ -320,6 +321,6 @@ def _columns(function: Callable[[Array], Array], matrix: Float[Array, "into colu
 
 
 def _standardized(law: AbstractLaw) -> tuple[Array, Callable[[Array], PyTree]]:
-    """Zero noise as a vector, and the way from a vector of standardized noise to the noise at sigma = 1."""
+    """Zero noise as a vector, and the function from standardized noise as a vector to noise at sigma = 1."""
     zero, unravel = ravel_pytree(law.zeros(jnp.float64))
     return zero, lambda xi: law.unit(unravel(xi))

@@ -12,22 +12,20 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
 from zeroloss.noise import Joint, TwoPoint, is_zero
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import (
     ON_SET,
-    AbstractManifold,
     AbstractSpaces,
+    AbstractZeroSet,
     length,
     locate,
     looks_smooth,
     neighbours,
+    spectrum_of,
 )
-
-FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
-SLOW: Literal["1/(alpha^2 sigma^2)"] = "1/(alpha^2 sigma^2)"
-TimeScale = Literal["1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"]
 
 ZERO = 1e-6
 """A dimensionless measure of motion below this counts as no motion."""
@@ -37,34 +35,34 @@ CLASSIFIED_POINTS = 6
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
-_KICKS = 8  # single units dropped to see whether masks act linearly
+_DROPPED = 8  # single units dropped to see whether masks act linearly
 
 
 class Verdict(eqx.Module):
-    """What the noise does once the loss is zero.
+    """The effect of the noise once the loss is zero.
 
-    A verdict speaks of the drift on the zero-loss set as alpha goes to 0. Before training reaches the set,
-    noise also changes where it arrives, even minibatches alone. `zeroloss.predict` and `zeroloss.descend`
-    show that.
+    A verdict is about the drift on the zero-loss set as alpha goes to 0. Before training reaches the set,
+    noise also changes the point of the set that it reaches, even minibatches alone. `zeroloss.predict` and
+    `zeroloss.descend` show that.
 
     - `name`: `"non-degenerate"`, `"degenerate"` or `"trivial"`.
     - `time_scale`: `"1/(alpha sigma^2)"`, `"1/(alpha^2 sigma^2)"` or None: the number of training steps on
       which training drifts.
     - `stochastic`: whether the limit is an SDE rather than an ODE.
     - `margin`: the factor by which the measures below clear the threshold 1e-6; always >= 1.
-    - `towards`: what the limit minimizes, where that is known.
+    - `towards`: the function that the limit makes smaller, where that is known.
     - `first`, `second`, `diffusion`: the largest over the points of |P_T grad Reg| |w|, |b| |w| and
-      |P_T G|^2, each relative to what the noise could do, so that neither the scale of the loss, of the
-      weights nor of the noise matters. `second` and `diffusion` are NaN for a problem treated matrix-free,
-      where the noise is none of white labels.
+      |P_T G|^2, each relative to its typical size beside the set, so that the scales of the loss, the
+      weights and the noise do not matter. For a problem treated matrix-free, `second` and `diffusion` are NaN
+      unless the noise is white label noise.
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
-    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is no small noise: Reg, and
-      on the slow scale Sigma, are then those of Gaussian masks of the same variance, and training with small
-      rates follows another limit.
+    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is not small noise. Reg, and
+      on the slow scale Sigma, are then computed for Gaussian masks of the same variance; training with
+      Bernoulli masks of a small rate follows another limit.
     - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
-      between the kinks only, and the path will cross them.
+      only between the kinks, and the path will cross them.
     - `dimension`, `codimension`: of the zero-loss set; None for a loss treated matrix-free.
     - `points`: how many points of the set decided.
     """
@@ -92,7 +90,7 @@ class Verdict(eqx.Module):
 
     @property
     def caveat(self) -> str:
-        """What to keep in mind about the verdict, or an empty string."""
+        """A limitation of the verdict in words, or an empty string."""
         if not self.smooth:
             return "the loss has kinks nearby (ReLU units?), across which the theory does not hold"
         if self.rare:
@@ -119,8 +117,8 @@ def classify(
 ) -> Verdict:
     """Decide on which time scale the noise moves training along the zero-loss set, and how.
 
-    Degeneracy is a statement about the set, not about one point, so it is decided from `point` and
-    `points` - 1 random points of the set up to a tenth of |w| away.
+    Degeneracy is a property of the set and not of one point. It is therefore decided from `point` and
+    `points` - 1 random points of the set, up to a tenth of |w| away.
 
     **Arguments:**
 
@@ -138,22 +136,22 @@ def classify(
     if points < 2:
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
     refuse_tracing((system, point), "classify")
-    manifold, w = locate(system, point)
-    return classify_at(expand(system, manifold), w, jax.random.key(0) if key is None else key, points)
+    zero_set, w = locate(system, point)
+    return classify_at(expand(system, zero_set), w, jax.random.key(0) if key is None else key, points)
 
 
 def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Verdict:
     """`classify` at a point already located."""
-    manifold = expansion.manifold
-    chosen = jnp.concatenate([w[None], _other_points(manifold, w, key, points - 1)])
+    zero_set = expansion.zero_set
+    chosen = jnp.concatenate([w[None], _other_points(zero_set, w, key, points - 1)])
     measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
-    kick, gradient_kick = (float(value) for value in measures[5])
+    drop_error, gradient_drop_error = (float(value) for value in measures[5])
     is_second_known = _is_second_known(expansion, w)
     if not is_second_known and first <= ZERO:
         raise UnsupportedError(
-            "this noise does not drift on the fast scale, and matrix-free the slow one is not found. "
+            "this noise does not drift on the fast scale, and a matrix-free problem has no slow drift. "
             'Use fewer examples or parameters, or geometry="factorized" where memory allows.'
         )
     decisive = [first, second, diffusion, nonlinearity] if is_second_known else [first, nonlinearity]
@@ -163,14 +161,14 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
             f"diffusion, of non-affinity: {first:.3g}, {second:.3g}, {diffusion:.3g}, {nonlinearity:.3g}); "
             "the noisy loss must be three times differentiable in params and twice in the noise there."
         )
-    codimension = manifold.rank
+    codimension = zero_set.rank
     common: dict[str, Any] = dict(
         first=first,
         second=second,
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
-        rare=kick > ZERO or (first <= ZERO and gradient_kick > ZERO),
-        smooth=looks_smooth(manifold, w, key),
+        rare=drop_error > ZERO or (first <= ZERO and gradient_drop_error > ZERO),
+        smooth=looks_smooth(zero_set, w, key),
         dimension=None if codimension is None else w.shape[0] - codimension,
         codimension=codimension,
         points=points,
@@ -190,11 +188,11 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _other_points(
-    manifold: AbstractManifold, w: Vector, key: Key[Array, ""], count: int
+    zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""], count: int
 ) -> Float[Array, "count parameters"]:
     distance = _SPREAD
     while distance >= _SMALLEST_SPREAD:
-        found, residuals = neighbours(manifold, w, key, count, distance)
+        found, residuals = neighbours(zero_set, w, key, count, distance)
         if bool(jnp.all(residuals <= ON_SET)):
             return found
         distance /= 3
@@ -207,14 +205,14 @@ def _other_points(
 @eqx.filter_jit
 def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
     """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
-    manifold = expansion.manifold
+    zero_set = expansion.zero_set
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
         spaces, second, diffusion = _on_the_slow_scale(expansion, w)
         first = first_drift(expansion, w, spaces)
         known = _is_second_known(expansion, w)
-        trace_gradient = spaces.tangent(jax.grad(manifold.trace)(w)) if known else jnp.zeros_like(w)
+        trace_gradient = spaces.tangent(jax.grad(zero_set.trace)(w)) if known else jnp.zeros_like(w)
         return (
             _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
             _relative(jnp.linalg.norm(second) * length(w), typical_variance),
@@ -228,22 +226,29 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     remainder = jnp.linalg.norm(drifts - coefficient * traces)
     follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
     w = points[0]
-    return first, second, diffusion, follows, _nonlinearity(expansion, w, key), _kick(expansion, w, key)
+    return (
+        first,
+        second,
+        diffusion,
+        follows,
+        _nonlinearity(expansion, w, key),
+        _drop_errors(expansion, w, key),
+    )
 
 
 def _on_the_slow_scale(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector, Scalar]:
-    """Normal and tangent space, P_T b, and Tr P_T Sigma P_T, the latter two NaN where they are not known."""
+    """Normal and tangent space, P_T b, and Tr P_T Sigma P_T; the last two are NaN where they are unknown."""
     if not _is_second_known(expansion, w):
-        return expansion.manifold.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
+        return expansion.zero_set.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
     if expansion.hessian_multiple(w) is not None:
-        spaces = expansion.manifold.spaces(w)
+        spaces = expansion.zero_set.spaces(w)
         return spaces, second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
-    geometry = expansion.manifold.at(w)
-    return geometry, second_drift(expansion, w, geometry), expansion.tangential_variance(w, geometry)
+    spectrum = spectrum_of(expansion.zero_set, w)
+    return spectrum, second_drift(expansion, w, spectrum), expansion.tangential_variance(w, spectrum)
 
 
 def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
-    return expansion.manifold.has_spectrum or expansion.hessian_multiple(w) is not None
+    return expansion.zero_set.has_spectrum or expansion.hessian_multiple(w) is not None
 
 
 def _relative(value: Array, scale: Array) -> Array:
@@ -253,13 +258,13 @@ def _relative(value: Array, scale: Array) -> Array:
 def _typical(
     expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array
 ) -> tuple[Array, Array]:
-    """What Reg and tr Sigma amount to beside the set, where nothing makes them vanish by accident."""
+    """The sizes of Reg and tr Sigma beside the set, where they do not vanish by coincidence."""
 
     def beside(w: Vector, key: Array) -> tuple[Array, Array]:
         direction = jax.random.normal(key, w.shape, w.dtype)
         w = w + _SPREAD * length(w) * direction / jnp.linalg.norm(direction)
         slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * length(w)
-        # where a step beside the set leaves the domain of the loss, the other points have to do
+        # A step beside the set may leave the domain of the loss; such a point does not count.
         size, variance = expansion.magnitude(w) + slope, expansion.total_variance(w)
         return jnp.where(jnp.isfinite(size), size, jnp.nan), jnp.where(
             jnp.isfinite(variance), variance, jnp.nan
@@ -271,8 +276,8 @@ def _typical(
 
 
 def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
-    """How much d_eta grad_w L_hat along a random direction changes from zero noise to a random noise."""
-    system, unravel = expansion.system, expansion.manifold.unravel
+    """The relative change of d_eta grad_w L_hat in a random direction from zero noise to a random noise."""
+    system, unravel = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel(w))
     if law.size == 0 or is_zero(law.sigma):
         return jnp.zeros(())
@@ -293,13 +298,13 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     )
 
 
-def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, Array]:
-    """How far dropping single units is from its expansion, for the loss and for its gradient.
+def _drop_errors(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, Array]:
+    """The relative errors of expanding the loss and its gradient in masks that drop single units.
 
-    The loss to second order, which decides on Reg for rare masks, the gradient to first, which decides on
-    Sigma. Both are 0 without Bernoulli masks.
+    The loss is expanded to second order, which decides whether Reg is right for rare masks; the gradient to
+    first order, which decides whether Sigma is. Both errors are 0 without Bernoulli masks.
     """
-    system, unravel_params = expansion.system, expansion.manifold.unravel
+    system, unravel_params = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel_params(w))
     parts = law.laws if isinstance(law, Joint) else (law,)
     worst = jnp.zeros(()), jnp.zeros(())
@@ -331,22 +336,7 @@ def _kick(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, A
                 _relative(jnp.linalg.norm(gradient - gradient_slope), size),
             )
 
-        units = jax.random.randint(key, (_KICKS,), 0, zero.shape[0])
+        units = jax.random.randint(key, (_DROPPED,), 0, zero.shape[0])
         found = jax.lax.map(gaps, units)
         worst = tuple(jnp.maximum(old, jnp.max(new)) for old, new in zip(worst, found, strict=True))
     return worst  # pyright: ignore[reportReturnType]
-
-
-def power_of_step_size(time_scale: TimeScale) -> int:
-    """1 for t = alpha sigma^2 k, 2 for t = alpha^2 sigma^2 k."""
-    return {FAST: 1, SLOW: 2}[time_scale]
-
-
-def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float) -> np.ndarray:
-    """The slow time t that `steps` steps of training take."""
-    return np.asarray(np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2)
-
-
-def steps_for(t: float, time_scale: TimeScale, step_size: float, sigma: float) -> int:
-    """How many steps of training the slow time t takes."""
-    return round(t / (step_size ** power_of_step_size(time_scale) * sigma**2))

@@ -14,7 +14,7 @@ from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import InputError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, manifold_of
+from zeroloss.zero_sets import largest_eigenvalue, zero_set_of
 
 
 def descend(
@@ -67,7 +67,7 @@ def descend(
     params = jax.tree.map(jnp.asarray, params)
     ensemble, states = ensemble_of(system, params, optimizer, replicas or 1, key)
     recorder = Recorder(
-        expand(system, manifold_of(system, *flatten(params))), saves.observables, times, in_steps=True,
+        expand(system, zero_set_of(system, *flatten(params))), saves.observables, times, in_steps=True,
         batched=replicas is not None, like=params,
     )  # fmt: skip
     return recorder.trajectory(train(ensemble, states, times, recorder.item, checkpoint, recorder))

@@ -17,7 +17,7 @@ from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import ON_SET, length
+from zeroloss.zero_sets import ON_SET, length, spectrum_of
 
 _STEP = 0.03  # of |w|: what one time step moves by default
 _BACK = 0.9  # a step is too long where the retraction takes back more than this share of it
@@ -87,8 +87,8 @@ class Diffusion(AbstractEvolution["_State"]):
         worst = float(_worst_residual(self._expansion, fine))
         if not worst <= ON_SET:
             raise IntegrationError(
-                f"at t = {time:.6g} a replica could not be kept on the zero-loss set: its relative residual is "
-                f"{worst:.3g}. Take a smaller dt."
+                f"at t = {time:.6g} a replica could not be kept on the zero-loss set: its relative residual "
+                f"is {worst:.3g}. Take a smaller dt."
             )
         return self._recorder.item_with_bias(
             *((fine, coarse) if self._recorder.batched else (fine[0], coarse[0]))
@@ -115,11 +115,11 @@ class Diffusion(AbstractEvolution["_State"]):
                 f"{where}: the step left the zero-loss set too far to return to it. Take a smaller dt than "
                 f"{self._dt:.3g}."
             )
-        manifold = self._expansion.manifold
+        zero_set = self._expansion.zero_set
         raise IntegrationError(
-            f"{where}: the Hessian no longer has rank {manifold.rank}: an eigenvalue fell below "
-            f"{manifold.fall_tolerance:g} of the largest at the start. The path has left the region where the "
-            "zero-loss set is a manifold of constant rank; it can be followed up to an earlier time."
+            f"{where}: the Hessian no longer has rank {zero_set.rank}: an eigenvalue fell below "
+            f"{zero_set.fall_tolerance:g} of the largest at the start. The path has left the region where "
+            "the zero-loss set is a manifold of constant rank; it can be followed up to an earlier time."
         )
 
 
@@ -150,7 +150,7 @@ _RANK, _LANDING = 1, 2
 
 @eqx.filter_jit
 def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
-    return jnp.max(jnp.abs(expansion.manifold.at(w).eigenvalues))
+    return jnp.max(jnp.abs(spectrum_of(expansion.zero_set, w).eigenvalues))
 
 
 @eqx.filter_jit
@@ -191,25 +191,25 @@ def _step(
     expansion: AbstractExpansion, w: Vector, h: Scalar, noise: Array, largest: Scalar
 ) -> tuple[Vector, Array]:
     """One step, and what went wrong in it: 0 for nothing."""
-    manifold, geometry = expansion.manifold, expansion.manifold.at(w)
-    drift = second_drift(expansion, w, geometry)
-    move = h * drift + jnp.sqrt(h) * geometry.tangent(expansion.factor(w).mv(noise))
-    landed = manifold.retract(w + move)
+    zero_set, spectrum = expansion.zero_set, spectrum_of(expansion.zero_set, w)
+    drift = second_drift(expansion, w, spectrum)
+    move = h * drift + jnp.sqrt(h) * spectrum.tangent(expansion.factor(w).mv(noise))
+    landed = zero_set.retract(w + move)
     back = jnp.linalg.norm(landed - w - move)
     missed = ~(back <= _BACK * jnp.linalg.norm(move))  # also where it is not finite
-    rank = jnp.sum(jnp.abs(geometry.eigenvalues) > manifold.fall_tolerance * largest)
-    return landed, jnp.where(rank != manifold.rank, _RANK, jnp.where(missed, _LANDING, 0))
+    rank = jnp.sum(jnp.abs(spectrum.eigenvalues) > zero_set.fall_tolerance * largest)
+    return landed, jnp.where(rank != zero_set.rank, _RANK, jnp.where(missed, _LANDING, 0))
 
 
 @eqx.filter_jit
 def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
-    geometry = expansion.manifold.at(w)
+    spectrum = spectrum_of(expansion.zero_set, w)
     reach = _STEP * length(w)
-    speed = jnp.linalg.norm(second_drift(expansion, w, geometry))
-    variance = expansion.tangential_variance(w, geometry)
+    speed = jnp.linalg.norm(second_drift(expansion, w, spectrum))
+    variance = expansion.tangential_variance(w, spectrum)
     return 1 / (speed / reach + variance / reach**2)
 
 
 @eqx.filter_jit
 def _worst_residual(expansion: AbstractExpansion, states: Float[Array, "replicas parameters"]) -> Scalar:
-    return jnp.max(jax.lax.map(expansion.manifold.relative_residual, states))
+    return jnp.max(jax.lax.map(expansion.zero_set.relative_residual, states))

@@ -13,7 +13,7 @@ from zeroloss.errors import DivergenceError, IntegrationError, StabilityError
 
 State = TypeVar("State")
 Item = dict[str, np.ndarray]
-"""What is saved at one time: arrays by name."""
+"""The arrays saved at one time, by name."""
 
 _SECONDS_PER_CHUNK = 0.5  # so that progress, checkpoints and Ctrl-C come often enough
 
@@ -53,7 +53,7 @@ class AbstractEvolution(abc.ABC, Generic[State]):
         """Numbers and words that say what is computed; a checkpoint of something else is refused."""
 
     def trajectory(self, items: list[Item]) -> Any:
-        """The result so far, for an error on the way and for a reader of the checkpoint; None if there is none."""
+        """The result so far, for an error on the way and for readers of the checkpoint; None without one."""
         return None
 
 
@@ -65,11 +65,11 @@ def drive(
 ) -> list[Item]:
     """Advance `evolution` through `times`, and return the items that it saves, one for each time.
 
-    They are appended to `items`, for callers that need those of a computation that ends in an error. Such an
-    error has the trajectory so far as its `path`.
+    The items are also appended to the argument `items`, for callers that need them after an error. The error
+    has the trajectory so far as its `path`.
 
-    Where `checkpoint` holds a state, the computation goes on from there. A state of the checkpoint is bit for
-    bit the state that the computation had: `advance` must not depend on how it is cut into chunks.
+    Where `checkpoint` holds a state, the computation continues from it, to bit-identical results: `advance`
+    must give the same state whether its steps come in one chunk or in several.
     """
     items = [] if items is None else items
     chunk = evolution.first_chunk
@@ -77,14 +77,14 @@ def drive(
     with checkpoint.open(), bar as show:
         state = checkpoint.begin(evolution.start(), items, evolution.facts)
         try:
-            for target in times[len(items) :]:
+            for target in map(float, times[len(items) :]):
                 while evolution.position(state) < target:
                     began = time.perf_counter()
                     state = evolution.advance(state, target, chunk)
                     quick = time.perf_counter() - began < _SECONDS_PER_CHUNK / 2
                     if quick and evolution.position(state) < target:
                         chunk *= 2
-                    show(float(evolution.position(state)))
+                    show(evolution.position(state))
                     checkpoint.keep(lambda: state, items, evolution.trajectory)  # noqa: B023
                 items.append(evolution.item(state, target))
             checkpoint.keep(lambda: state, items, evolution.trajectory, last=True)

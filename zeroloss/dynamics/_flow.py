@@ -13,7 +13,7 @@ from zeroloss._checkpoint import facts_of
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.drifts._verdict import FAST, TimeScale
+from zeroloss.drifts._slow_time import FAST, TimeScale
 from zeroloss.dynamics._driver import AbstractEvolution, Item
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
@@ -68,8 +68,8 @@ class Flow(AbstractEvolution["_State"]):
         state = _advance(self._expansion, self._method, state, time, self._end, self._rtol)
         problem = _problem(self._expansion, state, target)
         if problem is not None:
-            whole = self._expansion.manifold.rank in (None, int(state.rank))
-            at_kink = self._method.smooth and whole and not looks_smooth(self._expansion.manifold, state.w)
+            whole = self._expansion.zero_set.rank in (None, int(state.rank))
+            at_kink = self._method.smooth and whole and not looks_smooth(self._expansion.zero_set, state.w)
             raise (KinkError if at_kink else IntegrationError)(problem)
         return state
 
@@ -77,8 +77,8 @@ class Flow(AbstractEvolution["_State"]):
         w, residual = _at_time(self._expansion, self._method, state, jnp.asarray(time))
         if not float(residual) <= ON_SET:
             raise IntegrationError(
-                f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual is "
-                f"{float(residual):.3g}."
+                f"at t = {time:.6g} the path could not be kept on the zero-loss set: its relative residual "
+                f"is {float(residual):.3g}."
             )
         return self._recorder.item(w)
 
@@ -134,7 +134,7 @@ class _State(eqx.Module):
 
 def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
     expansion, fast = args
-    return first_drift(expansion, w, expansion.manifold.spaces(w)) if fast else second_drift_of(expansion, w)
+    return first_drift(expansion, w, expansion.zero_set.spaces(w)) if fast else second_drift_of(expansion, w)
 
 
 _TERM = diffrax.ODETerm(_field)
@@ -154,13 +154,13 @@ def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar
         solver.step, _TERM, zero, dt, w, args, solver_state, made_jump=False
     )
     no_step = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    largest = expansion.manifold.largest(w)
+    largest = expansion.zero_set.largest(w)
     rank = _rank(expansion, w, largest)
     return _State(zero, zero, dt, w, no_step, solver_state, controller_state, jnp.asarray(0), largest, rank)
 
 
 def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
-    return expansion.manifold.rank_above(w, expansion.manifold.fall_tolerance * largest)
+    return expansion.zero_set.rank_above(w, expansion.zero_set.fall_tolerance * largest)
 
 
 @eqx.filter_jit
@@ -176,7 +176,7 @@ def _advance(
     args, solver = (expansion, method.fast), method.solver
 
     def unfinished(state: _State) -> Array:
-        regular = (state.rank == expansion.manifold.rank) | (expansion.manifold.rank is None)
+        regular = (state.rank == expansion.zero_set.rank) | (expansion.zero_set.rank is None)
         return (state.t < time) & (state.steps < _MAX_STEPS) & regular & (state.dt > _SHORTEST * end)
 
     def step(state: _State) -> _State:
@@ -200,7 +200,7 @@ def _advance(
         keep = keep & jnp.all(jnp.isfinite(candidate))  # also where steps cannot become shorter
 
         def accept() -> _State:
-            w = expansion.manifold.retract(candidate)
+            w = expansion.zero_set.retract(candidate)
             return _State(
                 t=t_next,
                 t_before=state.t,
@@ -228,20 +228,20 @@ def _at_time(
     expansion: AbstractExpansion, method: _Method, state: _State, time: Scalar
 ) -> tuple[Vector, Scalar]:
     """The point of the set at `time`, within the last step; and its relative residual."""
-    manifold = expansion.manifold
+    zero_set = expansion.zero_set
     interpolation = method.solver.interpolation_cls(t0=state.t_before, t1=state.t, **state.dense_info)
     inside = (time < state.t) & (state.t > state.t_before)
-    w = jax.lax.cond(inside, lambda: manifold.retract(interpolation.evaluate(time)), lambda: state.w)
-    return w, manifold.relative_residual(w)
+    w = jax.lax.cond(inside, lambda: zero_set.retract(interpolation.evaluate(time)), lambda: state.w)
+    return w, zero_set.relative_residual(w)
 
 
 def _problem(expansion: AbstractExpansion, state: _State, time: float) -> str | None:
     """Why the flow did not reach `time` as a path of constant rank; None where it did."""
-    manifold, t, rank = expansion.manifold, float(state.t), int(state.rank)
-    if manifold.rank not in (None, rank):
+    zero_set, t, rank = expansion.zero_set, float(state.t), int(state.rank)
+    if zero_set.rank not in (None, rank):
         return (
-            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {manifold.rank}: an eigenvalue "
-            f"fell below {manifold.fall_tolerance:g} of the largest at the start. The path has left "
+            f"at t = {t:.6g} the Hessian has rank {rank}, having begun with {zero_set.rank}: an eigenvalue "
+            f"fell below {zero_set.fall_tolerance:g} of the largest at the start. The path has left "
             "the region where the zero-loss set is a manifold of constant rank, perhaps towards a sparser "
             "solution; it can be followed up to an earlier time."
         )

@@ -47,8 +47,8 @@ def limit(
     **Arguments:**
 
     - `system`, `point`: a system and a point of its zero-loss set.
-    - `t1`: the slow time to follow it to, from 0; or a `zeroloss.Saves`, which also says when to save and what
-      to measure.
+    - `t1`: the slow time to follow it to, from 0; or a `zeroloss.Saves`, which also says when to save and
+      what to measure.
     - `rtol`: relative accuracy of a deterministic limit: Dormand-Prince 8(7) with retraction onto the
       set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
       followed with its almost-everywhere derivatives and steps no shorter than a 2000th of `t1`, to about the
@@ -78,8 +78,8 @@ def limit(
     saves = as_saves(t1)
     saves.times()  # raises for times that make no sense, before anything long
     refuse_tracing((system, point), "limit")
-    manifold, start = locate(system, point)
-    expansion = expand(system, manifold)
+    zero_set, start = locate(system, point)
+    expansion = expand(system, zero_set)
     verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
     if verdict.stochastic:
         if key is None:

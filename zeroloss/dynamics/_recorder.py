@@ -15,7 +15,7 @@ from zeroloss.dynamics._driver import Item
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory
 
-_PARAMS, _BIAS = "params", "step_bias/"  # the other names of an item are those of measured quantities
+_PARAMS, _BIAS = "params", "step_bias/"  # an item has measured quantities under other names
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
         count = len(items)
         axis = 1 if self.batched else 0
         flat = jnp.stack([item[_PARAMS] for item in items], axis=axis)
-        unravel = jax.vmap(self._expansion.manifold.unravel)
+        unravel = jax.vmap(self._expansion.zero_set.unravel)
         params = jax.tree.map(np.asarray, (jax.vmap(unravel) if self.batched else unravel)(flat))
         if self._like is not None:
             params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, self._like)
@@ -99,13 +99,13 @@ def _measure(
     expansion: AbstractExpansion, observables: dict[str, Callable[[PyTree], Array]], batch: Array
 ) -> dict[str, Array]:
     """Everything measured at each row of `batch`, one after the other."""
-    manifold = expansion.manifold
+    zero_set = expansion.zero_set
 
     def one(w: Vector) -> dict[str, Array]:
-        params = manifold.unravel(w)
-        trace, error = manifold.trace_and_error(w)
+        params = zero_set.unravel(w)
+        trace, error = zero_set.trace_and_error(w)
         return {
-            "loss": manifold.loss(w),
+            "loss": zero_set.loss(w),
             "regularizer": expansion.regularizer(w),
             "hessian_trace": trace,
             **({} if error is None else {"hessian_trace_error": error}),

@@ -38,9 +38,9 @@ _RESERVED_PREFIXES = ("params", "uncertainty_", "seconds_")
 class Saves:
     """How far to go, when to save, and what to measure at the times saved.
 
-    Every verb that returns a `Trajectory` takes a number in its place: `zl.Saves(1000)` and 1000 are the same.
-    Times are training steps for `zeroloss.descend`, `zeroloss.predict` and `zeroloss.compare`, and slow time
-    for `zeroloss.limit`.
+    Every verb that returns a `Trajectory` takes a number in its place: `zl.Saves(1000)` and 1000 are the
+    same. Times are training steps for `zeroloss.descend`, `zeroloss.predict` and `zeroloss.compare`, and slow
+    time for `zeroloss.limit`.
 
     **Arguments:**
 
@@ -76,11 +76,11 @@ class Saves:
 
     def steps(self) -> np.ndarray:
         """The training steps to save at, as integers."""
-        end: Any = self.end
-        if end is not None and not is_positive_integer(end):
-            raise InputError(f"steps must be a positive integer, got {end}.")
+        if self.end is not None and not is_positive_integer(self.end):
+            raise InputError(f"steps must be a positive integer, got {self.end}.")
         if self.at is None:
-            return np.unique(np.linspace(0, end, self.count or _COUNT).round().astype(int))
+            assert self.end is not None
+            return np.unique(np.linspace(0, self.end, self.count or _COUNT).round().astype(int))
         times = np.asarray(self.at)
         if times.size and not np.issubdtype(times.dtype, np.integer):
             raise InputError(f"training steps to save at must be integers, got {times.dtype} {times}.")
@@ -88,10 +88,11 @@ class Saves:
 
     def times(self) -> np.ndarray:
         """The slow times to save at."""
-        end: Any = self.end
+        end = self.end
         if end is not None and not (_is_number(end) and end > 0 and np.isfinite(end)):
             raise InputError(f"t1 must be positive and finite, got {end}.")
         if self.at is None:
+            assert end is not None
             return np.linspace(0.0, end, self.count or _COUNT)
         return self._checked(np.asarray(self.at, float))
 

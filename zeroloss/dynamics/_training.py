@@ -23,7 +23,7 @@ _REPLICAS = "replicas"  # the mesh axis that they are spread over
 
 
 class Ensemble(NamedTuple):
-    """The replicas of a training run: the system that is trained, a seed for each replica, the optimizer."""
+    """Replicas of a training run: the system that is trained, a seed for each, and the optimizer."""
 
     system: AbstractSystem
     keys: Key[Array, " replicas"]
@@ -69,8 +69,8 @@ def train(
 ) -> list[Item]:
     """Train the ensemble, and return the `item` of its flat parameters at each of `times`, in steps.
 
-    `item` takes `[replica, parameters]`. With a `recorder`, an error on the way has the trajectory so far, and
-    a recorder that is not `batched` has `item` take `[parameters]`.
+    `item` takes `[replica, parameters]`, or `[parameters]` with a `recorder` that is not `batched`. With a
+    `recorder`, an error on the way has the trajectory so far.
     """
     return drive(_TrainingRun(ensemble, states, times, item, recorder), times, checkpoint)
 
@@ -96,7 +96,7 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
         return self._states, 0
 
     def position(self, state: tuple[States, int]) -> float:
-        return state[1]
+        return float(state[1])
 
     def advance(self, state: tuple[States, int], target: float, chunk: int) -> tuple[States, int]:
         states, done = state

@@ -1,4 +1,4 @@
-"""What the drivers return: parameters and observables along a path."""
+"""Trajectories: parameters and observables at the times saved, and the uncertainty of predicted ones."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from zeroloss.errors import InputError
 
 
 class Trajectory(eqx.Module):
-    """Parameters and what is measured on them at the times saved.
+    """Parameters, and the quantities measured on them, at the times saved.
 
     Arrays have leading axes `[time]`, or `[replica, time]` where replicas were asked for.
 
-    - `ts`: slow time, in the units that `time_scale` says. Where that is None, training steps; or, where
-      there are none of these either, of the limit of trivial noise, slow time on any scale.
+    - `ts`: slow time in the units of `time_scale`. Where `time_scale` is None: training steps; or, for the
+      limit of trivial noise, slow time on either scale.
     - `steps`: training steps, or None for a limit, which has no step size.
     - `params`: pytree of saved parameters.
     - `loss`, `regularizer`, `hessian_trace`: the clean loss, Reg at sigma = 1, and tr H.
-    - `observables`: what the caller asked to measure, by name.
-    - `step_bias`: for stochastic limits, by name of what is measured, an estimate of how far its mean at
-      each time is off because of the finite time step: twice the step on the same noise moved it by as much
-      again. None for other paths.
-    - `uncertainty`: of predictions, what their error is estimated to be. None for other paths.
-    - `hessian_trace_error`: the standard error of tr H where that is estimated from random vectors, as of a
-      loss treated matrix-free, the same all along the path. None where it is exact.
+    - `observables`: the observables of `zeroloss.Saves`, by name.
+    - `step_bias`: for stochastic limits, by name of the measured quantity, an estimate of the error of its
+      mean at each time by the finite time step: the difference to a run with twice the step on the same
+      noise. None for other trajectories.
+    - `uncertainty`: the estimated error of a prediction. None for other trajectories.
+    - `hessian_trace_error`: the standard error of tr H where tr H is estimated from random vectors, for a
+      loss treated matrix-free. The vectors are the same at all times. None where tr H is exact.
     """
 
     ts: Float[np.ndarray, " time"]
@@ -106,21 +106,21 @@ class Trajectory(eqx.Module):
 
 
 class Uncertainty(eqx.Module):
-    """How far a prediction may be from the mean of training.
+    """The distance at which a prediction may be from the mean of training.
 
-    Of the mean parameters, relative to the way from the start:
+    Of the mean parameters, relative to their distance from the start:
 
     - `integration`: from a second integration with a coarser tolerance.
     - `sampling`: standard error of averages over the noise; 0 where they are exact.
-    - `model`: what is left out: of the correction for the spread of the runs its error and half of itself,
-      and of the recursion for mean and covariance the terms of next order, as sampled along the path. NaN
-      means unknown: the sample was not finite.
+    - `model`: the error of the model: the error of the correction for the spread of the runs and half of
+      that correction, and the terms of next order in the recursion for mean and covariance, sampled along
+      the path. NaN means unknown: the sample was not finite.
     - `spread`: root mean square distance of a single run from the mean. It is not an error.
 
-    Of everything that `Trajectory.measured` has, in its own unit:
+    Of each quantity of `Trajectory.measured`, in its own unit:
 
-    - `measured`: by name, a standard error that combines the same three and, for observables, the error of
-      the mean over the fluctuations of single runs. Empty for predictions with replicas, where
+    - `measured`: by name, a standard error that combines the same three errors and, for observables, the
+      error of the mean over the fluctuations of single runs. Empty for predictions with replicas, where
       `Trajectory.mean` has the standard error.
     """
 
@@ -132,7 +132,7 @@ class Uncertainty(eqx.Module):
 
     @property
     def total(self) -> Float[np.ndarray, " time"]:
-        """All three together, as if independent."""
+        """The root of the summed squares of the three errors, as if they were independent."""
         return np.sqrt(self.integration**2 + self.sampling**2 + self.model**2)
 
 

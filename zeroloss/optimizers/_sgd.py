@@ -117,7 +117,7 @@ class SGD(eqx.Module):
         return float(self.sizes(np.unique(np.linspace(0, steps - 1, _SAMPLED).astype(int))).max())
 
     def size(self, step: int) -> float:
-        """The step size at one step, checked as those of `sizes`."""
+        """The step size at one step, checked as in `sizes`."""
         return float(self.sizes(np.array([step]))[0])
 
     def sizes(self, steps: Int[np.ndarray, " times"]) -> np.ndarray:
@@ -135,7 +135,7 @@ class SGD(eqx.Module):
         return sizes
 
     def facts(self, steps: Int[np.ndarray, " times"]) -> dict[str, str]:
-        """What a checkpoint knows it by."""
+        """Fingerprints by which a checkpoint recognizes the optimizer and its step sizes."""
         return dict(
             step_sizes=digest(self.sizes(steps)),
             optimizer=digest((self.momentum, self.weight_decay, self.nesterov)),
@@ -152,5 +152,5 @@ def _schedule(optimizer: SGD, steps: Int[Array, " times"]) -> Array:
 
 
 def as_optimizer(step_size: StepSize) -> SGD:
-    """`step_size` itself if it is an optimizer; otherwise gradient descent with this step size or schedule."""
+    """`step_size` itself if it is an optimizer; otherwise `SGD` with this step size or schedule."""
     return step_size if isinstance(step_size, SGD) else SGD(step_size)

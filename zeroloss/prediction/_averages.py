@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.drifts._expansion import AbstractExpansion
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractGeometry
+from zeroloss.zero_sets import AbstractSpectrum
 
 _BATCH = 32  # draws that are taken side by side
 
@@ -26,14 +26,14 @@ class Averaged(eqx.Module):
 
 
 class AbstractAverage(eqx.Module):
-    """How to average over the noise."""
+    """A way to average the loss over the noise."""
 
     expansion: eqx.AbstractVar[AbstractExpansion]
     sigma: eqx.AbstractVar[Scalar]
 
     @abc.abstractmethod
-    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
-        """The average at w, with `geometry` there; from about `draws` draws where sampled."""
+    def at(self, w: Vector, spectrum: AbstractSpectrum, key: Key[Array, ""], draws: Array) -> Averaged:
+        """The average at w, with `spectrum` there; from about `draws` draws where sampled."""
 
 
 class ExactAverage(AbstractAverage):
@@ -42,9 +42,9 @@ class ExactAverage(AbstractAverage):
     expansion: AbstractExpansion
     sigma: Scalar
 
-    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
+    def at(self, w: Vector, spectrum: AbstractSpectrum, key: Key[Array, ""], draws: Array) -> Averaged:
         def average(w: Vector) -> Scalar:
-            return self.expansion.manifold.loss(w) + self.sigma**2 * self.expansion.regularizer(w)
+            return self.expansion.zero_set.loss(w) + self.sigma**2 * self.expansion.regularizer(w)
 
         loss, gradient = jax.value_and_grad(average)(w)
         return Averaged(loss, gradient, jnp.zeros(()))
@@ -60,8 +60,8 @@ class SampledAverage(AbstractAverage):
     expansion: AbstractExpansion
     sigma: Scalar
 
-    def at(self, w: Vector, geometry: AbstractGeometry, key: Key[Array, ""], draws: Array) -> Averaged:
-        system, params = self.expansion.system, self.expansion.manifold.unravel(w)
+    def at(self, w: Vector, spectrum: AbstractSpectrum, key: Key[Array, ""], draws: Array) -> Averaged:
+        system, params = self.expansion.system, self.expansion.zero_set.unravel(w)
         law = system.noise_law(params)
         zero = law.zeros(w.dtype)
 
@@ -77,7 +77,7 @@ class SampledAverage(AbstractAverage):
 
         def add(index: Array, total: tuple[Scalar, Vector, Scalar]) -> tuple[Scalar, Vector, Scalar]:
             losses, gradients = jax.vmap(one)(jax.random.split(jax.random.fold_in(key, index), _BATCH))
-            tangential = geometry.tangent(gradients.T)
+            tangential = spectrum.tangent(gradients.T)
             return (
                 total[0] + losses.sum(),
                 total[1] + gradients.sum(axis=0),
@@ -89,7 +89,7 @@ class SampledAverage(AbstractAverage):
         loss, gradient, squares = jax.lax.fori_loop(0, batches, add, start)
         draws = batches * _BATCH
         mean = gradient / draws
-        variance = (squares / draws - jnp.sum(geometry.tangent(mean) ** 2)) / (draws - 1)
+        variance = (squares / draws - jnp.sum(spectrum.tangent(mean) ** 2)) / (draws - 1)
         return Averaged(loss / draws, mean, jnp.maximum(variance, 0.0))
 
 
@@ -103,8 +103,8 @@ def average(expansion: AbstractExpansion, w: Vector, sigma: float) -> AbstractAv
 @eqx.filter_jit
 def _third_difference(expansion: AbstractExpansion, w: Vector) -> Scalar:
     """Of L_hat in three random noises of size 1, relative to its size; at w and near it."""
-    system, manifold = expansion.system, expansion.manifold
-    law = system.noise_law(manifold.unravel(w))
+    system, zero_set = expansion.system, expansion.zero_set
+    law = system.noise_law(zero_set.unravel(w))
     keys = jax.random.split(jax.random.key(0), 4)
     a, b, c = (law.unit(law.sample(key, w.dtype)) for key in keys[:3])
 
@@ -112,7 +112,7 @@ def _third_difference(expansion: AbstractExpansion, w: Vector) -> Scalar:
         def loss(*noises: PyTree) -> Scalar:
             zero = law.zeros(w.dtype)
             eta = jax.tree.map(lambda zero, *leaves: sum(leaves, zero), zero, *noises)
-            return system.noisy_loss(manifold.unravel(w), eta)
+            return system.noisy_loss(zero_set.unravel(w), eta)
 
         values = jnp.stack(
             [loss(a, b, c), -loss(a, b), -loss(a, c), -loss(b, c), loss(a), loss(b), loss(c), -loss()]

@@ -1,4 +1,4 @@
-"""How far single training runs scatter along the zero-loss set (docs/prediction.md)."""
+"""The scatter of single training runs along the zero-loss set (docs/prediction.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from zeroloss.prediction._higher_orders import Excess
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
 from zeroloss.systems import Scalar
 
-_SHARED, _OWN = 16, 4  # kicks drawn for all runs together, and for each
+_SHARED, _OWN = 16, 4  # draws of the displacement for all runs together, and for each run
 
 
-def pushes_of(
+def displacements_of_runs(
     mean_path: MeanPath,
     states: State,
     step_size: Scalar,
@@ -23,28 +23,28 @@ def pushes_of(
 ) -> Float[Array, "runs parameters"]:
     """Displacements of the runs of an ensemble along the set, like those of `steps` training steps.
 
-    `states` holds the mean path first. The sum of many independent kicks is Gaussian: some are drawn, and
-    added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is stochastic,
-    the runs stay so near the mean path that its kicks do for all.
+    `states` holds the mean path first. The sum of the displacements of many training steps is Gaussian: some
+    are drawn, and added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is
+    stochastic, the runs stay so near the mean path that the draws at the mean path serve all of them.
     """
     pairs = (states.w.shape[0] - 1) // 2
-    to_kicks, to_weights = jax.random.split(key)
+    to_draws, to_weights = jax.random.split(key)
     draws = _OWN if mean_path.stochastic else _SHARED
     weights = jax.random.normal(to_weights, (pairs, draws)) * jnp.sqrt(steps / (draws - 1))
     weights = jnp.concatenate([weights, -weights])
     if not mean_path.stochastic:
         center = jax.tree.map(lambda leaf: leaf[0], states)
-        return weights @ kicks(mean_path, center, step_size, to_kicks, draws, excess)
-    keys = jax.random.split(to_kicks, pairs)
+        return weights @ draws_of_displacement(mean_path, center, step_size, to_draws, draws, excess)
+    keys = jax.random.split(to_draws, pairs)
 
     def one(state: State, key: Key[Array, ""], weights: Array) -> Vector:
-        return weights @ kicks(mean_path, state, step_size, key, draws, excess)
+        return weights @ draws_of_displacement(mean_path, state, step_size, key, draws, excess)
 
     runs = jax.tree.map(lambda leaf: leaf[1:], states)
     return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), weights)
 
 
-def kicks(
+def draws_of_displacement(
     mean_path: MeanPath,
     state: State,
     step_size: Scalar,
@@ -52,7 +52,7 @@ def kicks(
     draws: int,
     excess: Excess | None = None,
 ) -> Float[Array, "draws parameters"]:
-    """Draws of what one training step adds to the displacement along the set, less their mean.
+    """Draws of the displacement along the set by one training step, less their mean.
 
     Along the set most noises act to second order, through eta and the fluctuation x = Q z of the iterate:
     P_T (grad L_hat(w + x, eta) - grad L(w + x)) is fresh at every step, and 1/2 P_T T[x x^T] is correlated in
@@ -60,37 +60,37 @@ def kicks(
     increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With
     momentum that is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
     """
-    expansion, geometry = mean_path.expansion, state.geometry
-    system, manifold = expansion.system, expansion.manifold
+    expansion, spectrum = mean_path.expansion, state.spectrum
+    system, zero_set = expansion.system, expansion.zero_set
     effective = step_size / (1 - mean_path.optimizer.momentum)
-    decayed = 1 - step_size * relaxation(geometry, excess)
+    decayed = 1 - step_size * relaxation(spectrum, excess)
     rate = 1 - decayed[:, None] * decayed[None, :]
     inverse = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)
 
     def noisy(w: Vector, key: Key[Array, ""]) -> Vector:
-        return flatten(system.noisy_gradient(manifold.unravel(w), key))[0]
+        return flatten(system.noisy_gradient(zero_set.unravel(w), key))[0]
 
     def one(key: Key[Array, ""], z: Array) -> Vector:
-        there = state.w + geometry.embed(z)
-        clean = jax.grad(manifold.loss)
+        there = state.w + spectrum.embed(z)
+        clean = jax.grad(zero_set.loss)
         fresh = noisy(there, key) - clean(there)
-        xi = geometry.coordinates(noisy(state.w, key) - clean(state.w))
+        xi = spectrum.coordinates(noisy(state.w, key) - clean(state.w))
         mixed = jnp.outer(decayed * z, xi)
         weights = inverse * (-step_size * (mixed + mixed.T) / 2 + step_size**2 / 2 * jnp.outer(xi, xi))
-        return fresh + manifold.third_of_normal(state.w, geometry, weights)
+        return fresh + zero_set.third_of_normal(state.w, spectrum, weights)
 
     to_eta, to_z = jax.random.split(key)
     total = jax.vmap(one)(jax.random.split(to_eta, draws), fluctuations(state, to_z, draws))
-    total = geometry.tangent(total.T).T
+    total = spectrum.tangent(total.T).T
     return -effective * (total - total.mean(axis=0))
 
 
 def fluctuations(state: State, key: Key[Array, ""], draws: int) -> Float[Array, "draws q"]:
-    """Draws of the iterate around its mean, normal to the set, in the coordinates of the geometry.
+    """Draws of the iterate around its mean, normal to the set, in the coordinates of the spectrum.
 
-    Close by, a key stands for nearly the same displacement, whatever basis the geometry has there.
+    At neighbouring points a key gives nearly the same displacement, whatever the basis of the spectrum.
     """
     values, vectors = eigh(state.covariance)
     root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
     white = jax.random.normal(key, (state.w.shape[0], draws))
-    return state.geometry.coordinates(white).T @ root
+    return state.spectrum.coordinates(white).T @ root

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Key
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.dynamics._driver import AbstractEvolution, Item
 from zeroloss.prediction._averages import ExactAverage
-from zeroloss.prediction._closure import neglected
 from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._integrator import Integrator, IntegratorState, PathState
 from zeroloss.prediction._mean_path import MeanPath, State
 from zeroloss.prediction._snapshots import MOST_PAIRS, EnsembleSample, Snapshot, item_of
 from zeroloss.prediction._tolerance import Tolerance
+from zeroloss.prediction._truncation import truncation
 from zeroloss.systems import Scalar
 
 PAIRS = 4
@@ -84,7 +84,7 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
         return tuple(each.start() for each in self._integrators)
 
     def position(self, state: tuple[IntegratorState, ...]) -> float:
-        return min(each.path.step for each in state)
+        return float(min(each.path.step for each in state))
 
     def advance(
         self, state: tuple[IntegratorState, ...], target: float, chunk: int
@@ -100,7 +100,7 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
         index = int(np.searchsorted(self._setup.times, time))
         if index in self._checked:
             key = jax.random.fold_in(self._setup.key, index)
-            left_out, excess = neglected(self._setup.mean_path, fine.mean, jnp.asarray(fine.step_size), key)
+            left_out, excess = truncation(self._setup.mean_path, fine.mean, jnp.asarray(fine.step_size), key)
         ensemble, share = sample_of(self._setup, around), 1 / (self._coarser**_ORDER - 1)
         losses, measured, integration_of = {}, {}, {}
         if self._setup.measure is not None:
@@ -144,7 +144,7 @@ class EnsembleEvolution(AbstractEvolution[IntegratorState]):
         return self._integrator.start()
 
     def position(self, state: IntegratorState) -> float:
-        return state.path.step
+        return float(state.path.step)
 
     def advance(self, state: IntegratorState, target: float, chunk: int) -> IntegratorState:
         return self._integrator.advance(state, int(target))
@@ -195,7 +195,7 @@ def without_sampling(mean_path: MeanPath) -> MeanPath:
 
 @eqx.filter_jit
 def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
-    averaged = mean_path.average.at(state.w, state.geometry, key, jnp.asarray(_LOSS_DRAWS))
+    averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(_LOSS_DRAWS))
     return mean_path.losses(state, averaged.loss)
 
 
@@ -206,13 +206,13 @@ def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> d
 
 @eqx.filter_jit
 def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
-    system, unravel = mean_path.expansion.system, mean_path.expansion.manifold.unravel
+    system, unravel = mean_path.expansion.system, mean_path.expansion.zero_set.unravel
     pairs = runs.w.shape[0] // 2
     keys = jax.random.split(key, pairs)
     signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
 
     def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
-        moved = state.geometry.embed(fluctuations(state, key, 1)[0])
+        moved = state.spectrum.embed(fluctuations(state, key, 1)[0])
         perturbation = system.perturbation(unravel(state.w), key)  # part of what training reports
         if perturbation is not None:
             moved = moved + flatten(perturbation)[0]

@@ -1,4 +1,4 @@
-"""What the noise adds to Sigma and to the Hessian beyond first order (docs/prediction.md).
+"""The terms of Sigma and of the Hessian beyond first order in the noise (docs/prediction.md).
 
 To first order in eta the gradient is J^T (r + B eta) / N, with the covariance sigma^2 Sigma, and fluctuations
 relax with H = J^T J / N. But J depends on eta as well. Dropout takes a unit out of J and B together; beside
@@ -22,18 +22,18 @@ from zeroloss.jacobians._jacobian import (
     StructuredJacobians,
 )
 from zeroloss.systems import LeastSquares, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import GramGeometry
+from zeroloss.zero_sets import GramSpectrum
 
 _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
 _FEWEST_DRAWS = 4  # of all examples
 _DRAWS_OF_OUTPUT = 2  # of all examples, for each output: below that, eigenvalues scatter too much
-_NONE = 1e-9  # size of what is beyond first order, relative to the first
+_NONE = 1e-9  # terms beyond first order that are smaller, relative to the first, do not exist
 _ROUNDED = 1e-3
-_NEAR = 1e-2  # |w|: where that is looked at
+_NEAR = 1e-2  # |w|: the distance at which their size is measured
 
 
 class Excess(eqx.Module):
-    """What the noise adds beyond first order at a point: J (...) J^T of each of two d x d matrices.
+    """The terms beyond first order in the noise at a point: J (...) J^T of each of two d x d matrices.
 
     - `noise`: Cov grad L_hat - sigma^2 Sigma.
     - `hessian`: (E[J(eta)^T J(eta)] - J^T J) / N.
@@ -42,17 +42,17 @@ class Excess(eqx.Module):
     noise: Float[Array, "residuals residuals"]
     hessian: Float[Array, "residuals residuals"]
 
-    def covariance(self, geometry: GramGeometry) -> Float[Array, "q q"]:
-        """The addition to the noise, in the coordinates of a geometry close by."""
-        return geometry.scaled_rotation.T @ self.noise @ geometry.scaled_rotation
+    def covariance(self, spectrum: GramSpectrum) -> Float[Array, "q q"]:
+        """The addition to the noise, in the coordinates of a spectrum close by."""
+        return spectrum.scaled_rotation.T @ self.noise @ spectrum.scaled_rotation
 
-    def curvatures(self, geometry: GramGeometry) -> Float[Array, " q"]:
+    def curvatures(self, spectrum: GramSpectrum) -> Float[Array, " q"]:
         """The addition to the Hessian, along each eigenvector of H."""
-        return jnp.sum(geometry.scaled_rotation * (self.hessian @ geometry.scaled_rotation), axis=0)
+        return jnp.sum(spectrum.scaled_rotation * (self.hessian @ spectrum.scaled_rotation), axis=0)
 
 
 class _NoisyResiduals(eqx.Module):
-    """Residuals as a model of examples that hold their noise; noise that examples share is left out."""
+    """Residuals as a model of examples that hold their own noise; noise that examples share is zero."""
 
     system: LeastSquaresSystem
 
@@ -64,7 +64,7 @@ class _NoisyResiduals(eqx.Module):
 
 
 class HigherOrders(eqx.Module):
-    """Estimates `Excess` from draws of the noise that each example has of its own.
+    """Estimates `Excess` from draws of the noise of each example.
 
     The covariances of the examples' gradients add up, so that a few draws for each example are as good as N
     times as many of the whole gradient.
@@ -74,21 +74,21 @@ class HigherOrders(eqx.Module):
     model: _NoisyResiduals
     jacobians: AbstractJacobians
 
-    def at(self, w: Vector, geometry: GramGeometry, key: Key[Array, ""]) -> Excess:
-        """An estimate at w, with `geometry` there.
+    def at(self, w: Vector, spectrum: GramSpectrum, key: Key[Array, ""]) -> Excess:
+        """An estimate at w, with `spectrum` there.
 
         The noise is sum_i Cov[Q^T J_i(eta)^T r_i(eta)] / N^2, with minibatches times E[c_i^2]. Its first
         order, whose covariance is known, is a control variate: the draws scatter as little as eta acts beyond
         it. 1000 / N draws, but at least 4, and 2 for each output. Each costs K(w, w0) and 10 m^3 operations;
         m x m memory.
         """
-        system, params = self.model.system, self.expansion.manifold.unravel(w)
+        system, params = self.model.system, self.expansion.zero_set.unravel(w)
         number, outputs = system.problem.number, system.problem.targets.size // system.problem.number
         draws = max(_FEWEST_DRAWS, _DRAWS_OF_OUTPUT * outputs, -(-_DRAWS_OF_EXAMPLES // number))
         law = system.noise_law(params)
         zero = self._own(law.zeros(jnp.float64))
-        clean, rotation = self._jacobian(w, zero), geometry.scaled_rotation.T
-        rows = geometry.jacobian_coordinates  # Q^T J^T
+        clean, rotation = self._jacobian(w, zero), spectrum.scaled_rotation.T
+        rows = spectrum.jacobian_coordinates  # Q^T J^T
 
         def residuals(own: PyTree) -> Array:
             return self.model(params, self._examples(own))
@@ -123,7 +123,7 @@ class HigherOrders(eqx.Module):
         # As J (...) J^T, which does not depend on the basis and changes little from point to point.
         return Excess(
             rows.T @ (weight / number**2 * noise) @ rows,
-            rows.T @ (hessian / number - jnp.diag(geometry.eigenvalues)) @ rows,
+            rows.T @ (hessian / number - jnp.diag(spectrum.eigenvalues)) @ rows,
         )
 
     def _own(self, eta: PyTree) -> PyTree:
@@ -138,32 +138,32 @@ class HigherOrders(eqx.Module):
 
 
 def higher_orders(expansion: AbstractExpansion, w: Vector) -> HigherOrders | None:
-    """`HigherOrders` of least squares where examples have noise of their own, to which J responds.
+    """`HigherOrders` of least squares where examples have noise of their own and J depends on it.
 
     None for all other systems, and where the Jacobian of the model does not fit into its memory.
     """
     if not isinstance(expansion, LeastSquaresExpansion):
         return None
-    system, manifold = expansion.system, expansion.manifold
+    system, zero_set = expansion.system, expansion.zero_set
     if all(injection.per != "example" for injection in system.injections):
         return None
-    problem, model, params = system.problem, _NoisyResiduals(system), manifold.unravel(w)
+    problem, model, params = system.problem, _NoisyResiduals(system), zero_set.unravel(w)
     own = _own(system, system.noise_law(params).zeros(jnp.float64))
     examples = (problem.inputs, problem.targets, own)
-    if manifold.structure is None:
+    if zero_set.structure is None:
         noisy = LeastSquares(model, examples, problem.targets)
-        jacobians: AbstractJacobians = PerExampleJacobians(noisy, manifold.unravel)
+        jacobians: AbstractJacobians = PerExampleJacobians(noisy, zero_set.unravel)
     else:
-        structure = analyse(model, params, examples, manifold.structure.maker.max_memory)
+        structure = analyse(model, params, examples, zero_set.structure.maker.max_memory)
         if not structure.fits:
             return None
-        jacobians = StructuredJacobians(structure, manifold.unravel)
+        jacobians = StructuredJacobians(structure, zero_set.unravel)
     found = HigherOrders(expansion, model, jacobians)
     return found if _share(expansion, found, w) > _NONE else None
 
 
 def _own(system: LeastSquaresSystem, eta: PyTree) -> PyTree:
-    """The noises that examples have of their own; None in the place of the others."""
+    """The noises that each example draws for itself; None in place of the others."""
     pairs = zip(system.injections, eta, strict=True)
     return tuple(part if injection.per == "example" else None for injection, part in pairs)
 
@@ -176,19 +176,19 @@ def _inputs(jacobians: Any) -> PyTree:
 
 @eqx.filter_jit
 def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> Scalar:
-    """How large the excess is near w, of the noise relative to sigma^2 Sigma, and of the Hessian to H."""
-    manifold = expansion.manifold
+    """The size of the excess near w: of the noise relative to sigma^2 Sigma, of the Hessian relative to H."""
+    zero_set = expansion.zero_set
     near = w + _NEAR * jnp.linalg.norm(w) * jax.random.normal(jax.random.key(0), w.shape) / w.size**0.5
-    geometry = manifold.at(near)
-    excess = found.at(near, geometry, jax.random.key(1))
-    sigma = expansion.system.noise_law(manifold.unravel(near)).sigma
-    noise = sigma**2 * expansion.normal_covariance(near, geometry)
+    spectrum = zero_set.spectrum(near)
+    excess = found.at(near, spectrum, jax.random.key(1))
+    sigma = expansion.system.noise_law(zero_set.unravel(near)).sigma
+    noise = sigma**2 * expansion.normal_covariance(near, spectrum)
 
     # Rounding is that of ||J||^4, also where the noise is much smaller.
-    rounding = _ROUNDED * manifold.jacobians.squared_norm(near) ** 2
+    rounding = _ROUNDED * zero_set.jacobians.squared_norm(near) ** 2
 
     def share(added: Array, to: Array) -> Scalar:
-        rows = geometry.jacobian_coordinates
+        rows = spectrum.jacobian_coordinates
         return jnp.linalg.norm(added) / (jnp.linalg.norm(rows.T @ to @ rows) + rounding)
 
-    return share(excess.noise, noise) + share(excess.hessian, jnp.diag(geometry.eigenvalues))
+    return share(excess.noise, noise) + share(excess.hessian, jnp.diag(spectrum.eigenvalues))

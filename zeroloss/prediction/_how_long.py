@@ -12,7 +12,8 @@ from jaxtyping import Array, PyTree
 from zeroloss._progress import doing, progress_bar
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._drift import drift
-from zeroloss.drifts._verdict import FAST, Verdict, classify, power_of_step_size
+from zeroloss.drifts._slow_time import FAST, power_of_step_size
+from zeroloss.drifts._verdict import Verdict, classify
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import Integrator
@@ -89,9 +90,9 @@ def how_long(
     - `fraction`: of the change from `params` to where the quantity settles, in (0, 1).
     - `value`: a value to reach, in the place of a fraction.
     - `most_steps`: the number of training steps after which to give up.
-    - `rtol`: as in `zeroloss.predict`, a number or a `zeroloss.Tolerance`; with 1e-2 it is up to several times
-      as fast, and good to 1 % or so. Where averages over the noise are sampled, as under weight noise, 1 % is
-      the accuracy at any `rtol`.
+    - `rtol`: as in `zeroloss.predict`, a number or a `zeroloss.Tolerance`; with 1e-2 it is up to several
+      times as fast, and good to 1 % or so. Where averages over the noise are sampled, as under weight noise,
+      1 % is the accuracy at any `rtol`.
 
     **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
     while the number of steps doubles, after no fewer steps than the limit takes, at its initial speed, for a
@@ -172,13 +173,13 @@ def _quantity(
     expansion = mean_path.expansion
     known: dict[str, Any] = {
         "regularizer": expansion.regularizer,
-        "hessian_trace": expansion.manifold.trace,
-        "loss": expansion.manifold.loss,
+        "hessian_trace": expansion.zero_set.trace,
+        "loss": expansion.zero_set.loss,
     }
     if callable(of):
         named = getattr(of, "func", of)  # what eqx.Partial has
         return getattr(named, "__name__", "the quantity"), eqx.filter_jit(
-            lambda w: jnp.asarray(of(expansion.manifold.unravel(w)))
+            lambda w: jnp.asarray(of(expansion.zero_set.unravel(w)))
         )
     if of not in known:
         raise InputError(

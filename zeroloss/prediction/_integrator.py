@@ -1,4 +1,4 @@
-"""Following the mean of training: how many training steps at a time, and when to stop."""
+"""The integrator of the mean of training: how many training steps at a time, and when to stop."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from zeroloss._pytrees import Vector
 from zeroloss.errors import BudgetError, IntegrationError, StabilityError
 from zeroloss.prediction._averages import ExactAverage
-from zeroloss.prediction._ensemble import pushes_of
+from zeroloss.prediction._ensemble import displacements_of_runs
 from zeroloss.prediction._mean_path import MeanPath, Outcome, State
 from zeroloss.zero_sets import length, looks_smooth
 
@@ -51,7 +51,7 @@ class PathState(NamedTuple):
 
     @property
     def runs(self) -> State:
-        """The ensemble: runs kicked one way, then those kicked the opposite way."""
+        """The ensemble: runs displaced one way, then the runs displaced the opposite way."""
         return jax.tree.map(lambda leaf: leaf[1:], self.states)
 
 
@@ -70,7 +70,7 @@ class IntegratorState(NamedTuple):
     """The state of an `Integrator`.
 
     - `path`: the path and its ensemble.
-    - `steps`, `draws`: the training steps that the next step of the integrator stands for, and its draws.
+    - `steps`, `draws`: the number of training steps in the next step of the integrator, and its draws.
     - `taken`, `attempts`: steps of the integrator that were accepted, and all that were tried.
     - `spent`: the cost of each path so far, in gradients of the loss, roughly.
     - `has_kinks`: whether the loss was found to have kinks.
@@ -123,14 +123,14 @@ class Integrator:
         if state.spent >= most:
             raise BudgetError(
                 f"the mean of training was followed to step {path.step:,} of {target:,}; then "
-                f"max_gradients = {most:.3g} was used up. The last step of the integrator stood for "
+                f"max_gradients = {most:.3g} was used up. The last step of the integrator covered "
                 f"{state.steps:,} training steps and cost {cost:,.0f} "
                 "gradients. Raise max_gradients or rtol, or run the training: zeroloss.descend costs one "
                 "gradient a step and replica."
             )
         spent, attempts, has_kinks = state.spent + cost, state.attempts + 1, state.has_kinks
         if attempts % _MANY == 0 and not has_kinks:
-            has_kinks = not looks_smooth(self.mean_path.expansion.manifold, path.mean.w)
+            has_kinks = not looks_smooth(self.mean_path.expansion.zero_set, path.mean.w)
         steps, size = self._within_schedule(path.step, min(state.steps, target - path.step))
         key = jax.random.fold_in(self._key, state.taken)
         states, report = _step(self.mean_path, path.states, self._start, size, steps, key, state.draws)
@@ -217,7 +217,7 @@ def _start(mean_path: MeanPath, w: Vector, count: int) -> State:
 
 
 class _Report(NamedTuple):
-    """What a step tells, in numbers: an `Outcome` of the mean path, in part the worst of all runs.
+    """The numbers of a step: the `Outcome` of the mean path, and in part the worst over all runs.
 
     - `finite`: whether all runs are.
     - `way`: the distance of the mean path from the start, relative to |w|.
@@ -247,8 +247,8 @@ def _step(
     draws: int,
 ) -> tuple[State, _Report]:
     numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
-    states, told = _step_compiled(mean_path, states, start, key, *numbers)
-    return states, _Report(**{name: float(number) for name, number in jax.device_get(told).items()})
+    states, report = _step_compiled(mean_path, states, start, key, *numbers)
+    return states, _Report(**{name: float(number) for name, number in jax.device_get(report).items()})
 
 
 @eqx.filter_jit
@@ -268,17 +268,19 @@ def _step_compiled(
         stepped = mean_path.step(center, size, steps, key, draws, excess=excess)
         stepped = jax.tree.map(lambda leaf: leaf[None], stepped)
     else:
-        pushes = pushes_of(mean_path, states, size, steps, jax.random.fold_in(key, 1), excess)
-        pushes = jnp.concatenate([jnp.zeros_like(states.w[:1]), pushes])
+        displacements = displacements_of_runs(
+            mean_path, states, size, steps, jax.random.fold_in(key, 1), excess
+        )
+        displacements = jnp.concatenate([jnp.zeros_like(states.w[:1]), displacements])
 
         def step(each: tuple[State, Vector]) -> tuple[State, Outcome]:
             # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
             near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
             return mean_path.step(each[0], size, steps, key, draws, each[1], near)
 
-        # One after the other is no slower on a CPU, and much faster to compile.
+        # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.
         stepped = jax.lax.platform_dependent(
-            (states, pushes), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
+            (states, displacements), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
         )
     states, outcomes = stepped
     mean = jax.tree.map(lambda leaf: leaf[0], outcomes)

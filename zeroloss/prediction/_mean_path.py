@@ -12,43 +12,43 @@ from zeroloss.drifts._expansion import AbstractExpansion
 from zeroloss.optimizers import SGD
 from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
-from zeroloss.prediction._recursion import decay, geometric, responses
+from zeroloss.prediction._recursion import decay_of, geometric, responses
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractGeometry, GramGeometry, length
+from zeroloss.zero_sets import AbstractSpectrum, GramSpectrum, length, spectrum_of
 
-_FEWER = 8  # times fewer draws for a change of the force than for the force
+_FEWER = 8  # a change of the force takes so many times fewer draws than the force itself
 _TINY = 1e-300
-_SETTLED = 1e-4  # relative error of the fluctuations under the random Hessian of minibatches
-_MOST_SETTLING = 300  # iterations for them
+# The fluctuations under the random Hessian of minibatches are iterated to this relative error.
+_SETTLED, _MOST_ITERATIONS = 1e-4, 300
 _POWER_TOLERANCE = 1e-5
-_HIGHER = 2  # folded into a key, for draws of their own
+_HIGHER = 2  # folded into a key, so that the draws for higher orders are independent
 
 
 class State(eqx.Module):
     """The mean of the iterates and of their velocity, and the covariance of the iterates around it.
 
-    The covariance is in the coordinates of `geometry`, that at `w` or, to second order, close by: normal to
-    the zero-loss set.
+    The covariance is normal to the zero-loss set, in the coordinates of `spectrum`: the spectrum at `w`, or
+    at a point whose distance from `w` is of second order in the step of the integrator.
     """
 
     w: Vector
     velocity: Vector
     covariance: Float[Array, "q q"]
-    geometry: AbstractGeometry
+    spectrum: AbstractSpectrum
 
 
 class Outcome(eqx.Module):
-    """What a step tells about itself.
+    """The error and the displacement of one step of the integrator.
 
-    - `error`: predicted against corrected end point, or what the difference of their velocities would add to
-      that later, relative to |w|.
-    - `loss_error`: of the expected loss, relative to it. The change of the noise within the step adds to the
-      loss, and is accounted for to first order; the error is taken to be the square of what it adds. Under
-      minibatches it is a tenth of that, since their noise changes with the fluctuations themselves.
+    - `error`: the distance between the predicted and the corrected end point, relative to |w|; or the
+      distance that the difference of their velocities adds later, where that is larger.
+    - `loss_error`: the relative error of the expected loss. The noise changes within the step. That change
+      is accounted for to first order, and the error is the square of its relative effect on the loss; under
+      minibatches a tenth of the effect, since their noise changes with the fluctuations themselves.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
-    - `unsettled`: how far the fluctuations under minibatches are from consistent, relative to themselves.
+    - `unsettled`: the relative error of the iteration for the fluctuations under minibatches.
     - `draw_variance`: the `variance` that a single draw would have added.
     """
 
@@ -63,11 +63,11 @@ class Outcome(eqx.Module):
 
 
 class _Guess(NamedTuple):
-    """The covariance averaged over the steps of an integrator step, while its iteration settles.
+    """One iterate of the covariance averaged over a step of the integrator.
 
-    - `within`, `noise`: the covariance of the fluctuations, and of the gradient noise that goes with it.
-    - `change`: of `within` in the last iteration, relative to it.
-    - `error`: what further iterations would change, from how fast changes fall.
+    - `within`, `noise`: the covariance of the fluctuations, and of the gradient noise that they cause.
+    - `change`: the relative change of `within` in the last iteration.
+    - `error`: the relative change that all further iterations would add, if changes fall geometrically.
     """
 
     within: Float[Array, "q q"]
@@ -77,21 +77,37 @@ class _Guess(NamedTuple):
     iterations: Int[Array, ""]
 
 
+class _Covariances(NamedTuple):
+    """Covariances over a step of the integrator.
+
+    - `within`, `after`: of the iterates, averaged over the training steps, and after them.
+    - `noise`: of the gradient noise at the point.
+    - `grown`: the part of `after` that comes from the growth of the noise within the step.
+    - `unsettled`: the relative error of the iteration under minibatches.
+    """
+
+    within: Float[Array, "q q"]
+    after: Float[Array, "q q"]
+    noise: Float[Array, "q q"]
+    grown: Float[Array, "q q"]
+    unsettled: Scalar
+
+
 class MeanPath(eqx.Module):
-    """Steps n training steps at once with the recursion of the linear part, corrected once.
+    """The mean of training and the covariance around it, advanced by n training steps at once.
 
     w_{k+1} = w_k - alpha (grad L_bar(w_k) + 1/2 T[C_k]),
     C_{k+1} = (I - alpha H) C_k (I - alpha H) + alpha^2 Sigma,
 
-    the mean and covariance of training to leading order in the fluctuations. Linear along the eigenvectors of
-    the Gauss-Newton Hessian and solved exactly there; what is left is integrated to second order, a
-    predictor and a corrector with the force growing linearly between them (exponential Runge-Kutta, Hochbruck
-    and Ostermann 2010, with the discrete recursion in the place of the exponential). The corrector takes
-    the eigenvectors where the predictor ends: on a curved set, what has left it there would otherwise
-    act along it, the more the smaller sigma is. At n = 1 it is the recursion itself. Costs 2 geometries, 2
-    averages and 2 T[C].
+    is the recursion, to leading order in the fluctuations. Its linear part, along the eigenvectors of the
+    Gauss-Newton Hessian, is solved exactly. The rest of the force is integrated to second order: a predictor
+    takes it as constant, a corrector lets it grow linearly to its value at the predicted point (exponential
+    Runge-Kutta, Hochbruck and Ostermann 2010, with the discrete recursion in place of the exponential). The
+    corrector takes the eigenvectors at the predicted point. On a curved set those of the start would turn the
+    force that pulls the predicted point back to the set into a force along it, which is large where sigma is
+    small. At n = 1 a step is the recursion itself. It costs 2 spectra, 2 averages and 2 T[C].
 
-    With `higher_orders`, the Sigma and H of the covariance hold what the noise adds beyond first order.
+    With `higher_orders`, Sigma and H hold terms of the noise beyond first order.
     """
 
     expansion: AbstractExpansion
@@ -101,10 +117,10 @@ class MeanPath(eqx.Module):
     stochastic: bool = eqx.field(static=True)
 
     def start(self, w: Vector) -> State:
-        """At w, at rest, without fluctuations."""
-        geometry = self.expansion.manifold.at(w)
-        size = geometry.eigenvalues.shape[0]
-        return State(w, jnp.zeros_like(w), jnp.zeros((size, size)), geometry)
+        """The state at w, at rest, without fluctuations."""
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        size = spectrum.eigenvalues.shape[0]
+        return State(w, jnp.zeros_like(w), jnp.zeros((size, size)), spectrum)
 
     def step(
         self,
@@ -113,137 +129,136 @@ class MeanPath(eqx.Module):
         steps: Int[Array, ""],
         key: Key[Array, ""],
         draws: Array,
-        kick: Vector | float = 0.0,
+        displacement: Vector | float = 0.0,
         excess: Excess | None = None,
     ) -> tuple[State, Outcome]:
-        """`steps` training steps at `step_size`, after a `kick`.
+        """`steps` training steps at `step_size`, after a `displacement` along the set.
 
-        The kick comes first, so that the steps bring back to the set what has left it along a tangent.
-        `excess` is that of a point close by.
+        The displacement comes first: it leaves a curved set along a tangent, and the steps lead back to it.
+        `excess` comes from a point close by.
         """
-        decayed, manifold = self.optimizer.weight_decay, self.expansion.manifold
-        state = self._kicked(state, kick)
-        geometry = state.geometry
-        curvatures = jnp.append(geometry.eigenvalues + decayed, decayed)
+        decayed, zero_set = self.optimizer.weight_decay, self.expansion.zero_set
+        state = self._displaced(state, displacement)
+        spectrum = state.spectrum
+        curvatures = jnp.append(spectrum.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
-        within, _, noise, _, unsettled = self._fluctuate(
-            state.w, geometry, state.covariance, step_size, steps, None, excess
-        )
-        averaged = self.average.at(state.w, geometry, key, draws)
-        turned = self._turned(state.w, geometry, within, step_size)
-        force = averaged.gradient + decayed * state.w + turned
-        moved = _apply(geometry, position.velocity, state.velocity) + _apply(geometry, position.force, force)
+        here = self._covariances(state.w, spectrum, state.covariance, step_size, steps, None, excess)
+        averaged = self.average.at(state.w, spectrum, key, draws)
+        second = self._covariance_force(state.w, spectrum, here.within, step_size)
+        force = averaged.gradient + decayed * state.w + second
+        moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
 
-        ahead = manifold.at(predicted)
-        rotation = ahead.rotation_from(geometry)
-        covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, noise)
-        within, after, _, added, _ = self._fluctuate(
-            predicted, ahead, covariance, step_size, steps, noise, excess
-        )
+        ahead = spectrum_of(zero_set, predicted)
+        rotation = ahead.rotation_from(spectrum)
+        covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, here.noise)
+        then = self._covariances(predicted, ahead, covariance, step_size, steps, noise, excess)
         # The same draws on both sides: their difference is smooth, and a few of them show it.
         few = (draws + _FEWER - 1) // _FEWER
-        here = self.average.at(state.w, geometry, key, few)
-        then = self.average.at(predicted, ahead, key, few)
-        turned_then = self._turned(predicted, ahead, within, step_size)
-        linear = geometry.embed(geometry.eigenvalues * geometry.coordinates(moved))
-        change = then.gradient - here.gradient + turned_then - turned - linear
-        # Along the eigenvectors ahead, so that nothing of what pulls back to the set there acts along it.
+        few_here = self.average.at(state.w, spectrum, key, few).gradient
+        few_then = self.average.at(predicted, ahead, key, few).gradient
+        second_then = self._covariance_force(predicted, ahead, then.within, step_size)
+        linear = spectrum.embed(spectrum.eigenvalues * spectrum.coordinates(moved))
+        change = few_then - few_here + second_then - second - linear
+        # Along the eigenvectors ahead: there the force back to the set has no part along it.
         curvatures = jnp.append(ahead.eigenvalues + decayed, decayed)
         position_then, velocity_then = responses(self.optimizer, step_size, curvatures, steps)
         correction = _apply(ahead, position_then.ramp, change)
         w = predicted + correction
         speed_correction = _apply(ahead, velocity_then.ramp, change)
         speed = (
-            _apply(geometry, velocity.velocity, state.velocity)
-            + _apply(geometry, velocity.force, force)
+            _apply(spectrum, velocity.velocity, state.velocity)
+            + _apply(spectrum, velocity.force, force)
             + speed_correction
         )
-        # What the velocity is wrong by goes on to move the iterate by this much after the step.
+        # The error of the velocity moves the iterate by this much after the step.
         afterwards = step_size * self.optimizer.momentum / (1 - self.optimizer.momentum) * speed_correction
-        gradient_then = averaged.gradient + then.gradient - here.gradient
+        gradient_then = averaged.gradient + few_then - few_here
         half = position.force[-1] / 2
         sampling_variance = position.force[-1] ** 2 * averaged.variance
-        fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(after))
-        loss = manifold.loss(w) + jnp.abs(fluctuating)
-        grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(added))) / jnp.maximum(loss, _TINY)
+        fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(then.after))
+        loss = zero_set.loss(w) + jnp.abs(fluctuating)
+        grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(then.grown))) / jnp.maximum(loss, _TINY)
         stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
         outcome = Outcome(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / length(w),
             loss_error=grown / 10 if self._has_minibatch else grown**2,
             variance=sampling_variance,
-            first=half * (geometry.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
-            second=half * (geometry.tangent(turned) + ahead.tangent(turned_then)),
+            first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
+            second=half * (spectrum.tangent(second) + ahead.tangent(second_then)),
             sharpness=step_size * jnp.max(stiffest) / self.optimizer.stability_limit,
-            unsettled=unsettled,
+            unsettled=here.unsettled,
             draw_variance=sampling_variance * draws,
         )
-        return State(w, speed, after, ahead), outcome
+        return State(w, speed, then.after, ahead), outcome
 
     def excess_at(self, state: State, key: Key[Array, ""]) -> Excess | None:
-        """What the noise adds beyond first order; None where nothing is known to be added."""
+        """The terms of the noise beyond first order; None where there are none."""
         if self.higher_orders is None:
             return None
-        assert isinstance(state.geometry, GramGeometry)
-        return self.higher_orders.at(state.w, state.geometry, jax.random.fold_in(key, _HIGHER))
+        assert isinstance(state.spectrum, GramSpectrum)
+        return self.higher_orders.at(state.w, state.spectrum, jax.random.fold_in(key, _HIGHER))
 
-    def _kicked(self, state: State, kick: Vector | float) -> State:
-        w = state.w + kick
-        geometry = self.expansion.manifold.at(w)
-        covariance = _rotate(geometry.rotation_from(state.geometry), state.covariance)
-        return State(w, state.velocity, covariance, geometry)
+    def _displaced(self, state: State, displacement: Vector | float) -> State:
+        """The state at a point moved by `displacement`, with its covariance in the coordinates there."""
+        w = state.w + displacement
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        covariance = _rotate(spectrum.rotation_from(state.spectrum), state.covariance)
+        return State(w, state.velocity, covariance, spectrum)
 
-    def _turned(
-        self, w: Vector, geometry: AbstractGeometry, covariance: Float[Array, "q q"], step_size: Scalar
+    def _covariance_force(
+        self, w: Vector, spectrum: AbstractSpectrum, covariance: Float[Array, "q q"], step_size: Scalar
     ) -> Vector:
         """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
 
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
         """
-        manifold = self.expansion.manifold
-        force = 0.5 * manifold.third_of_normal(w, geometry, covariance)
+        zero_set = self.expansion.zero_set
+        force = 0.5 * zero_set.third_of_normal(w, spectrum, covariance)
         if not self.stochastic:
             return force
-        left = geometry.embed(jnp.diag(geometry.inverses))
-        common = self.expansion.tangential_covariance(w, geometry)
+        left = spectrum.embed(jnp.diag(spectrum.inverses))
+        common = self.expansion.tangential_covariance(w, spectrum)
         effective = step_size / (1 - self.optimizer.momentum)
-        return force + effective * self.average.sigma**2 * manifold.third(w, left, common)
+        return force + effective * self.average.sigma**2 * zero_set.third(w, left, common)
 
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""
-        fluctuating = 0.5 * jnp.sum(state.geometry.eigenvalues * jnp.diag(state.covariance))
+        fluctuating = 0.5 * jnp.sum(state.spectrum.eigenvalues * jnp.diag(state.covariance))
         # Anti-correlated noise is part of the parameters that training reports.
         shifted = any(
             injection.as_increments for injection in getattr(self.expansion.system, "injections", ())
         )
-        clean = averaged_loss if shifted else self.expansion.manifold.loss(state.w)
+        clean = averaged_loss if shifted else self.expansion.zero_set.loss(state.w)
         return {"loss": clean + fluctuating, "noisy_loss": averaged_loss + fluctuating}
 
-    def _fluctuate(
+    def _covariances(
         self,
         w: Vector,
-        geometry: AbstractGeometry,
+        spectrum: AbstractSpectrum,
         covariance: Float[Array, "q q"],
         step_size: Scalar,
         steps: Int[Array, ""],
         noise_before: Float[Array, "q q"] | None,
         excess: Excess | None,
-    ) -> tuple[Array, Array, Array, Array, Scalar]:
-        """The covariance on average over the steps, and after them; the covariance of the gradient noise.
+    ) -> _Covariances:
+        """The covariances over `steps` training steps from `covariance` on.
 
-        With `noise_before` the noise grows from that to what it is at w; last but one, what that adds.
+        With `noise_before` the noise grows linearly from that to the noise at w.
         """
         expansion, sigma = self.expansion, self.average.sigma
-        own = sigma**2 * expansion.normal_covariance(w, geometry)
+        own = sigma**2 * expansion.normal_covariance(w, spectrum)
         if excess is not None:
-            assert isinstance(geometry, GramGeometry)
-            own = own + excess.covariance(geometry)
-        law = decay(self.optimizer, step_size, relaxation(geometry, excess) + self.optimizer.weight_decay)
-        sums = geometric(law.rate, steps)
+            assert isinstance(spectrum, GramSpectrum)
+            own = own + excess.covariance(spectrum)
+        decay = decay_of(
+            self.optimizer, step_size, relaxation(spectrum, excess) + self.optimizer.weight_decay
+        )
+        sums = geometric(decay.rate, steps)
 
         def improve(guess: _Guess) -> _Guess:
-            noise = own + expansion.excess_covariance(w, geometry, guess.within)
-            new = sums.constant / steps * covariance + sums.ramp * law.gain * noise
+            noise = own + expansion.excess_covariance(w, spectrum, guess.within)
+            new = sums.constant / steps * covariance + sums.ramp * decay.gain * noise
             change = jnp.linalg.norm(new - guess.within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
             ratio = jnp.minimum(change / jnp.maximum(guess.change, _TINY), 1 - 1e-6)
             return _Guess(new, noise, change, change * ratio / (1 - ratio), guess.iterations + 1)
@@ -251,44 +266,46 @@ class MeanPath(eqx.Module):
         def unfinished(guess: _Guess) -> Array:
             return (guess.error > _SETTLED) & (guess.iterations < most)
 
-        # Each iteration takes the noise to be that of the fluctuations before, and errs by a fraction of what
-        # the one before did. Without minibatches the first is exact.
-        most = _MOST_SETTLING if self._has_minibatch else 1
-        # No change before the first: its ratio tells nothing, and counts as slow.
+        # Each iteration computes the noise from the fluctuations of the last one, and its error is a fraction
+        # of the last error. Without minibatches the noise does not depend on the fluctuations.
+        most = _MOST_ITERATIONS if self._has_minibatch else 1
+        # The first change has no predecessor: its ratio is set to 1, which never stops the iteration.
         start = _Guess(covariance, own, jnp.zeros(()), jnp.asarray(jnp.inf), jnp.asarray(0))
         within, noise, _, unsettled, _ = jax.lax.while_loop(unfinished, improve, start)
         before = noise if noise_before is None else noise_before
-        grown = law.gain * sums.ramp * (noise - before)
-        after = sums.power * covariance + law.gain * sums.constant * before + grown
-        return within, after, noise, grown, unsettled if self._has_minibatch else jnp.zeros(())
+        grown = decay.gain * sums.ramp * (noise - before)
+        after = sums.power * covariance + decay.gain * sums.constant * before + grown
+        unsettled = unsettled if self._has_minibatch else jnp.zeros(())
+        return _Covariances(within, after, noise, grown, unsettled)
 
     def amplification(self, w: Vector, step_size: Scalar) -> Scalar:
-        """How much the random Hessian of minibatches makes of the fluctuations, in mean square.
+        """The factor by which the random Hessian of minibatches multiplies the variance of the iterates.
 
-        The largest eigenvalue of C -> (gain / rate) o E[(H_B - H) C (H_B - H)], by power iteration. Below 1
-        training on batches is stable in mean square; beyond, the variance of its iterates grows from step to
-        step. 0 without minibatches. Costs an iteration of 4 products of m x m matrices, at most 300 times.
+        It is the largest eigenvalue of C -> (gain / rate) o E[(H_B - H) C (H_B - H)], by power iteration.
+        Below 1 training on batches is stable in mean square; above 1 the variance of the iterates grows from
+        step to step. 0 without minibatches. An iteration costs 4 products of m x m matrices; there are at
+        most 300.
         """
         if not self._has_minibatch:
             return jnp.zeros(())
-        geometry = self.expansion.manifold.at(w)
-        law = decay(self.optimizer, step_size, geometry.eigenvalues + self.optimizer.weight_decay)
-        response = jnp.where(law.rate > 0, law.gain / jnp.where(law.rate > 0, law.rate, 1.0), 0.0)
-        still = self.expansion.excess_covariance(w, geometry, jnp.zeros_like(response))
+        spectrum = spectrum_of(self.expansion.zero_set, w)
+        decay = decay_of(self.optimizer, step_size, spectrum.eigenvalues + self.optimizer.weight_decay)
+        response = jnp.where(decay.rate > 0, decay.gain / jnp.where(decay.rate > 0, decay.rate, 1.0), 0.0)
+        constant = self.expansion.excess_covariance(w, spectrum, jnp.zeros_like(response))
 
         def improve(state: tuple[Array, Scalar, Scalar, Array]) -> tuple[Array, Scalar, Scalar, Array]:
             covariance, _, before, count = state
-            image = response * (self.expansion.excess_covariance(w, geometry, covariance) - still)
+            image = response * (self.expansion.excess_covariance(w, spectrum, covariance) - constant)
             norm = jnp.linalg.norm(image)
             return image / jnp.maximum(norm, _TINY), before, norm, count + 1
 
         def unfinished(state: tuple[Array, Scalar, Scalar, Array]) -> Array:
             _, before, now, count = state
             settled = (count > 1) & (jnp.abs(now - before) <= _POWER_TOLERANCE * now)
-            return ~settled & (count < _MOST_SETTLING)
+            return ~settled & (count < _MOST_ITERATIONS)
 
-        size = geometry.eigenvalues.shape[0]
-        # The map keeps covariances positive, so that the identity has a share in its leading eigenvector.
+        size = spectrum.eigenvalues.shape[0]
+        # The map keeps covariances positive, so the identity is not orthogonal to its leading eigenvector.
         start = (jnp.eye(size) / size**0.5, jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[2]
 
@@ -297,18 +314,18 @@ class MeanPath(eqx.Module):
         return getattr(self.expansion.system, "minibatch", None) is not None
 
 
-def relaxation(geometry: AbstractGeometry, excess: Excess | None) -> Float[Array, " q"]:
-    """The curvatures that fluctuations relax with: those of H, and what the noise adds to them."""
+def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array, " q"]:
+    """The curvatures with which fluctuations relax: the eigenvalues of H, and the addition by the noise."""
     if excess is None:
-        return geometry.eigenvalues
-    assert isinstance(geometry, GramGeometry)
-    return jnp.maximum(geometry.eigenvalues + excess.curvatures(geometry), 0.0)
+        return spectrum.eigenvalues
+    assert isinstance(spectrum, GramSpectrum)
+    return jnp.maximum(spectrum.eigenvalues + excess.curvatures(spectrum), 0.0)
 
 
-def _apply(geometry: AbstractGeometry, factors: Array, vector: Vector) -> Vector:
+def _apply(spectrum: AbstractSpectrum, factors: Array, vector: Vector) -> Vector:
     """Multiply a vector by factors for each normal mode, and by the last factor along the set."""
     along = factors[-1]
-    return along * vector + geometry.embed((factors[:-1] - along) * geometry.coordinates(vector))
+    return along * vector + spectrum.embed((factors[:-1] - along) * spectrum.coordinates(vector))
 
 
 def _rotate(rotation: Array, covariance: Array) -> Array:

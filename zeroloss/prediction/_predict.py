@@ -1,4 +1,4 @@
-"""What a real training run does, at its own step size and noise, without running it (docs/prediction.md)."""
+"""The prediction of a real training run, at its own step size and noise (docs/prediction.md)."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ from zeroloss.prediction._snapshots import (
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import GramManifold, largest_eigenvalue, locate, manifold_of, project
+from zeroloss.zero_sets import GramZeroSet, largest_eigenvalue, locate, project, zero_set_of
 
 _PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
@@ -73,14 +73,14 @@ def predict(
 
     with L_bar(w) = E L_hat(w, eta) at the sigma of the system, and with minibatches their random Hessian
     (theory.md, section 5; docs/prediction.md), many training steps at a time, from any start: the fast phase,
-    down to the zero-loss set, is part of the prediction. Around that mean path a small ensemble is kicked
-    along the set as training is, for what the spread of the runs makes of their mean.
+    down to the zero-loss set, is part of the prediction. A small ensemble around that mean path is displaced
+    along the set as training runs are. It shows how the spread of the runs changes their mean.
 
     **Arguments:**
 
     - `system`, `params`: a system and any start.
-    - `step_size`, `steps`, `checkpoint`: those of the training, as in `zeroloss.descend`: `step_size` may be a
-      schedule or an optimizer, `steps` a `zeroloss.Saves`.
+    - `step_size`, `steps`, `checkpoint`: as in `zeroloss.descend`: `step_size` may be a schedule or an
+      optimizer, `steps` a `zeroloss.Saves`.
     - `rtol`: the relative accuracy of the integrator; or a `zeroloss.Tolerance`, which also bounds the cost.
     - `key`: of the ensemble, and of averages over the noise where they have to be sampled, which is where the
       loss is not quadratic in it. By default a fixed one.
@@ -104,7 +104,7 @@ def predict(
     mean. If it does, an ensemble of 8 runs of half as many is enlarged, up to 32, until its mean is known
     to 0.2 percent of the way; or there are `replicas` runs. A sampled average takes at least 64 draws, and as
     many as keep the error of sampling at half a percent, unless they cost more than a hundredth of what is
-    left of `max_gradients`. Memory: three m x m matrices, and J or what stands for it, for every run; and two
+    left of `max_gradients`. Memory: three m x m matrices, and J, or its factors, for every run; and two
     sets of parameters of every run for every time saved.
     """
     saves, tolerance = as_saves(steps), as_tolerance(rtol)
@@ -204,14 +204,14 @@ def mean_path_of(system: AbstractSystem, params: PyTree, optimizer: SGD) -> tupl
     weight noise is H eta to first order, which is normal to the set on it, but H has full rank beside it.
     """
     w, unravel = flatten(params)
-    manifold, on_set = manifold_of(system, w, unravel), w
-    if not isinstance(manifold, GramManifold):
-        manifold, on_set = locate(system, project(system, params))
-    elif expand(system, manifold).moving_law(w) is not None:
+    zero_set, on_set = zero_set_of(system, w, unravel), w
+    if not isinstance(zero_set, GramZeroSet):
+        zero_set, on_set = locate(system, project(system, params))
+    elif expand(system, zero_set).tangential_law(w) is not None:
         # Without a zero-loss set that is regular, the start has to do.
         with contextlib.suppress(NotReachedError, RankError, LossError):
             on_set = flatten(project(system, params))[0]
-    expansion = expand(system, manifold)
+    expansion = expand(system, zero_set)
     averaged = average(expansion, w, system.noise_law(params).sigma)
     higher = higher_orders(expansion, w)
     along = _share_along_the_set(expansion, on_set)
@@ -266,8 +266,8 @@ def _amplification(mean_path: MeanPath, w: Vector, step_size: Scalar) -> Scalar:
 @eqx.filter_jit
 def _share_along_the_set(expansion: AbstractExpansion, w: Vector) -> Scalar:
     """Tr P_T Sigma P_T / tr Sigma at a point of the set."""
-    if expansion.moving_law(w) is None:
+    if expansion.tangential_law(w) is None:
         return jnp.zeros(())
     total = expansion.total_variance(w)
-    along = expansion.tangential_variance(w, expansion.manifold.spaces(w))
+    along = expansion.tangential_variance(w, expansion.zero_set.spaces(w))
     return along / jnp.where(total > 0, total, 1.0)

@@ -1,8 +1,8 @@
 """Many training steps at once, for the linear part of training (docs/prediction.md).
 
-Along an eigenvector of the Hessian one step is a linear recursion, and n of them are one too. At n = 1 what
-is here is the training step itself, for large n it is the relaxation onto the zero-loss set; no step
-size, eigenvalue or number of steps is too stiff for it.
+Along an eigenvector of the Hessian one training step is a linear recursion, and so are n of them. At n = 1
+the formulas are the training step itself; for large n they are the relaxation onto the zero-loss set. They
+are exact for every stable step size, eigenvalue and number of steps, however stiff.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,12 @@ from jaxtyping import Array, Float, Int
 from zeroloss.optimizers import SGD
 from zeroloss.systems import Scalar
 
-_BITS = 50  # of a number of steps
 _SMALL = 1e-3
 _TINY = 1e-300
 
 
 class Response(NamedTuple):
-    """What n steps make of a velocity, a constant force, and a force that grows like j / n, per mode."""
+    """The result of n steps with unit velocity, unit force, and a force that grows like j / n, per mode."""
 
     velocity: Float[Array, " modes"]
     force: Float[Array, " modes"]
@@ -37,7 +36,7 @@ def responses(
     """
     beta, zero = optimizer.momentum, jnp.zeros_like(curvatures)
     one = jnp.ones_like(curvatures)
-    # State (x, v, force, slope of the force, what the slope has added up to).
+    # The state is (x, v, force, slope of the force, sum of the slopes so far).
     forced = [curvatures, beta * one, one, zero, one]
     if optimizer.nesterov:
         lookahead = [(1 + beta) * curvatures, beta**2 * one, (1 + beta) * one, zero, (1 + beta) * one]
@@ -79,12 +78,12 @@ class Decay(NamedTuple):
     gain: Float[Array, "modes modes"]
 
 
-def decay(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
-    """How the covariance of the iterates decays, and what gradient noise of covariance S adds to it.
+def decay_of(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
+    """The decay of the covariance of the iterates, and its growth by gradient noise of covariance S.
 
     Without momentum rate = l_i + l_j - l_i l_j with l = step_size * curvature, and gain = step_size^2: the
     Stein equation of theory.md, section 5. With momentum gain / rate is the exact stationary covariance of
-    the iteration, and the rate that of its slower root (docs/prediction.md).
+    the iteration, and the rate is the rate of its slower root (docs/prediction.md).
     """
     l = step_size * curvatures  # noqa: E741
     if not optimizer.has_momentum:
@@ -107,7 +106,7 @@ def decay(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"])
     noise = now**2 + before**2 + (ai + aj) * cross - cross * (ai * bj * (1 - bi) + bi * aj * (1 - bj)) / both
     if optimizer.nesterov:
         kept = 1 - ai * aj - bi * bj + (ai * bj * (ai - bi * aj) + bi * aj * (aj - bj * ai)) / both
-    else:  # the same, without its cancellation for small curvatures
+    else:  # the same formula without cancellation for small curvatures
         li, lj = l[:, None], l[None, :]
         kept = (1 - beta) * (li + lj - li * lj / (1 + beta)) + beta * (li - lj) ** 2 / (1 - beta**2)
     floor = jnp.where(kept > _TINY, kept, 1.0)

@@ -1,4 +1,4 @@
-"""The states of a prediction at the times saved, and the mean of training that they add up to."""
+"""The states of a prediction at the times saved, and the mean of training computed from them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ class EnsembleSample(NamedTuple):
     """An ensemble and the mean path in its midst, at a time saved.
 
     - `mean`, `mean_losses`, `mean_measured`: of the mean path, with averages to second order in the noise.
-    - `runs`: runs kicked one way, then those kicked the opposite way; `drawn` with fluctuations normal to
-      the set, as draws of single runs; `losses` of each, `normal` the trace of its covariance.
+    - `runs`: runs displaced one way, then the runs displaced the opposite way; `drawn` with fluctuations
+      normal to the set, as draws of single runs; `losses` of each, `normal` the trace of its covariance.
     - `runs_measured`: what is measured at `runs`; `drawn_measured` at draws of fluctuations around them, of
       which `drawn` are the first.
     """
@@ -118,7 +118,7 @@ def snapshot_of(item: Item) -> Snapshot:
 
 
 def _fields(record: Any, item: Item) -> dict[str, Any]:
-    """The fields of a record; those that are not arrays are dictionaries, perhaps empty ones."""
+    """The fields of a record; a field without arrays is an empty dictionary."""
     fields: dict[str, Any] = {name: item.get(name, {}) for name in record._fields}
     for path, value in item.items():
         name, slash, rest = path.partition("/")
@@ -166,7 +166,7 @@ def mean(snapshot: Snapshot) -> tuple[Vector, dict[str, Any]]:
 
 
 def correction_of(snapshot: Snapshot) -> tuple[np.ndarray, float]:
-    """What the spread adds to the mean, and the squared standard error of that.
+    """The correction of the mean for the spread of the runs, and its squared standard error.
 
     Shrunk by as much of its square as is due to its error (James and Stein 1961).
     """

@@ -14,7 +14,7 @@ from zeroloss.zero_sets import length
 
 _SMALLEST_WAY = 1e-6  # |w|: of less there is nothing to predict
 _UNRELIABLE, _WIDE = 0.05, 0.3  # shares of the way: errors and spreads beyond both are refused
-_NEXT_ORDER = 0.5  # what the spread's effect on the mean leaves out, relative to itself
+_NEXT_ORDER = 0.5  # the next order of the correction for the spread, relative to the correction
 
 
 def check_spread(start: Vector, snapshots: list[Snapshot], path: Trajectory, steps: int) -> None:
@@ -22,7 +22,7 @@ def check_spread(start: Vector, snapshots: list[Snapshot], path: Trajectory, ste
     assert path.uncertainty is not None
     ways = np.array([np.linalg.norm(snapshot.mean - start) for snapshot in snapshots])
     parts = (path.uncertainty.integration, path.uncertainty.sampling, path.uncertainty.model)
-    errors = np.sqrt(np.nansum(np.square(parts), axis=0)) * ways  # of those that are known
+    errors = np.sqrt(np.nansum(np.square(parts), axis=0)) * ways  # without unknown parts
     spreads = path.uncertainty.spread * ways
     longest = ways.max()
     refused = (errors > _UNRELIABLE * longest) & (spreads > _WIDE * longest)
@@ -44,7 +44,7 @@ def uncertainty(
     start: Vector, snapshots: list[Snapshot], measure: Callable[[Array], dict[str, np.ndarray]]
 ) -> Uncertainty:
     steps = np.array([snapshot.step for snapshot in snapshots], float)
-    # What is wrong in one step is taken to be neither undone nor enlarged by later ones.
+    # Later steps are assumed neither to undo nor to enlarge the error of one step.
     moved = _added_up(steps, _interpolated(steps, np.array([snapshot.left_out for snapshot in snapshots])))
     excess = _interpolated(steps, np.array([snapshot.excess for snapshot in snapshots]))
     rows = [
@@ -114,9 +114,9 @@ def _one_error(snapshot: Snapshot, name: str, left_out: float, excess: float) ->
         coarse, at_runs = ensemble.mean_measured[name], ensemble.runs_measured[name]
         drawn = ensemble.drawn_measured[name]
     spread = ensemble.variance_along**0.5
-    # Errors of sampled averages point where the kicks of the runs do.
+    # Errors of sampled averages have the directions of the displacements of the runs.
     sampling = at_runs.std() * float(snapshot.variance) ** 0.5 / spread if spread > 0 else 0.0
-    # The parts of a pair's two values that are odd in its kicks and fluctuations cancel.
+    # The parts of a pair's two values that are odd in its displacements and fluctuations cancel.
     even = (drawn[:pairs] + drawn[pairs:]) / 2
     between = even.mean(axis=1).std(ddof=1) / np.sqrt(pairs) if pairs > 1 else abs(even.mean() - coarse)
     within = even.std(ddof=1) / np.sqrt(even.size) if even.size > 1 else 0.0

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from zeroloss.drifts._verdict import slow_time
+from zeroloss.drifts._slow_time import slow_time
 from zeroloss.report._labels import label_of, quantities
 from zeroloss.report._numbers import greek, number
 from zeroloss.runs._table import over_replicas, plain, reading_order

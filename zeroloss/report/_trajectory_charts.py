@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from zeroloss.drifts._verdict import FAST, SLOW
+from zeroloss.drifts._slow_time import FAST, SLOW
 from zeroloss.report._charts import ROUNDING
 from zeroloss.report._html import Entry
 from zeroloss.report._labels import is_slow, kind_in_words, label_of, noise_in_words, sentence_start, speed

@@ -14,12 +14,11 @@ from jaxtyping import Array, Float, PyTree
 from zeroloss._pytrees import flatten
 from zeroloss.dynamics import Trajectory
 from zeroloss.dynamics._trajectory import flat_trajectories
-from zeroloss.errors import UnsupportedError, ZerolossError
+from zeroloss.errors import ZerolossError
 from zeroloss.problems import Problem
 from zeroloss.runs._folder import column
 from zeroloss.systems import AbstractSystem, LeastSquares
-from zeroloss.zero_sets import GramManifold, manifold_of, project
-from zeroloss.zero_sets._selection import geometry_at
+from zeroloss.zero_sets import project, spectrum_at, zero_set_of
 
 VIEWS = SPECTRUM, FUNCTION, SET = "spectrum", "function", "zero_loss_set"
 
@@ -83,11 +82,9 @@ def _spectrum(system: AbstractSystem, path: Trajectory) -> xr.Dataset | None:
 
 def _eigenvalues(system: AbstractSystem, point: PyTree) -> Float[np.ndarray, " rank"]:
     w, unravel = flatten(point)
-    manifold = manifold_of(system, w, unravel)
-    if isinstance(manifold, GramManifold) and manifold.matrix_free:
-        raise UnsupportedError("a problem that is treated matrix-free has no spectrum.")
-    geometry = geometry_at(manifold, w)
-    return np.sort(np.asarray(geometry.eigenvalues)[np.asarray(geometry.is_normal)])[::-1]
+    zero_set = zero_set_of(system, w, unravel)
+    spectrum = spectrum_at(zero_set, w)
+    return np.sort(np.asarray(spectrum.eigenvalues)[np.asarray(spectrum.is_normal)])[::-1]
 
 
 def _first(params: PyTree, path: Trajectory, time: int) -> PyTree[Array]:
@@ -167,15 +164,15 @@ def _zero_loss_set(system: AbstractSystem, trajectories: Mapping[str, Trajectory
     low, high = low - room, high + room
     axes = [np.linspace(*ends, _SEEDS[w.size]) for ends in zip(low, high, strict=True)]
     seeds = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, w.size)
-    manifold = manifold_of(system, w, unravel)
+    zero_set = zero_set_of(system, w, unravel)
 
     @jax.jit
     def reach(seeds: Array) -> tuple[Array, Array]:
-        points = jax.lax.map(lambda seed: manifold.retract(seed, _NEWTON_ITERATIONS), seeds)
-        return points, jax.vmap(manifold.loss)(points)
+        points = jax.lax.map(lambda seed: zero_set.retract(seed, _NEWTON_ITERATIONS), seeds)
+        return points, jax.vmap(zero_set.loss)(points)
 
     points, loss = map(np.asarray, reach(jnp.asarray(seeds)))
-    scale = max(float(np.max(np.asarray(jax.vmap(manifold.loss)(jnp.asarray(seeds))))), 1e-300)
+    scale = max(float(np.max(np.asarray(jax.vmap(zero_set.loss)(jnp.asarray(seeds))))), 1e-300)
     with np.errstate(invalid="ignore"):
         near = ((points >= low) & (points <= high)).all(axis=1) & (np.abs(loss) <= _ON_SET**2 * scale)
     points = points[near]

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from zeroloss.drifts._verdict import FAST, SLOW, slow_time
+from zeroloss.drifts._slow_time import FAST, SLOW, slow_time
 from zeroloss.errors import RunError
 from zeroloss.runs._config import is_text
 from zeroloss.runs._grid import SWEEP

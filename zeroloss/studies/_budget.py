@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import Checkpoint
-from zeroloss.drifts._verdict import power_of_step_size
+from zeroloss.drifts._slow_time import power_of_step_size
 from zeroloss.dynamics._training import Ensemble, States, ensemble_of, train
 from zeroloss.errors import DivergenceError, InputError, UnsupportedError
 from zeroloss.optimizers import SGD
@@ -36,8 +36,8 @@ _FINEST_ERROR = 2e-3  # of a logarithm of steps: less is not worth aiming for
 _SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
 
 
-class Plan:
-    """Chooses replicas and ladders so that the budget is kept, from what a pilot rung costs and scatters.
+class Budget:
+    """The time that is left for a study; it chooses replicas and ladders from the cost of a pilot run.
 
     `left` is what is left of the budget, in seconds.
     """
@@ -159,8 +159,8 @@ class Plan:
         assert best is not None
         width, factors, replicas = best
         self.choices.append(
-            f"Ladder of {kind}: {_MEASUREMENTS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} runs "
-            f"each, to know the exponent to about ± {width:.2g}."
+            f"Ladder of {kind}: {_MEASUREMENTS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} "
+            f"runs each, to know the exponent to about ± {width:.2g}."
         )
         return factors, replicas
 

@@ -1,4 +1,4 @@
-"""The limit, the prediction and the training they stand for, side by side: the only place where they meet."""
+"""The limit, the prediction and the training that they describe, side by side."""
 
 import dataclasses
 import time
@@ -15,10 +15,11 @@ from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
 from zeroloss.drifts._expansion import expand
-from zeroloss.drifts._verdict import CLASSIFIED_POINTS, TimeScale, Verdict, classify_at, slow_time, steps_for
+from zeroloss.drifts._slow_time import TimeScale, slow_time, steps_for
+from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
 from zeroloss.dynamics._descend import descend
 from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
-from zeroloss.dynamics._saves import Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._trajectory import Trajectory, flat_trajectories
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.optimizers import SGD
@@ -34,7 +35,7 @@ _STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
 
 
 class Prediction(eqx.Module):
-    """What `zeroloss.predict` says of the training, at the same times.
+    """The prediction of the training by `zeroloss.predict`, at the same times.
 
     - `path`: without replicas, or with them where the limit is stochastic; `path.ts` counts steps.
     - `distance`: |mean over replicas of w - prediction|, in the unit of `Training.distance`.
@@ -94,16 +95,16 @@ class Comparison(eqx.Module):
 
     @property
     def distance_of(self) -> str:
-        """What distances are relative to: the "way" of the limit, or "|w|" where it has none."""
+        """The unit of distances: the "way" of the limit, or "|w|" for a limit that does not move."""
         return "|w|" if self.verdict.time_scale is None else _way(self.limit)[0]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per training: what was run, what came out, how far limit and prediction are from it.
 
         For each measured quantity: `<name>_start`, `<name>_limit`, `<name>_prediction`, `<name>_training` and
-        its standard error `<name>_error`, all at the last time saved. What there is no prediction of is
-        None. `seconds_<which>` is how long limit, prediction and training took, `seconds_<which>_compiling`
-        how much of it JAX compiled, and `ratio` that of training to limit, compiling included.
+        its standard error `<name>_error`, all at the last time saved. Values without a prediction are None.
+        `seconds_<which>` is how long limit, prediction and training took, `seconds_<which>_compiling` how
+        much of it JAX compiled, and `ratio` that of training to limit, compiling included.
         """
         return [self._row(training) for training in self.trainings]
 
@@ -214,15 +215,15 @@ def compare(
     - `system`, `params`: a system and any start from which zero loss can be reached.
     - `step_sizes`: one ensemble for each.
     - `key`: for the training runs.
-    - `t1`: the slow time to go to, rounded to whole steps at the largest step size; by default, the slow time of
-      `steps` steps at the smallest step size. Both may be a `zeroloss.Saves`, with the number of times to save
-      at (by default 26), and observables to measure.
+    - `t1`: the slow time to go to, rounded to whole steps at the largest step size; by default, the slow time
+      of `steps` steps at the smallest step size. Both may be a `zeroloss.Saves`, with the number of times to
+      save at (by default 26), and observables to measure.
     - `replicas`: runs in each ensemble, at least 2 so that errors can be estimated. Where the limit is
       stochastic, limit and prediction have 200.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
-    **Returns:** a `Comparison`. A training that diverges is kept up to there; what cannot be predicted is
-    compared without, and a trivial noise is not predicted.
+    **Returns:** a `Comparison`. A training that diverges is kept up to its divergence. Where `predict`
+    raises, the comparison has no prediction and says why. Trivial noise is not predicted.
 
     **Raises:** what `project`, `classify` and `limit` raise, and `StabilityError`, before any training.
     """
@@ -278,7 +279,7 @@ class _Clock:
         self._began, self._compiled = time.perf_counter(), seconds_compiling()
 
     def read(self, stage: Checkpoint) -> tuple[float, float]:
-        """The seconds of a stage, earlier processes included, and those that JAX compiled since."""
+        """The seconds of a stage in all processes, and those that JAX compiled since this clock began."""
         return stage.earlier + time.perf_counter() - self._began, seconds_compiling() - self._compiled
 
 
@@ -299,15 +300,12 @@ def _times(
     The times are whole numbers of steps at the largest step size, which takes the fewest. For noise without a
     time scale they go from 0 to 1, and the steps are the same at each step size.
     """
-    end, count = saves.end, saves.count or _COUNT
-    if in_steps and not is_positive_integer(end):
-        raise InputError(f"steps must be a positive integer, got {end}.")
-    if not in_steps and not (end > 0 and np.isfinite(end)):
-        raise InputError(f"t1 must be positive and finite, got {end}.")
+    end = int(saves.steps()[-1]) if in_steps else float(saves.times()[-1])
+    count = saves.count or _COUNT
     if time_scale is None:
-        shared = _save_steps(min(end, _TRIVIAL_STEPS) if in_steps else _TRIVIAL_STEPS, count)
+        shared = _save_steps(min(int(end), _TRIVIAL_STEPS) if in_steps else _TRIVIAL_STEPS, count)
         return shared / shared[-1], [shared for _ in step_sizes]
-    t1 = float(slow_time(end, time_scale, min(step_sizes), sigma)) if in_steps else float(end)
+    t1 = float(slow_time(int(end), time_scale, min(step_sizes), sigma)) if in_steps else end
     coarsest = max(step_sizes)
     fewest = _save_steps(steps_for(t1, time_scale, coarsest, sigma), count)
     ts = slow_time(fewest, time_scale, coarsest, sigma)
@@ -386,7 +384,7 @@ def _distance_between(training: Trajectory, other: Trajectory, unit: float) -> n
 
 
 def _way(followed: Trajectory) -> tuple[str, float]:
-    """The root mean square of what the paths of the limit travel; |w| where that is no more than rounding."""
+    """The unit of distances: the root mean square distance that the limit travels; |w| if it is rounding."""
     paths, size = _runs(followed), float(np.linalg.norm(_runs(followed)[0, 0]))
     travelled = float(np.sqrt(np.mean(np.sum((paths[:, -1] - paths[:, 0]) ** 2, axis=-1))))
     return ("way", travelled) if travelled > _STILL * size else ("|w|", size)

@@ -7,11 +7,11 @@ import numpy as np
 
 _TWO_SIDED_95 = 1.96
 _LOWEST_ORDER, _HIGHEST_ORDER = 0.2, 5.0
-_CLEAR = 9.0  # by how much a slope must lower the sum of squares to be one
+_CLEAR = 9.0  # a slope counts if it lowers the sum of squares by this much
 
 
 class Exponent(NamedTuple):
-    """A measured exponent with its 95 % interval, beside what theory says.
+    """A measured exponent with its 95 % interval, beside that of the theory.
 
     - `value`, `half_width`: the interval is value - half_width to value + half_width.
     - `theory`: None where theory gives no number.
@@ -48,11 +48,11 @@ def power_law(
     **Arguments:**
 
     - `x`, `logs`, `errors`: positive abscissae, logarithms measured there, and their standard errors.
-    - `corrections`: what the power law neglects, such as alpha lambda_max and its square, each times an
+    - `corrections`: corrections to the power law, such as alpha lambda_max and its square, each times an
       unknown c that is normal with standard deviation `prior` before the data are seen.
-    - `theory`, `sign`: what is expected, and the sign with which the exponent enters.
+    - `theory`, `sign`: the exponent of the theory, and the sign with which the exponent enters.
 
-    The errors are taken as they are, or larger where the scatter around the fit says so.
+    The errors are enlarged where the scatter around the fit is larger than they are.
     """
     design = np.stack([np.ones_like(logs), sign * np.log(x), *corrections], axis=1) / errors[:, None]
     known = np.eye(design.shape[1])[2:] / prior
@@ -70,7 +70,7 @@ class Approach(NamedTuple):
     """How a gap closes along a ladder: gap = remainder + constant * x^order.
 
     - `order`: of x, with its 95 % interval.
-    - `remainder`, `remainder_error`: what is left of the gap as x goes to zero, and its standard error.
+    - `remainder`, `remainder_error`: the limit of the gap as x goes to zero, and its standard error.
     """
 
     order: Exponent

@@ -13,7 +13,8 @@ from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift
 from zeroloss.drifts._expansion import AbstractExpansion, expand
-from zeroloss.drifts._verdict import FAST, TimeScale, Verdict, steps_for
+from zeroloss.drifts._slow_time import FAST, TimeScale, steps_for
+from zeroloss.drifts._verdict import Verdict
 from zeroloss.dynamics._driver import Item
 from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
 from zeroloss.dynamics._saves import Saves
@@ -23,7 +24,7 @@ from zeroloss.errors import InputError, IntegrationError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import jackknife
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import AbstractGeometry, length, locate
+from zeroloss.zero_sets import AbstractSpectrum, length, locate, spectrum_of
 
 FROM, TO = 0.25, 1.0
 """Steps are counted while training goes from a quarter of the drift to all of it.
@@ -47,7 +48,7 @@ class Target(NamedTuple):
     """
 
     start: Vector
-    geometry: AbstractGeometry
+    spectrum: AbstractSpectrum
     t1: float
     time_scale: TimeScale
     stochastic: bool
@@ -67,9 +68,9 @@ def target_of(
 ) -> Target:
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert verdict.time_scale is not None
-    manifold, w = locate(system, point)
-    expansion = expand(system, manifold)
-    geometry, speed, variance = _motion(expansion, w, verdict.time_scale == FAST)
+    zero_set, w = locate(system, point)
+    expansion = expand(system, zero_set)
+    spectrum, speed, variance = _motion(expansion, w, verdict.time_scale == FAST)
     reach = drift * float(length(w))
     if verdict.stochastic:
         t1 = reach**2 / float(variance)
@@ -78,10 +79,10 @@ def target_of(
             expansion, w, verdict, Saves(at=[t1]), key, replicas, dt=t1 / 64, checkpoint=checkpoint
         )
         moved = flat_trajectories(path.params, 2)[:, 0] - np.asarray(w)
-        squares = np.sum(np.asarray(jax.vmap(geometry.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
+        squares = np.sum(np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(moved))) ** 2, axis=-1)
         return Target(
             start=w,
-            geometry=geometry,
+            spectrum=spectrum,
             t1=t1,
             time_scale=verdict.time_scale,
             stochastic=True,
@@ -107,14 +108,14 @@ def target_of(
     moved = flat_trajectories(path.params, 1) - np.asarray(w)
     size = float(np.linalg.norm(moved[-1]))
     share = TO - float(np.interp(FROM, moved @ moved[-1] / size**2, path.ts / t1))
-    return Target(w, geometry, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
+    return Target(w, spectrum, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
 
 
 @eqx.filter_jit
 def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
-    geometry = expansion.manifold.at(w)
-    drift = first_drift(expansion, w, geometry) if fast else second_drift(expansion, w, geometry)
-    return geometry, jnp.linalg.norm(drift), expansion.tangential_variance(w, geometry)
+    spectrum = spectrum_of(expansion.zero_set, w)
+    drift = first_drift(expansion, w, spectrum) if fast else second_drift(expansion, w, spectrum)
+    return spectrum, jnp.linalg.norm(drift), expansion.tangential_variance(w, spectrum)
 
 
 class Measurement(NamedTuple):
@@ -195,7 +196,7 @@ def measure(
 def _progress(target: Target, states: Float[Array, "replicas parameters"]) -> Float[Array, " replicas"]:
     moved = states - target.start
     if target.stochastic:
-        along = jax.lax.map(target.geometry.tangent, moved)
+        along = jax.lax.map(target.spectrum.tangent, moved)
         return jnp.sum(along**2, axis=-1) / target.size
     return moved @ jnp.asarray(target.displacement) / target.size**2
 

@@ -6,21 +6,23 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NOWHERE, Checkpoint
-from zeroloss._pytrees import Vector, refuse_tracing
-from zeroloss.drifts._verdict import Verdict, classify, power_of_step_size
+from zeroloss._pytrees import refuse_tracing
+from zeroloss.drifts._slow_time import power_of_step_size
+from zeroloss.drifts._verdict import Verdict, classify
 from zeroloss.dynamics._training import ensemble_of, train
 from zeroloss.errors import InputError
 from zeroloss.optimizers import SGD
-from zeroloss.studies._budget import FEWEST_MEASUREMENTS, LARGEST_STEP, PRIOR, Plan, seconds_for
+from zeroloss.studies._budget import FEWEST_MEASUREMENTS, LARGEST_STEP, PRIOR, Budget, seconds_for
 from zeroloss.studies._fits import Approach, Exponent, approach, power_law
 from zeroloss.studies._measurement import Measurement, target_of
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, length, locate, project
+from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, spectrum_at
 
 _REPLICAS = 16  # that bound a trivial drift
 _TRIVIAL_STEPS = 100_000
@@ -161,7 +163,7 @@ def study(
       run; `Study.choices` says what was chosen.
     - `drift`: how far to drift, relative to |w|; for a stochastic limit the root mean square.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
-      What the clock decided is kept too: with the same choices the results are the same.
+      It also holds the choices made by the clock: with the same choices the results are the same.
 
     **Returns:** a `Study`. For a trivial noise it holds a bound on the drift instead of exponents.
 
@@ -200,7 +202,7 @@ def _study(
         return Study(**common, bound=bound, seconds=seconds)
     target = target_of(system, point, verdict, drift, limit_key, checkpoint / "limit")
     prepared = checkpoint.once("preparation", lambda: perf_counter() - began)
-    plan = Plan(system, point, target, largest, 60 * budget - prepared, checkpoint)
+    plan = Budget(system, point, target, largest, 60 * budget - prepared, checkpoint)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
     by_sigma = plan.ladder("sigmas", keys[1])
@@ -259,8 +261,8 @@ def _bound(
     checkpoint: Checkpoint,
 ) -> Bound:
     """Train where theory says that nothing happens, and see how little does."""
-    manifold, w = locate(system, point)
-    geometry = _geometry(manifold, w)
+    zero_set, w = locate(system, point)
+    spectrum = spectrum_at(zero_set, w)
     ensemble, states = ensemble_of(system, point, SGD(step_size), _REPLICAS, key)
 
     def seconds_per_step() -> float:
@@ -272,12 +274,7 @@ def _bound(
     items = train(
         ensemble, states, np.array([steps]), lambda w: {"params": np.asarray(w)}, checkpoint / "bound"
     )
-    moved = np.asarray(jax.vmap(geometry.tangent)(items[-1]["params"] - w))
+    moved = np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(items[-1]["params"]) - w))
     distances = np.linalg.norm(moved, axis=-1) / float(length(w))
     upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
     return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)
-
-
-@eqx.filter_jit
-def _geometry(manifold: Any, w: Vector) -> Any:
-    return manifold.at(w)

@@ -1,28 +1,37 @@
 """The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
 
-from zeroloss.zero_sets._dense import DenseManifold
-from zeroloss.zero_sets._gram import GramGeometry, GramManifold
-from zeroloss.zero_sets._iterative_hessian import KrylovManifold
+from zeroloss.zero_sets._dense import DenseZeroSet
+from zeroloss.zero_sets._gram import GramSpectrum, GramZeroSet
+from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
 from zeroloss.zero_sets._projection import Located, largest_eigenvalue, locate, project
 from zeroloss.zero_sets._regularity import ON_SET, looks_smooth, neighbours
-from zeroloss.zero_sets._selection import manifold_of
-from zeroloss.zero_sets._zero_set import AbstractGeometry, AbstractManifold, AbstractSpaces, length
+from zeroloss.zero_sets._selection import zero_set_of
+from zeroloss.zero_sets._zero_set import (
+    AbstractSpaces,
+    AbstractSpectrum,
+    AbstractZeroSet,
+    length,
+    spectrum_at,
+    spectrum_of,
+)
 
 __all__ = [
     "ON_SET",
-    "AbstractGeometry",
-    "AbstractManifold",
     "AbstractSpaces",
-    "DenseManifold",
-    "GramGeometry",
-    "GramManifold",
-    "KrylovManifold",
+    "AbstractSpectrum",
+    "AbstractZeroSet",
+    "DenseZeroSet",
+    "GramSpectrum",
+    "GramZeroSet",
+    "IterativeZeroSet",
     "Located",
     "largest_eigenvalue",
     "length",
     "locate",
     "looks_smooth",
-    "manifold_of",
     "neighbours",
     "project",
+    "spectrum_at",
+    "spectrum_of",
+    "zero_set_of",
 ]

@@ -11,13 +11,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 from zeroloss._linalg import eigh, orthonormal, power_iteration
 from zeroloss._pytrees import Vector
 from zeroloss.systems import LeastSquares, Loss, Scalar
-from zeroloss.zero_sets._zero_set import AbstractGeometry, AbstractManifold, newton_residual
+from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, newton_residual
 
 _LARGEST_HESSIAN = 1000
 _SMALL_RANK = 4  # times the rank at most d, for the Hessian never to be formed
 
 
-class DenseGeometry(AbstractGeometry):
+class DenseSpectrum(AbstractSpectrum):
     """Q itself, d x q; where the rank is not fixed, d x d with zero columns for the tangent directions."""
 
     basis: Float[Array, "parameters q"]
@@ -35,7 +35,7 @@ class DenseGeometry(AbstractGeometry):
         return self.basis.shape[0] - self.codimension
 
 
-class DenseManifold(AbstractManifold):
+class DenseZeroSet(AbstractZeroSet):
     """For up to some thousand parameters, or any number where the rank q is some thousand at most.
 
     Deciding on the rank costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition; or, with
@@ -50,7 +50,7 @@ class DenseManifold(AbstractManifold):
     rank_tolerance: ClassVar[float] = 1e-8
     fall_tolerance: ClassVar[float] = 1e-8
 
-    def at(self, w: Vector) -> DenseGeometry:
+    def spectrum(self, w: Vector) -> DenseSpectrum:
         columns = self.columns if self.rank is None else self.rank
         if columns is not None and is_small(columns, w):
             return self._from_products(w, columns)
@@ -61,11 +61,11 @@ class DenseManifold(AbstractManifold):
         eigenvalues, vectors, is_normal = (
             each[..., : self.rank] for each in (eigenvalues, vectors, is_normal)
         )
-        return DenseGeometry(
+        return DenseSpectrum(
             jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
 
-    def _from_products(self, w: Vector, columns: int) -> DenseGeometry:
+    def _from_products(self, w: Vector, columns: int) -> DenseSpectrum:
         """The range of H from random vectors multiplied with it (Halko, Martinsson and Tropp 2011).
 
         On the set, where H has at most this rank, exact to rounding; beside it a smooth continuation.
@@ -78,7 +78,7 @@ class DenseManifold(AbstractManifold):
         order = jnp.argsort(-jnp.abs(eigenvalues))
         eigenvalues, basis = eigenvalues[order], basis @ rotation[:, order]
         is_normal = self._is_normal(jnp.abs(eigenvalues))
-        return DenseGeometry(
+        return DenseSpectrum(
             jnp.where(is_normal, basis, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
 
@@ -90,11 +90,11 @@ class DenseManifold(AbstractManifold):
     def largest(self, w: Vector) -> Scalar:
         """One Hessian up to 1000 parameters, beyond at most 1000 Hessian-vector products."""
         if w.shape[0] <= _LARGEST_HESSIAN:
-            return jnp.max(jnp.abs(self.at(w).eigenvalues))
+            return jnp.max(jnp.abs(self.spectrum(w).eigenvalues))
         return power_iteration(self.product(w), w.shape[0])
 
     def correction(self, w: Vector) -> Vector:
-        return -self.at(w).pseudo_inverse(jax.grad(self.loss)(w))
+        return -self.spectrum(w).pseudo_inverse(jax.grad(self.loss)(w))
 
     def third(
         self,
@@ -110,12 +110,12 @@ class DenseManifold(AbstractManifold):
 
         return jax.grad(frozen_trace)(w)
 
-    def third_of_normal(self, w: Vector, geometry: DenseGeometry, covariance: Float[Array, "q q"]) -> Vector:
-        return self.third(w, geometry.basis @ covariance, geometry.basis)
+    def third_of_normal(self, w: Vector, spectrum: DenseSpectrum, covariance: Float[Array, "q q"]) -> Vector:
+        return self.third(w, spectrum.basis @ covariance, spectrum.basis)
 
-    def acceleration(self, w: Vector, geometry: DenseGeometry, vector: Vector) -> Vector:
+    def acceleration(self, w: Vector, spectrum: DenseSpectrum, vector: Vector) -> Vector:
         column = vector[:, None]
-        return -geometry.pseudo_inverse(self.third(w, column, column))
+        return -spectrum.pseudo_inverse(self.third(w, column, column))
 
     def trace(self, w: Vector) -> Scalar:
         if self.columns is None or self.rank is None:
@@ -125,9 +125,9 @@ class DenseManifold(AbstractManifold):
         return jnp.sum(basis * self._times_hessian(w, basis))
 
     def relative_residual(self, w: Vector) -> Scalar:
-        geometry = self.at(w)
-        step = geometry.pseudo_inverse(jax.grad(self.loss)(w))
-        return newton_residual(w, self.loss(w), step, jnp.max(jnp.abs(geometry.eigenvalues)))
+        spectrum = self.spectrum(w)
+        step = spectrum.pseudo_inverse(jax.grad(self.loss)(w))
+        return newton_residual(w, self.loss(w), step, jnp.max(jnp.abs(spectrum.eigenvalues)))
 
     def _is_normal(self, sizes: Float[Array, " parameters"]) -> Bool[Array, " parameters"]:
         if self.rank is None:

@@ -17,9 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from zeroloss._linalg import power_iteration
 from zeroloss._pytrees import Vector
 from zeroloss.systems import LeastSquares, Scalar
-from zeroloss.zero_sets._gram import GramGeometry, GramManifold
-from zeroloss.zero_sets._selection import geometry_at
-from zeroloss.zero_sets._zero_set import AbstractManifold, length
+from zeroloss.zero_sets._gram import GramSpectrum, GramZeroSet
+from zeroloss.zero_sets._zero_set import AbstractZeroSet, length, spectrum_at
 
 _NAMED = 3  # groups of examples that a message names, and examples of each
 _SHOWN = 4  # numbers of a target that a message shows
@@ -76,17 +75,17 @@ def contradiction(problem: LeastSquares, tolerance: float) -> str | None:
     )
 
 
-def proof(manifold: AbstractManifold, w: Vector, tolerance: float) -> str | None:
+def proof(zero_set: AbstractZeroSet, w: Vector, tolerance: float) -> str | None:
     """Why no parameters bring a least-squares loss to zero, where the model shows it; None elsewhere.
 
     Either examples have the same output whatever the parameters, and unequal targets; or the model is linear
     in its parameters, and no linear combination gives the targets. Costs some ten passes through the model,
     and an eigendecomposition of the Gram matrix for the latter.
     """
-    if not isinstance(manifold, GramManifold):
+    if not isinstance(zero_set, GramZeroSet):
         return None
-    problem = manifold.problem
-    outputs, bends = (np.asarray(each) for each in _outputs_and_bends(manifold, w))
+    problem = zero_set.problem
+    outputs, bends = (np.asarray(each) for each in _outputs_and_bends(zero_set, w))
     outputs = outputs[np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))]
     labels = _groups_of_close(np.concatenate(list(outputs.reshape(len(outputs), problem.number, -1)), axis=1))
     groups, squares = _unequal(labels, np.asarray(problem.targets), tolerance)
@@ -99,7 +98,7 @@ def proof(manifold: AbstractManifold, w: Vector, tolerance: float) -> str | None
         )
     if not np.max(bends) <= _SAME:
         return None
-    found = _range_of_jacobian(manifold, w)
+    found = _range_of_jacobian(zero_set, w)
     if found is None:
         return None
     rank, outside = found
@@ -114,22 +113,20 @@ def proof(manifold: AbstractManifold, w: Vector, tolerance: float) -> str | None
     )
 
 
-def endless_fall(
-    manifold: AbstractManifold, w: Vector, before: Vector, visits: Sequence[Visit]
-) -> str | None:
+def endless_fall(zero_set: AbstractZeroSet, w: Vector, before: Vector, visits: Sequence[Visit]) -> str | None:
     """What to say where the loss falls as far as one can go along a straight line; None elsewhere.
 
     Tries the ray from the origin through w, and the line through w away from `before`, where descent came
     from, each to 64 times |w|. Costs 1000 losses.
     """
     moved = float(jnp.linalg.norm(w - before))
-    lost = _VANISHED**2 if isinstance(manifold.problem, LeastSquares) else _VANISHED  # residuals are squared
+    lost = _VANISHED**2 if isinstance(zero_set.problem, LeastSquares) else _VANISHED  # residuals are squared
     lines = [("the ray from the origin through this point", jnp.zeros_like(w), w)]
     if moved > 0:
         away = (w - before) * (length(w) / moved)
         lines.append(("the straight line on through this point", w, away))
     for name, base, direction in lines:
-        losses, sizes = (np.asarray(each) for each in _along(manifold, base, direction))
+        losses, sizes = (np.asarray(each) for each in _along(zero_set, base, direction))
         shown = _places_of_endless_fall(losses, lost)
         if shown is None:
             continue
@@ -137,30 +134,30 @@ def endless_fall(
         return (
             "zero loss cannot be reached: the loss falls as long as the parameters grow, so that its infimum "
             f"is at infinity and there is no zero-loss set. {_descent(visits)} On {name} the loss is "
-            f"{places}. More steps or more parameters do not help. {_remedy(manifold)}"
+            f"{places}. More steps or more parameters do not help. {_remedy(zero_set)}"
         )
     return None
 
 
-def diagnosis(manifold: AbstractManifold, w: Vector, visits: Sequence[Visit], max_steps: int) -> str:
+def diagnosis(zero_set: AbstractZeroSet, w: Vector, visits: Sequence[Visit], max_steps: int) -> str:
     """What the point that gradient descent got to shows, where nothing proves that zero cannot be reached.
 
     Costs up to 2000 Hessian-vector products where descent stands still, and a Gram matrix.
     """
-    problem, last = manifold.problem, visits[-1]
+    problem, last = zero_set.problem, visits[-1]
     earlier = visits[-2] if len(visits) > 1 else last
-    gradient = float(jnp.linalg.norm(_gradient(manifold, w)))
+    gradient = float(jnp.linalg.norm(_gradient(zero_set, w)))
     slope = gradient * last.size / last.loss if last.loss > 0 else np.inf
     fell = len(visits) == 1 or earlier.loss - last.loss > _STANDS_STILL * last.loss
     if not fell and slope > _LEVEL and last.loss > 0:
-        return no_descent(manifold, w, earlier.loss, last.loss)
+        return no_descent(zero_set, w, earlier.loss, last.loss)
     still = slope <= _FLAT or not fell
     grows = _grows_on(visits)
     few = isinstance(problem, LeastSquares) and w.size < problem.targets.size
     sentences = [f"zero loss was not reached: {_where(earlier, last, gradient, slope, still)}"]
     is_saddle = False
     if still:
-        lowest, largest = (float(each) for each in _ends_of_spectrum(manifold, w))
+        lowest, largest = (float(each) for each in _ends_of_spectrum(zero_set, w))
         is_saddle = lowest < -_SADDLE * largest
         kind = (
             f"reach down to {lowest:.3g}: a saddle" if is_saddle else "are not negative: a minimum, or flat"
@@ -173,8 +170,8 @@ def diagnosis(manifold: AbstractManifold, w: Vector, visits: Sequence[Visit], ma
             f"|w| goes on growing, from {earlier.size:.4g} to {last.size:.4g} in the last "
             f"{last.steps - earlier.steps} steps: the infimum may be at infinity."
         )
-    if isinstance(manifold, GramManifold):
-        sentences += _facts(manifold, w)
+    if isinstance(zero_set, GramZeroSet):
+        sentences += _facts(zero_set, w)
     if is_saddle and not grows:
         sentences.append("Take another start.")
     elif few and isinstance(problem, LeastSquares):
@@ -211,10 +208,10 @@ def _where(earlier: Visit, last: Visit, gradient: float, slope: float, still: bo
 
 
 def no_descent(
-    manifold: AbstractManifold, w: Vector, before: float, after: float, caution: float = 1.0
+    zero_set: AbstractZeroSet, w: Vector, before: float, after: float, caution: float = 1.0
 ) -> str:
     """What to say where steps along the gradient do not lower the loss, though it is not zero."""
-    gradient = float(jnp.linalg.norm(_gradient(manifold, w)))
+    gradient = float(jnp.linalg.norm(_gradient(zero_set, w)))
     how = "" if caution == 1 else f", even with the step size {caution:.3g} / (largest eigenvalue)"
     why = (
         "The loss has a jump or a kink there, or its gradient is not its derivative."
@@ -231,12 +228,12 @@ def _counts(problem: LeastSquares, w: Vector) -> str:
     return f"{problem.targets.size} residuals and {w.size} parameters"
 
 
-def _facts(manifold: GramManifold, w: Vector) -> list[str]:
+def _facts(zero_set: GramZeroSet, w: Vector) -> list[str]:
     """The rank of the Jacobian, and the largest residual."""
-    problem = manifold.problem
+    problem = zero_set.problem
     assert isinstance(problem, LeastSquares)
-    found = _range_of_jacobian(manifold, w)
-    residuals = np.asarray(eqx.filter_jit(manifold.residuals)(w))
+    found = _range_of_jacobian(zero_set, w)
+    residuals = np.asarray(eqx.filter_jit(zero_set.residuals)(w))
     fact = f"There are {_counts(problem, w)}"
     if found is not None:
         rank, outside = found
@@ -247,7 +244,7 @@ def _facts(manifold: GramManifold, w: Vector) -> list[str]:
     worst = np.unravel_index(np.argmax(np.abs(residuals)), residuals.shape)
     target = float(problem.targets[worst])
     residual = float(residuals[worst])
-    slope = float(length(w) * jnp.linalg.norm(_slope_of_output(manifold, w, worst)))
+    slope = float(length(w) * jnp.linalg.norm(_slope_of_output(zero_set, w, worst)))
     where = f"example {worst[0]}" + (f", output {worst[1]}" if len(worst) > 1 else "")
     words = f"The largest residual is that of {where}: {target + residual:.6g} for a target of {target:.6g}"
     if slope < _SATURATED * abs(residual):
@@ -256,23 +253,23 @@ def _facts(manifold: GramManifold, w: Vector) -> list[str]:
 
 
 def _range_of_jacobian(
-    manifold: GramManifold, w: Vector
+    zero_set: GramZeroSet, w: Vector
 ) -> tuple[int, Float[np.ndarray, " residuals"]] | None:
     """The rank of J, and the part of the residuals outside of its range; None where J has no spectrum."""
-    if not manifold.has_spectrum:
+    if not zero_set.has_spectrum:
         return None
-    geometry = geometry_at(manifold.with_rank(None), w)
-    assert isinstance(geometry, GramGeometry)
-    basis = np.asarray(geometry.scaled_rotation) * np.sqrt(np.asarray(geometry.squares))
-    residuals = np.asarray(eqx.filter_jit(manifold.residuals)(w)).reshape(-1)
-    return int(geometry.codimension), residuals - basis @ (basis.T @ residuals)
+    spectrum = spectrum_at(zero_set.with_rank(None), w)
+    assert isinstance(spectrum, GramSpectrum)
+    basis = np.asarray(spectrum.scaled_rotation) * np.sqrt(np.asarray(spectrum.squares))
+    residuals = np.asarray(eqx.filter_jit(zero_set.residuals)(w)).reshape(-1)
+    return int(spectrum.codimension), residuals - basis @ (basis.T @ residuals)
 
 
-def _slope_of_output(manifold: GramManifold, w: Vector, place: tuple[Any, ...]) -> Vector:
-    problem = manifold.problem
+def _slope_of_output(zero_set: GramZeroSet, w: Vector, place: tuple[Any, ...]) -> Vector:
+    problem = zero_set.problem
     assert isinstance(problem, LeastSquares)
     inputs = jax.tree.map(lambda leaf: leaf[place[0]][None], problem.inputs)
-    return jax.grad(lambda w: problem.model(manifold.unravel(w), inputs)[(0, *place[1:])])(w)
+    return jax.grad(lambda w: problem.model(zero_set.unravel(w), inputs)[(0, *place[1:])])(w)
 
 
 def _disagreement(problem: LeastSquares, groups: list[np.ndarray], squares: float, what: str) -> str:
@@ -357,17 +354,17 @@ def _groups_of_close(values: Float[np.ndarray, "examples columns"]) -> Int[np.nd
 
 @eqx.filter_jit
 def _outputs_and_bends(
-    manifold: GramManifold, w: Vector
+    zero_set: GramZeroSet, w: Vector
 ) -> tuple[Float[Array, "points ..."], Float[Array, " draws"]]:
     """The outputs at w and at random parameters, and how far they are from linear along random lines."""
-    problem = manifold.problem
+    problem = zero_set.problem
     unit = jnp.linalg.norm(w) / jnp.sqrt(w.size)
     unit = jnp.where(unit > 0, unit, 1.0)
     draws = unit * jax.random.normal(jax.random.key(0), (len(_SCALES), w.size), w.dtype)
     draws = draws * jnp.asarray(_SCALES)[:, None]
 
     def outputs(w: Vector) -> Array:
-        return problem.model(manifold.unravel(w), problem.inputs)
+        return problem.model(zero_set.unravel(w), problem.inputs)
 
     def bend(draw: Vector) -> Scalar:
         there, back, here = outputs(w + draw), outputs(w - draw), outputs(w)
@@ -382,13 +379,13 @@ def _outputs_and_bends(
 
 @eqx.filter_jit
 def _along(
-    manifold: AbstractManifold, base: Vector, direction: Vector
+    zero_set: AbstractZeroSet, base: Vector, direction: Vector
 ) -> tuple[Float[Array, " places"], Float[Array, " places"]]:
     """The losses and |w| on a line, at _FACTORS of the direction."""
 
     def one(factor: Scalar) -> tuple[Scalar, Scalar]:
         point = base + factor * direction
-        return manifold.loss(point), jnp.linalg.norm(point)
+        return zero_set.loss(point), jnp.linalg.norm(point)
 
     return jax.lax.map(one, jnp.asarray(_FACTORS))
 
@@ -441,8 +438,8 @@ def _descent(visits: Sequence[Visit]) -> str:
     return words + "."
 
 
-def _remedy(manifold: AbstractManifold) -> str:
-    if isinstance(manifold.problem, LeastSquares):
+def _remedy(zero_set: AbstractZeroSet) -> str:
+    if isinstance(zero_set.problem, LeastSquares):
         change = (
             "Take targets strictly inside of the range of the outputs, for a sigmoid 0.05 and 0.95 instead "
             "of 0 and 1."
@@ -472,13 +469,13 @@ def _grows_on(visits: Sequence[Visit]) -> bool:
 
 
 @eqx.filter_jit
-def _gradient(manifold: AbstractManifold, w: Vector) -> Vector:
-    return jax.grad(manifold.loss)(w)
+def _gradient(zero_set: AbstractZeroSet, w: Vector) -> Vector:
+    return jax.grad(zero_set.loss)(w)
 
 
 @eqx.filter_jit
-def _ends_of_spectrum(manifold: AbstractManifold, w: Vector) -> tuple[Scalar, Scalar]:
+def _ends_of_spectrum(zero_set: AbstractZeroSet, w: Vector) -> tuple[Scalar, Scalar]:
     """The smallest eigenvalue of the Hessian, and the largest in size."""
-    product = manifold.product(w)
+    product = zero_set.product(w)
     largest = power_iteration(product, w.size)
     return largest - power_iteration(lambda v: largest * v - product(v), w.size), largest

@@ -26,7 +26,7 @@ from zeroloss.jacobians._jacobian import (
 )
 from zeroloss.systems import LeastSquares, Scalar
 from zeroloss.zero_sets._iterative_residuals import ResidualSpaces, output_blocks
-from zeroloss.zero_sets._zero_set import AbstractGeometry, AbstractManifold, AbstractSpaces, length
+from zeroloss.zero_sets._zero_set import AbstractSpaces, AbstractSpectrum, AbstractZeroSet, length
 
 _REFINED = 4
 """Projections in a row, with K^+ from float32: what one leaves normal, the next takes away."""
@@ -68,7 +68,7 @@ class GramSpaces(AbstractSpaces):
         return self.jacobian.rmv(self.inverse.mv(residuals))
 
 
-class GramGeometry(AbstractGeometry):
+class GramSpectrum(AbstractSpectrum):
     """Q = J^T A with A = U (N Lambda)^(-1/2), m x m; Q itself, d x m, is never formed.
 
     Projections cost two products with J and one with A.
@@ -91,7 +91,7 @@ class GramGeometry(AbstractGeometry):
         """J^T K^+ u, the shortest v with J v = u."""
         return self.embed(self.scaled_rotation.T @ residuals)
 
-    def rotation_from(self, other: "GramGeometry") -> Float[Array, "q q"]:
+    def rotation_from(self, other: "GramSpectrum") -> Float[Array, "q q"]:
         return self.scaled_rotation.T @ self.jacobian.gram(other.jacobian) @ other.scaled_rotation
 
     @property
@@ -104,7 +104,7 @@ class GramGeometry(AbstractGeometry):
         return self.squares[:, None] * self.scaled_rotation.T
 
 
-class GramManifold(AbstractManifold):
+class GramZeroSet(AbstractZeroSet):
     """Costs O(m^3) operations at every point, and those of K.
 
     The former are an eigendecomposition, for `spaces` mostly a Cholesky factorization, twenty times less.
@@ -128,7 +128,7 @@ class GramManifold(AbstractManifold):
     rank_tolerance: ClassVar[float] = 1e-12
     fall_tolerance: ClassVar[float] = 1e-20
 
-    def at(self, w: Vector) -> GramGeometry:
+    def spectrum(self, w: Vector) -> GramSpectrum:
         if self.matrix_free:
             raise UnsupportedError(
                 f"this needs the spectrum of the {self.problem.targets.size} x {self.problem.targets.size} "
@@ -141,7 +141,7 @@ class GramManifold(AbstractManifold):
         is_normal = self._is_normal(squares)
         squares, rotation, is_normal = (each[..., : self.rank] for each in (squares, rotation, is_normal))
         scale = jnp.sqrt(jnp.where(is_normal, jnp.maximum(squares, TINY), 1.0))
-        return GramGeometry(
+        return GramSpectrum(
             jacobian=jacobian,
             scaled_rotation=jnp.where(is_normal, rotation / scale, 0.0),
             squares=jnp.where(is_normal, squares, 0.0),
@@ -150,14 +150,14 @@ class GramManifold(AbstractManifold):
             parameters=w.shape[0],
         )
 
-    def spaces(self, w: Vector) -> GramSpaces | GramGeometry | ResidualSpaces:
+    def spaces(self, w: Vector) -> GramSpaces | GramSpectrum | ResidualSpaces:
         if self.matrix_free:
             jacobian = self.jacobians.at(w)
             rough = jacobian if self.rough is None else self._rough_jacobians.at(w)
             assert isinstance(jacobian, StructuredJacobian) and isinstance(rough, StructuredJacobian)
             return ResidualSpaces(jacobian, output_blocks(rough))
         if self.rank is not None and self.rank < self.problem.targets.size:
-            return self.at(w)
+            return self.spectrum(w)
         jacobian = self._rough_jacobians.at(w)
         inverse = jacobian.inverse(self.rank, self.rank_tolerance)
         return GramSpaces(jacobian, inverse, passes=2 if self.rough is None else _REFINED)
@@ -176,7 +176,7 @@ class GramManifold(AbstractManifold):
 
     def largest(self, w: Vector) -> Scalar:
         if not self.matrix_free:
-            return self.at(w).eigenvalues[0]
+            return self.spectrum(w).eigenvalues[0]
         jacobian = self.jacobians.at(w)
         square = power_iteration(lambda u: jacobian.mv(jacobian.rmv(u)), self.problem.targets.size)
         return square / self.problem.number
@@ -186,14 +186,14 @@ class GramManifold(AbstractManifold):
         if self.matrix_free:
             return jnp.asarray(self.problem.targets.size)
         spaces = self.spaces(w)
-        if isinstance(spaces, GramGeometry):
+        if isinstance(spaces, GramSpectrum):
             return jnp.sum(spaces.eigenvalues > floor)
         assert isinstance(spaces, GramSpaces)
         inverse = spaces.inverse
         return jax.lax.cond(
             inverse.is_triangular & (inverse.smallest > self.problem.number * floor),
             lambda: jnp.asarray(self.problem.targets.size),
-            lambda: jnp.sum(self.at(w).eigenvalues > floor),
+            lambda: jnp.sum(self.spectrum(w).eigenvalues > floor),
         )
 
     def correction(self, w: Vector) -> Vector:
@@ -212,15 +212,15 @@ class GramManifold(AbstractManifold):
         slope = self.jacobians.slope(w, cotangents, jnp.concatenate([right, left], axis=1))
         return slope / self.problem.number
 
-    def third_of_normal(self, w: Vector, geometry: GramGeometry, covariance: Float[Array, "q q"]) -> Vector:
-        mixing = geometry.jacobian_coordinates.T @ covariance @ geometry.scaled_rotation.T
-        return self.jacobians.slope_against(w, 2 * mixing, geometry.jacobian) / self.problem.number
+    def third_of_normal(self, w: Vector, spectrum: GramSpectrum, covariance: Float[Array, "q q"]) -> Vector:
+        mixing = spectrum.jacobian_coordinates.T @ covariance @ spectrum.scaled_rotation.T
+        return self.jacobians.slope_against(w, 2 * mixing, spectrum.jacobian) / self.problem.number
 
-    def acceleration(self, w: Vector, geometry: GramGeometry, vector: Vector) -> Vector:
+    def acceleration(self, w: Vector, spectrum: GramSpectrum, vector: Vector) -> Vector:
         def along(function: Callable[[Vector], Array], w: Vector) -> Array:
             return jax.jvp(function, (w,), (vector,))[1]
 
-        return -geometry.lift(along(lambda w: along(self.residuals, w), w).reshape(-1))  # v^T hess r_i v
+        return -spectrum.lift(along(lambda w: along(self.residuals, w), w).reshape(-1))  # v^T hess r_i v
 
     def left_normal(self, w: Vector) -> Scalar:
         """The share of the normal part of a random vector that P_T leaves: |J P_T v| / |J v|, in float64."""

@@ -18,7 +18,7 @@ from zeroloss._pytrees import Vector
 from zeroloss.errors import UnsupportedError
 from zeroloss.systems import LeastSquares, Loss, Scalar
 from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
-from zeroloss.zero_sets._zero_set import AbstractManifold, AbstractSpaces, by_column, length, newton_residual
+from zeroloss.zero_sets._zero_set import AbstractSpaces, AbstractZeroSet, by_column, length, newton_residual
 
 TOLERANCE = 1e-11
 """The |H (v - x)| / (lambda_max |v|) at which a projection x of v is done. Rounding allows little less."""
@@ -66,7 +66,7 @@ def nystrom(product: Callable[[Vector], Vector], size: int) -> Nystrom:
     return Nystrom(jnp.where(kept, basis, 0.0), jnp.where(kept, singular**2, 0.0))
 
 
-class KrylovManifold(AbstractManifold):
+class IterativeZeroSet(AbstractZeroSet):
     """For any number of parameters, and a normal space of any dimension.
 
     Its dimension is not found out, nor the spectrum of H on it: what needs those raises `UnsupportedError`.
@@ -142,16 +142,16 @@ class KrylovManifold(AbstractManifold):
     def has_spectrum(self) -> bool:
         return False
 
-    def at(self, w: Vector) -> NoReturn:
+    def spectrum(self, w: Vector) -> NoReturn:
         self._refuse(w)
 
     def third(self, w: Vector, left: Array, right: Array) -> NoReturn:
         self._refuse(w)
 
-    def third_of_normal(self, w: Vector, geometry: Any, covariance: Array) -> NoReturn:
+    def third_of_normal(self, w: Vector, spectrum: Any, covariance: Array) -> NoReturn:
         self._refuse(w)
 
-    def acceleration(self, w: Vector, geometry: Any, vector: Vector) -> NoReturn:
+    def acceleration(self, w: Vector, spectrum: Any, vector: Vector) -> NoReturn:
         self._refuse(w)
 
     def _refuse(self, w: Vector) -> NoReturn:
@@ -170,7 +170,7 @@ class HessianSpaces(AbstractSpaces):
     Directions whose curvature is below 1e-11 of the largest count as tangent.
     """
 
-    manifold: KrylovManifold
+    zero_set: IterativeZeroSet
     w: Vector
     preconditioner: Nystrom
 
@@ -185,7 +185,7 @@ class HessianSpaces(AbstractSpaces):
         return self._normal(vector)[1]
 
     def _normal(self, vector: Vector) -> tuple[Vector, Array]:
-        product = self.manifold.product(self.w)
+        product = self.zero_set.product(self.w)
         size = length(vector)
         image = product(vector / size) / self.preconditioner.largest
         normal, count = _conjugate_gradients(product, image, self.preconditioner, jnp.zeros(()), TOLERANCE)

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Key
 from zeroloss._pytrees import Vector
 from zeroloss.errors import LossError, PrecisionError, RankError
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets._dense import DenseManifold
-from zeroloss.zero_sets._gram import GramManifold
-from zeroloss.zero_sets._iterative_hessian import KrylovManifold
-from zeroloss.zero_sets._selection import geometry_at, with_basis
-from zeroloss.zero_sets._zero_set import AbstractGeometry, AbstractManifold, length
+from zeroloss.zero_sets._dense import DenseZeroSet
+from zeroloss.zero_sets._gram import GramZeroSet
+from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
+from zeroloss.zero_sets._selection import with_basis
+from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, length, spectrum_at
 
 ON_SET = 1e-8
 """Largest relative residual of a point that counts as being on the set."""
@@ -29,40 +29,40 @@ _ISOLATED = 1e-6
 _LEFT = 1e-4
 
 
-def with_checked_rank(manifold: AbstractManifold, w: Vector, is_onto: bool) -> AbstractManifold:
-    """`manifold` with the rank at w fixed: that of all residuals, or one that some neighbours agree with."""
+def with_checked_rank(zero_set: AbstractZeroSet, w: Vector, is_onto: bool) -> AbstractZeroSet:
+    """`zero_set` with the rank at w fixed: that of all residuals, or one that some neighbours agree with."""
     size = w.shape[0]
-    if isinstance(manifold, GramManifold) and manifold.rough is not None and not manifold.matrix_free:
-        _check_float32(manifold, w, is_onto)
-    if is_onto and isinstance(manifold, GramManifold) and manifold.problem.targets.size < size:
-        return manifold.with_rank(manifold.problem.targets.size)
-    if isinstance(manifold, GramManifold) and manifold.matrix_free:
+    if isinstance(zero_set, GramZeroSet) and zero_set.rough is not None and not zero_set.matrix_free:
+        _check_float32(zero_set, w, is_onto)
+    if is_onto and isinstance(zero_set, GramZeroSet) and zero_set.problem.targets.size < size:
+        return zero_set.with_rank(zero_set.problem.targets.size)
+    if isinstance(zero_set, GramZeroSet) and zero_set.matrix_free:
         raise RankError(
-            f"matrix-free, the Jacobian of the {manifold.problem.targets.size} residuals by {size} "
+            f"matrix-free, the Jacobian of the {zero_set.problem.targets.size} residuals by {size} "
             "parameters was not found to be of full rank: the residuals are redundant, or nearly so. "
             'zeroloss.LeastSquares(..., geometry="factorized") copes with a lower rank.'
         )
-    if isinstance(manifold, KrylovManifold):
-        smaller = with_basis(manifold, w)
+    if isinstance(zero_set, IterativeZeroSet):
+        smaller = with_basis(zero_set, w)
         if smaller is None:
-            _check_by_iteration(manifold, w)
-            return manifold
-        manifold, geometry = smaller
+            _check_by_iteration(zero_set, w)
+            return zero_set
+        zero_set, spectrum = smaller
     else:
-        geometry = geometry_at(manifold, w)
-    rank = int(geometry.codimension)
-    spectrum = _spectrum(geometry)
-    _check_signs(geometry, rank)
+        spectrum = spectrum_at(zero_set, w)
+    rank = int(spectrum.codimension)
+    listing = _listing(spectrum)
+    _check_signs(spectrum, rank)
     if rank == size:
-        _refuse_isolated(f"the Hessian has full rank {rank}", spectrum)
-    fixed = manifold.with_rank(rank)
-    _check_neighbours(fixed, manifold, w, rank, spectrum)
+        _refuse_isolated(f"the Hessian has full rank {rank}", listing)
+    fixed = zero_set.with_rank(rank)
+    _check_neighbours(fixed, zero_set, w, rank, listing)
     return fixed
 
 
-def _check_float32(manifold: GramManifold, w: Vector, is_onto: bool) -> None:
+def _check_float32(zero_set: GramZeroSet, w: Vector, is_onto: bool) -> None:
     """Raise `PrecisionError` where projections through float32 leave too much."""
-    left = float(eqx.filter_jit(manifold.left_normal)(w)) if is_onto else np.nan
+    left = float(eqx.filter_jit(zero_set.left_normal)(w)) if is_onto else np.nan
     if not left <= _LEFT:
         share = "all" if np.isnan(left) else f"{left:.2g}"
         raise PrecisionError(
@@ -72,53 +72,53 @@ def _check_float32(manifold: GramManifold, w: Vector, is_onto: bool) -> None:
         )
 
 
-def _check_signs(geometry: AbstractGeometry, rank: int) -> None:
+def _check_signs(spectrum: AbstractSpectrum, rank: int) -> None:
     """Raise an error for a Hessian with negative curvature, or with none at all."""
-    spectrum = _spectrum(geometry)
-    if float(jnp.min(geometry.eigenvalues)) < 0:
+    listing = _listing(spectrum)
+    if float(jnp.min(spectrum.eigenvalues)) < 0:
         raise LossError(
             "the Hessian of the loss has a negative eigenvalue here: the loss is negative nearby, and "
-            f"a loss with a zero-loss set must be >= 0. Spectrum: {spectrum}."
+            f"a loss with a zero-loss set must be >= 0. Spectrum: {listing}."
         )
     if rank == 0:
         raise RankError(
             "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "
-            f"a nondegenerate normal direction there. Spectrum: {spectrum}."
+            f"a nondegenerate normal direction there. Spectrum: {listing}."
         )
 
 
-def _refuse_isolated(reason: str, spectrum: str) -> NoReturn:
+def _refuse_isolated(reason: str, listing: str) -> NoReturn:
     raise RankError(
-        f"the zero-loss set is an isolated point: {reason}, nothing can drift. Spectrum: {spectrum}."
+        f"the zero-loss set is an isolated point: {reason}, nothing can drift. Spectrum: {listing}."
     )
 
 
-def _check_by_iteration(manifold: KrylovManifold, w: Vector) -> None:
+def _check_by_iteration(zero_set: IterativeZeroSet, w: Vector) -> None:
     """What can be checked of a regular point without its rank."""
-    sample = DenseManifold(manifold.problem, manifold.unravel, columns=min(_SAMPLE, w.size))
-    geometry = geometry_at(sample, w)
-    _check_signs(geometry, int(geometry.codimension))
-    share = float(_tangent_share(manifold, w))
-    spectrum = f"from {_spectrum(geometry)} down"
+    sample = DenseZeroSet(zero_set.problem, zero_set.unravel, columns=min(_SAMPLE, w.size))
+    spectrum = spectrum_at(sample, w)
+    _check_signs(spectrum, int(spectrum.codimension))
+    share = float(_tangent_share(zero_set, w))
+    listing = f"from {_listing(spectrum)} down"
     if np.isnan(share):
         raise RankError(
             "the projection onto the tangent space did not converge: the spectrum of the Hessian is too "
-            f'wide for iteration. Pass geometry="factorized" where memory allows. Spectrum: {spectrum}.'
+            f'wide for iteration. Pass geometry="factorized" where memory allows. Spectrum: {listing}.'
         )
     if share < _ISOLATED:
-        _refuse_isolated("all directions are normal", spectrum)
-    _check_neighbours(manifold, manifold, w, None, spectrum)
+        _refuse_isolated("all directions are normal", listing)
+    _check_neighbours(zero_set, zero_set, w, None, listing)
 
 
 @eqx.filter_jit
-def _tangent_share(manifold: AbstractManifold, w: Vector) -> Scalar:
+def _tangent_share(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
     """The length of the tangent part of a random unit vector."""
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
-    return jnp.linalg.norm(manifold.spaces(w).tangent(direction)) / jnp.linalg.norm(direction)
+    return jnp.linalg.norm(zero_set.spaces(w).tangent(direction)) / jnp.linalg.norm(direction)
 
 
 def _check_neighbours(
-    fixed: AbstractManifold, free: AbstractManifold, w: Vector, rank: int | None, spectrum: str
+    fixed: AbstractZeroSet, free: AbstractZeroSet, w: Vector, rank: int | None, listing: str
 ) -> None:
     """Raise `RankError` unless the tangent directions at w lead to points of the set, of the same rank.
 
@@ -137,50 +137,50 @@ def _check_neighbours(
         raise RankError(
             f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the "
             f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
-            f"Spectrum: {spectrum}."
+            f"Spectrum: {listing}."
         )
     known = f"rank {rank} of {w.size}" if rank is not None else f"{w.size} parameters"
     raise RankError(
         f"moving along the kernel of the Hessian ({known}) leaves the zero-loss set: the "
         f"smallest relative residual within {NEIGHBOUR_DISTANCES[-1]:g} is "
         f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "
-        f"Spectrum: {spectrum}."
+        f"Spectrum: {listing}."
     )
 
 
 def neighbours(
-    manifold: AbstractManifold, w: Vector, key: Array, count: int, distance: float
+    zero_set: AbstractZeroSet, w: Vector, key: Array, count: int, distance: float
 ) -> tuple[Float[Array, "count parameters"], Float[Array, " count"]]:
     """Points of the set around w: random tangent steps of `distance` |w|, retracted.
 
     **Returns:** the points, and their relative residuals.
     """
-    return _neighbours(manifold, w, jax.random.split(key, count), jnp.asarray(distance))
+    return _neighbours(zero_set, w, jax.random.split(key, count), jnp.asarray(distance))
 
 
 @eqx.filter_jit
-def _neighbours(manifold: AbstractManifold, w: Vector, keys: Array, distance: Scalar):
-    spaces = manifold.spaces(w)
+def _neighbours(zero_set: AbstractZeroSet, w: Vector, keys: Array, distance: Scalar):
+    spaces = zero_set.spaces(w)
 
     def one(key: Array) -> tuple[Vector, Scalar]:
         direction = spaces.tangent(jax.random.normal(key, w.shape, w.dtype))
         norm = jnp.linalg.norm(direction)
         step = distance * length(w) * direction / jnp.where(norm > 0, norm, 1.0)
-        point = manifold.retract(w + step)
+        point = zero_set.retract(w + step)
         finite = jnp.all(jnp.isfinite(point))
         point = jnp.where(finite, point, w)
         too_far = jnp.linalg.norm(point - w) > 3 * distance * length(w)
-        residual = manifold.relative_residual(point)
+        residual = zero_set.relative_residual(point)
         return point, jnp.where(finite & ~too_far, residual, jnp.inf)
 
     return jax.lax.map(one, keys)
 
 
-def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
+def check_smooth(zero_set: AbstractZeroSet, w: Vector) -> None:
     """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
-    relative, coarse, fine = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_CLOSE)))
+    relative, coarse, fine = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_CLOSE)))
     is_rough = relative > _MISMATCH and not fine < coarse / 2  # of a smooth loss it would fall to a quarter
-    if is_rough and not _is_rounding(manifold, w, coarse):
+    if is_rough and not _is_rounding(zero_set, w, coarse):
         raise LossError(
             "the loss is not twice differentiable at the point, as at the kink of a ReLU or of an absolute "
             f"value: its Hessian differs by {relative:.2g} (relative) from differences of its gradient over "
@@ -189,13 +189,13 @@ def check_smooth(manifold: AbstractManifold, w: Vector) -> None:
         )
 
 
-def looks_smooth(manifold: AbstractManifold, w: Vector, key: Key[Array, ""] | None = None) -> bool:
+def looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""] | None = None) -> bool:
     """Whether the loss has no kinks, as of ReLU units, around w. 65 Hessian-vector products."""
-    return bool(_looks_smooth(manifold, w, jax.random.key(0) if key is None else key))
+    return bool(_looks_smooth(zero_set, w, jax.random.key(0) if key is None else key))
 
 
 @eqx.filter_jit
-def _looks_smooth(manifold: AbstractManifold, w: Vector, key: Array) -> Array:
+def _looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Array) -> Array:
     """Whether second differences of Hessian-vector products along a segment fall as they do where smooth.
 
     Halving the spacing quarters them; the jumps at kinks stay as they are.
@@ -204,7 +204,7 @@ def _looks_smooth(manifold: AbstractManifold, w: Vector, key: Array) -> Array:
     direction = direction / jnp.linalg.norm(direction)
 
     def product(at: Scalar) -> Vector:
-        return jax.jvp(jax.grad(manifold.loss), (w + at * direction,), (direction,))[1]
+        return jax.jvp(jax.grad(zero_set.loss), (w + at * direction,), (direction,))[1]
 
     places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * length(w)
     products = jax.lax.map(product, places)
@@ -226,20 +226,20 @@ _FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
 _MISMATCH = 1e-6
 
 
-def _is_rounding(manifold: AbstractManifold, w: Vector, coarse: float) -> bool:
+def _is_rounding(zero_set: AbstractZeroSet, w: Vector, coarse: float) -> bool:
     """Whether the mismatch all but goes over a larger distance, as that by rounding does."""
-    relative, far, _ = (float(value) for value in _mismatch(manifold, w, jnp.asarray(_FAR)))
+    relative, far, _ = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_FAR)))
     return far <= coarse / 10 and relative <= _FAINT
 
 
 @eqx.filter_jit
-def _mismatch(manifold: AbstractManifold, w: Vector, distance: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+def _mismatch(zero_set: AbstractZeroSet, w: Vector, distance: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """How far the Hessian is from central differences of the gradient over `distance` |w|, and half of it.
 
     Relative and absolute over the former, absolute over the latter. Along one direction, in which every
     parameter moves, so that it crosses any kink at w. Some six gradients.
     """
-    gradient = jax.grad(manifold.loss)
+    gradient = jax.grad(zero_set.loss)
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
     direction = direction / jnp.linalg.norm(direction)
     product = jax.jvp(gradient, (w,), (direction,))[1]
@@ -258,14 +258,14 @@ def _mismatch(manifold: AbstractManifold, w: Vector, distance: Scalar) -> tuple[
 
 
 @eqx.filter_jit
-def _ranks(manifold: AbstractManifold, points: Float[Array, "count parameters"]) -> Array:
-    return jax.lax.map(lambda w: manifold.at(w).codimension, points)
+def _ranks(zero_set: AbstractZeroSet, points: Float[Array, "count parameters"]) -> Array:
+    return jax.lax.map(lambda w: zero_set.spectrum(w).codimension, points)
 
 
-def _spectrum(geometry: AbstractGeometry) -> str:
-    values = np.asarray(geometry.eigenvalues)
+def _listing(spectrum: AbstractSpectrum) -> str:
+    values = np.asarray(spectrum.eigenvalues)
     if len(values) <= 8:
         return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
-    kept = values[np.asarray(geometry.is_normal)]
+    kept = values[np.asarray(spectrum.is_normal)]
     ends = [f"{value:.3g}" for value in (*kept[:3], *kept[-3:])]
     return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"

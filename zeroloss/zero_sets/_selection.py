@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -11,10 +10,10 @@ from zeroloss._pytrees import Vector, in_float32
 from zeroloss.errors import InputError
 from zeroloss.jacobians import MAX_MEMORY, Structure, structure_of
 from zeroloss.systems import AbstractSystem, LeastSquares
-from zeroloss.zero_sets._dense import DenseManifold, is_small
-from zeroloss.zero_sets._gram import GramManifold
-from zeroloss.zero_sets._iterative_hessian import KrylovManifold
-from zeroloss.zero_sets._zero_set import AbstractGeometry, AbstractManifold
+from zeroloss.zero_sets._dense import DenseZeroSet, is_small
+from zeroloss.zero_sets._gram import GramZeroSet
+from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
+from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, spectrum_at
 
 _MOST_FACTORIZED = 20_000  # residuals; a float64 Gram matrix of them takes 3 GiB
 _LARGEST_JACOBIAN = 2**20  # bytes, beyond which it is not formed
@@ -24,20 +23,20 @@ _LARGEST_BASIS = 2**30  # bytes
 _LOG = logging.getLogger(__name__)
 
 
-def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], PyTree]) -> AbstractManifold:
+def zero_set_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], PyTree]) -> AbstractZeroSet:
     """The zero-loss set of `system`: by Gram matrix for least squares, by Hessian otherwise.
 
     By the whole Hessian up to 2000 parameters, beyond by products with it.
     The Gram matrix comes from the Jacobian as a matrix up to 1 MiB of it, beyond from the structure of the
-    model, and is not formed at all for more than 20,000 residuals, or as the problem's `geometry` says. Logs
+    model, and is not formed at all for more than 20,000 residuals, or as the problem's `spectrum` says. Logs
     which. Only the shape of w is used.
     """
     problem = system.clean_problem()
     if not isinstance(problem, LeastSquares):
         as_matrix = problem.geometry == "factorized" or w.size <= _LARGEST_HESSIAN
         if as_matrix and problem.geometry != "matrix-free":
-            return DenseManifold(problem, unravel)
-        return KrylovManifold(problem, unravel)
+            return DenseZeroSet(problem, unravel)
+        return IterativeZeroSet(problem, unravel)
     residuals = problem.targets.size
     matrix_free = problem.geometry == "matrix-free" or (
         problem.geometry == "auto" and residuals > _MOST_FACTORIZED
@@ -50,7 +49,7 @@ def manifold_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds if structure else "as a matrix")
     if matrix_free:
         _LOG.info("%d residuals: the zero-loss set is treated matrix-free, by iteration", residuals)
-    return GramManifold(problem, unravel, structure=structure, matrix_free=matrix_free, rough=rough)
+    return GramZeroSet(problem, unravel, structure=structure, matrix_free=matrix_free, rough=rough)
 
 
 def _structure(problem: LeastSquares, params: PyTree, inputs: PyTree) -> Structure:
@@ -70,25 +69,19 @@ def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
     return rough
 
 
-def with_basis(manifold: KrylovManifold, w: Vector) -> tuple[DenseManifold, AbstractGeometry] | None:
+def with_basis(zero_set: IterativeZeroSet, w: Vector) -> tuple[DenseZeroSet, AbstractSpectrum] | None:
     """The same set by a basis of its normal space, with that at w, where it is small enough to be wanted."""
-    problem = manifold.problem
+    problem = zero_set.problem
     if problem.geometry == "matrix-free":
         return None
     for columns in _COLUMNS:
         if not is_small(columns, w) or columns * w.size * w.dtype.itemsize > _LARGEST_BASIS:
             break
-        dense = DenseManifold(problem, manifold.unravel, columns=columns)
-        geometry = geometry_at(dense, w)
-        rank = int(geometry.codimension)
+        dense = DenseZeroSet(problem, zero_set.unravel, columns=columns)
+        spectrum = spectrum_at(dense, w)
+        rank = int(spectrum.codimension)
         if rank < columns:
             _LOG.debug("the Hessian of %d parameters has rank %d: by a basis of its range", w.size, rank)
-            return dense, geometry
+            return dense, spectrum
     _LOG.info("%d parameters: the zero-loss set is treated matrix-free, by iteration", w.size)
     return None
-
-
-@eqx.filter_jit
-def geometry_at(manifold: AbstractManifold, w: Vector) -> AbstractGeometry:
-    """`manifold.at(w)`, compiled."""
-    return manifold.at(w)

@@ -35,7 +35,7 @@ class AbstractSpaces(eqx.Module):
         return once - self.normal(once)
 
 
-class AbstractGeometry(AbstractSpaces):
+class AbstractSpectrum(AbstractSpaces):
     """Normal and tangent space with the spectrum of the Hessian H.
 
     The normal space has an orthonormal basis Q of eigenvectors of H. It has q columns, as many as the
@@ -94,13 +94,13 @@ class AbstractGeometry(AbstractSpaces):
         """The dimension of the set: parameters less codimension."""
 
 
-class AbstractManifold(eqx.Module):
+class AbstractZeroSet(eqx.Module):
     """The zero-loss set of a problem, near points where its Hessian has constant rank.
 
     `rank` fixes that rank; None lets every point decide from its own spectrum, which is right on the
     set but not beside it. An eigenvalue counts as zero below `rank_tolerance` times the largest; along a
     path of fixed rank, the rank has fallen when one is below `fall_tolerance` times the largest at the
-    start. Three classes compute it: `DenseManifold`, `GramManifold` and `KrylovManifold`.
+    start. Three classes compute it: `DenseZeroSet`, `GramZeroSet` and `IterativeZeroSet`.
     """
 
     problem: eqx.AbstractVar[Loss | LeastSquares]
@@ -110,20 +110,20 @@ class AbstractManifold(eqx.Module):
     fall_tolerance: eqx.AbstractClassVar[float]
 
     @abc.abstractmethod
-    def at(self, w: Vector) -> AbstractGeometry:
+    def spectrum(self, w: Vector) -> AbstractSpectrum:
         """The geometry at a point of the set (beside the set: of the level set through it)."""
 
     def spaces(self, w: Vector) -> AbstractSpaces:
-        """What `at` gives, less the spectrum, for less where there is a way."""
-        return self.at(w)
+        """What `spectrum` gives, less the spectrum, for less where there is a way."""
+        return self.spectrum(w)
 
     def rank_above(self, w: Vector, floor: Scalar) -> Array:
         """How many eigenvalues of H are larger than `floor` > 0 in size."""
-        return jnp.sum(jnp.abs(self.at(w).eigenvalues) > floor)
+        return jnp.sum(jnp.abs(self.spectrum(w).eigenvalues) > floor)
 
     def largest(self, w: Vector) -> Scalar:
         """The largest eigenvalue of H, in size."""
-        return jnp.max(jnp.abs(self.at(w).eigenvalues))
+        return jnp.max(jnp.abs(self.spectrum(w).eigenvalues))
 
     def product(self, w: Vector) -> Callable[[Vector], Vector]:
         """The function from v to H(w) v."""
@@ -131,7 +131,7 @@ class AbstractManifold(eqx.Module):
 
     @property
     def has_spectrum(self) -> bool:
-        """Whether there is `at`, or `spaces` alone."""
+        """Whether there is `spectrum`, or `spaces` alone."""
         return True
 
     @abc.abstractmethod
@@ -151,11 +151,11 @@ class AbstractManifold(eqx.Module):
         """
 
     @abc.abstractmethod
-    def third_of_normal(self, w: Vector, geometry: Any, covariance: Float[Array, "q q"]) -> Vector:
+    def third_of_normal(self, w: Vector, spectrum: Any, covariance: Float[Array, "q q"]) -> Vector:
         """T[Q C Q^T] with C symmetric, in the coordinates of Q; like `third`."""
 
     @abc.abstractmethod
-    def acceleration(self, w: Vector, geometry: Any, vector: Vector) -> Vector:
+    def acceleration(self, w: Vector, spectrum: Any, vector: Vector) -> Vector:
         """-H^+ T[v v^T] for tangent v: how a path on the set with velocity v bends into the normal space.
 
         The second fundamental form of the set, on (v, v).
@@ -173,7 +173,7 @@ class AbstractManifold(eqx.Module):
     def relative_residual(self, w: Vector) -> Scalar:
         """How far from zero the loss is, free of units: below 1e-8 counts as being on the set."""
 
-    def with_rank(self, rank: int | None) -> "AbstractManifold":
+    def with_rank(self, rank: int | None) -> "AbstractZeroSet":
         """The same set, with the rank of H fixed."""
         return dataclasses.replace(self, rank=rank)
 
@@ -199,6 +199,15 @@ class AbstractManifold(eqx.Module):
 
         start = (w, jnp.asarray(jnp.inf, w.dtype), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[0]
+
+
+def spectrum_of(zero_set: AbstractZeroSet, w: Vector) -> AbstractSpectrum:
+    """The spectrum of the Hessian at w. Raises `UnsupportedError` where the set is treated without one."""
+    return zero_set.spectrum(w)
+
+
+spectrum_at = eqx.filter_jit(spectrum_of)
+"""`spectrum_of`, compiled."""
 
 
 def length(w: Vector) -> Scalar:

@@ -1,0 +1,97 @@
+"""The truncation error of the recursion for mean and covariance (docs/prediction.md)."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from zeroloss._pytrees import Vector, flatten
+from zeroloss.prediction._averages import ExactAverage
+from zeroloss.prediction._ensemble import fluctuations
+from zeroloss.prediction._mean_path import MeanPath, State, relaxation
+from zeroloss.prediction._recursion import decay_of
+from zeroloss.systems import Scalar
+from zeroloss.zero_sets import GramSpectrum
+
+_DRAWS = 64
+_TINY = 1e-300
+
+
+class Truncation(NamedTuple):
+    """The error of the recursion in one training step at a point of the path.
+
+    - `displacement`: the error of the displacement along the set.
+    - `excess`: the relative error of the fluctuations' share of the loss.
+    """
+
+    displacement: Vector
+    excess: Scalar
+
+
+@eqx.filter_jit
+def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Array, ""]) -> Truncation:
+    """Estimate the truncation error of one training step, from draws z of the fluctuations and of the noise.
+
+    The recursion takes two quantities to leading order. One is the force: its average over z is grad L_bar +
+    1/2 T[C] plus terms of fourth order. The other is the covariance of the gradient noise: it contains the
+    random Hessian (H_eta - H) z, which the draws at z and -z show against the same noise at z = 0. Costs 64
+    times two averages and three gradients. The first error is not computed where averages have to be sampled.
+    """
+    expansion, spectrum = mean_path.expansion, state.spectrum
+    system, zero_set = expansion.system, expansion.zero_set
+    to_z, to_eta, unused = jax.random.split(key, 3)
+    z = fluctuations(state, to_z, _DRAWS)
+
+    def gradient(w: Vector) -> Vector:
+        return mean_path.average.at(w, spectrum, unused, jnp.asarray(1)).gradient
+
+    clean = jax.grad(zero_set.loss)(state.w)  # zero on the set alone
+    higher = mean_path.excess_at(state, unused)
+    curvatures = relaxation(spectrum, higher)
+
+    def noise(z: Array, key: Key[Array, ""]) -> Array:
+        params = zero_set.unravel(state.w + spectrum.embed(z))
+        noisy = flatten(system.noisy_gradient(params, key))[0]
+        return spectrum.coordinates(noisy - clean) - curvatures * z
+
+    def added(each: tuple[Array, Key[Array, ""]]) -> Array:
+        """The growth of the squared noise, per mode, by the fluctuation z."""
+        z, key = each
+        return (noise(z, key) ** 2 + noise(-z, key) ** 2) / 2 - noise(0 * z, key) ** 2
+
+    drawn = jnp.mean(jax.lax.map(added, (z, jax.random.split(to_eta, _DRAWS))), axis=0)
+    # Beside the set the noise of the batches at z = 0 also causes fluctuations.
+    constant = expansion.excess_covariance(state.w, spectrum, 0 * state.covariance)
+    batches = expansion.excess_covariance(state.w, spectrum, state.covariance) - constant
+    used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, spectrum) + constant
+    if higher is not None:
+        assert isinstance(spectrum, GramSpectrum)
+        used = used + higher.covariance(spectrum)
+    decay = decay_of(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
+    share = jnp.diag(decay.gain / jnp.where(decay.rate > 0, decay.rate, jnp.inf)) * spectrum.eigenvalues
+    unexplained = jnp.sum(share * (drawn - jnp.diag(batches)))
+    explained = jnp.sum(share * jnp.diag(used + batches))
+    # Without fluctuations, as at a start on the set under batches alone, there is no error.
+    excess = jnp.where(explained > _TINY, unexplained / jnp.maximum(explained, _TINY), 0.0)
+    second = 0.5 * spectrum.tangent(zero_set.third_of_normal(state.w, spectrum, state.covariance))
+    if not isinstance(mean_path.average, ExactAverage):
+        halves = jnp.zeros((2, *state.w.shape))
+    else:
+        center = gradient(state.w)
+
+        def curved(z: Array) -> Vector:
+            moved = spectrum.embed(z)
+            return (gradient(state.w + moved) + gradient(state.w - moved)) / 2 - center
+
+        def missing(z: Array) -> Vector:
+            expected = 0.5 * zero_set.third_of_normal(state.w, spectrum, z.T @ z / z.shape[0])
+            return spectrum.tangent(jnp.mean(jax.lax.map(curved, z), axis=0) - expected)
+
+        halves = jax.lax.map(missing, z.reshape(2, _DRAWS // 2, -1))
+    one, other = halves + excess * second
+    # The draws scatter, most at kinks; the part that two halves of them have in common does not.
+    force, common = (one + other) / 2, jnp.sqrt(jnp.maximum(one @ other, 0.0))
+    force = force * common / jnp.maximum(jnp.linalg.norm(force), _TINY)
+    return Truncation(-step_size / (1 - mean_path.optimizer.momentum) * force, excess)
