@@ -34,13 +34,13 @@ def answer(program):
 def test_replicas_are_spread_over_devices(replicas, used):
     """Over as many as divide their number, wherever the start is."""
     devices, spread = answer(f"""
-from zeroloss.dynamics._descend import ensemble
+from zeroloss.dynamics._training import ensemble_of
 from zeroloss.optimizers import SGD
 
 problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3))
 system = problem.with_noise(zl.LabelNoise(0.2))
 start = jax.device_put(jnp.array([2.0, 0.5]), jax.devices()[1])
-_, states = ensemble(system, start, SGD(0.05), {replicas}, jax.random.key(0))
+_, states = ensemble_of(system, start, SGD(0.05), {replicas}, jax.random.key(0))
 path = zl.descend(system, start, 0.05, 200, key=jax.random.key(0), replicas={replicas}, saves=2)
 print(json.dumps([len(states.params.devices()), path.params[:, -1].tolist()]))
 """)

@@ -81,13 +81,14 @@ def drive(
                 while evolution.position(state) < target:
                     began = time.perf_counter()
                     state = evolution.advance(state, target, chunk)
-                    quick = time.perf_counter() - began < _SECONDS_PER_CHUNK / 2
-                    if quick and evolution.position(state) < target:
-                        chunk *= 2
                     show(evolution.position(state))
-                    checkpoint.keep(lambda: state, items, evolution.trajectory)  # noqa: B023
+                    if evolution.position(state) < target:
+                        if time.perf_counter() - began < _SECONDS_PER_CHUNK / 2:
+                            chunk *= 2
+                        checkpoint.keep(lambda: state, items, evolution.trajectory)  # noqa: B023
                 items.append(evolution.item(state, target))
-            checkpoint.keep(lambda: state, items, evolution.trajectory, last=True)
+                last = len(items) == len(times)
+                checkpoint.keep(lambda: state, items, evolution.trajectory, last=last)  # noqa: B023
         except (DivergenceError, IntegrationError, StabilityError) as error:
             if error.path is None and items:
                 error.path = evolution.trajectory(items)
