@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zeroloss as zl
-from zeroloss._checkpoint import Checkpoint, alone_in
+from zeroloss._checkpoint import Checkpoint, lock_folder
 from zeroloss.errors import Interrupted, RunError
 
 KEY = jax.random.key(3)
@@ -37,8 +37,8 @@ class Counting(Checkpoint):
     def __truediv__(self, name):
         return Counting(self._folder / name, self.dies_after, self.count, _root=self._root)
 
-    def keep(self, state, items, *others, last=False):
-        super().keep(state, items, *others, last=last)
+    def save_if_due(self, state, items, *others, last=False):
+        super().save_if_due(state, items, *others, last=last)
         self.count[0] += 1
         if self.count[0] == self.dies_after:
             raise Killed
@@ -81,7 +81,7 @@ def numbers(result):
 def test_killed_and_resumed_is_bit_identical(verb, tmp_path):
     whole = Counting(tmp_path / "whole")
     expected = numbers(VERBS[verb](whole))
-    reference = numbers(VERBS[verb](zl._checkpoint.NOWHERE))
+    reference = numbers(VERBS[verb](zl._checkpoint.NO_CHECKPOINT))
     opportunities = whole.count[0]
     assert opportunities >= 5
     rng = np.random.default_rng(1)
@@ -134,7 +134,7 @@ def test_divergence_is_the_same_after_a_crash(tmp_path):
             zl.descend(system, POINT, 0.4, zl.Saves(5000, count=500), key=KEY, checkpoint=checkpoint)
         return error.value
 
-    expected = diverge(zl._checkpoint.NOWHERE)
+    expected = diverge(zl._checkpoint.NO_CHECKPOINT)
     checkpoint = Counting(tmp_path)
     assert diverge(checkpoint).step == expected.step
     again = diverge(Counting(tmp_path))
@@ -150,7 +150,7 @@ def test_other_types_than_float64(tmp_path):
 
     with pytest.raises(Killed):
         train(Counting(tmp_path, 3))
-    found, expected = train(Counting(tmp_path)), train(zl._checkpoint.NOWHERE)
+    found, expected = train(Counting(tmp_path)), train(zl._checkpoint.NO_CHECKPOINT)
     assert jax.tree.leaves(found.params)[0].dtype == "bfloat16"
     assert np.asarray(found.params).tobytes() == np.asarray(expected.params).tobytes()
 
@@ -202,7 +202,7 @@ def test_changed_bytes_are_noticed(tmp_path):
     """The files carry checksums: not one changed byte of the states gets through."""
     descend(Counting(tmp_path))
     path, rng = tmp_path / "state.npz", np.random.default_rng(0)
-    whole, expected = path.read_bytes(), descend(zl._checkpoint.NOWHERE)
+    whole, expected = path.read_bytes(), descend(zl._checkpoint.NO_CHECKPOINT)
     for at in rng.integers(0, len(whole), 40):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         try:
@@ -216,14 +216,16 @@ def test_a_file_in_the_place_of_another_is_noticed(tmp_path):
     descend(Counting(tmp_path))
     one, other = sorted((tmp_path / "saved").glob("*.npz"))[1:3]
     one.write_bytes(other.read_bytes())
-    with pytest.raises(RunError, match=f"{one.name} cannot be read: it is not what was saved there"):
+    with pytest.raises(
+        RunError, match=f"{one.name} cannot be read: its contents were changed after it was saved"
+    ):
         descend(Counting(tmp_path))
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from zeroloss._checkpoint import alone_in\n"
-        "with alone_in(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from zeroloss._checkpoint import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
@@ -233,25 +235,27 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
     finally:
         other.kill()
         other.wait()
-    with alone_in(tmp_path):  # the dead keep nobody out
+    with lock_folder(tmp_path):  # the dead keep nobody out
         pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(tmp_path, number):
     class Signalled(Checkpoint):
-        def keep(self, state, items, *others, last=False):
+        def save_if_due(self, state, items, *others, last=False):
             if len(items) == 4:
                 os.kill(os.getpid(), number)
                 time.sleep(0.05)
-            super().keep(state, items, *others, last=last)
+            super().save_if_due(state, items, *others, last=last)
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"{signal.Signals(number).name}; the state is saved") as stop:
         descend(Signalled(tmp_path, every=1e6))
     assert stop.value.signal == number and signal.getsignal(number) is before
     assert (tmp_path / "state.npz").exists()
-    np.testing.assert_array_equal(descend(Counting(tmp_path)).loss, descend(zl._checkpoint.NOWHERE).loss)
+    np.testing.assert_array_equal(
+        descend(Counting(tmp_path)).loss, descend(zl._checkpoint.NO_CHECKPOINT).loss
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -263,13 +267,13 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 def test_once_keeps_what_was_computed_first(tmp_path):
     checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.once("choice", lambda: [1, 2.5]) == [1, 2.5]
-    assert Checkpoint(tmp_path).once("choice", lambda: [3]) == [1, 2.5]
+    assert checkpoint.computed_once("choice", lambda: [1, 2.5]) == [1, 2.5]
+    assert Checkpoint(tmp_path).computed_once("choice", lambda: [3]) == [1, 2.5]
     held = tmp_path / "once" / "choice.json"
     assert json.loads(json.loads(held.read_text())["value"]) == [1, 2.5]
     held.write_text(held.read_text().replace("2.5", "3.5"))
-    with pytest.raises(RunError, match="not what was saved there"):
-        Checkpoint(tmp_path).once("choice", lambda: [3])
+    with pytest.raises(RunError, match="changed after it was saved"):
+        Checkpoint(tmp_path).computed_once("choice", lambda: [3])
 
 
 def test_a_disk_that_is_full_during_a_prediction_is_no_missing_prediction(tmp_path):
@@ -277,10 +281,10 @@ def test_a_disk_that_is_full_during_a_prediction_is_no_missing_prediction(tmp_pa
         def __truediv__(self, name):
             return Full(self._folder / name, _root=self._root)
 
-        def keep(self, state, items, *others, last=False):
+        def save_if_due(self, state, items, *others, last=False):
             if "prediction" in str(self._folder):
                 raise RunError("cannot write")
-            super().keep(state, items, *others, last=last)
+            super().save_if_due(state, items, *others, last=last)
 
     with pytest.raises(RunError, match="cannot write"):
         VERBS["compare"](Full(tmp_path))

@@ -1,4 +1,4 @@
-"""A long computation's state on disk: it can be killed at any moment and goes on from there, bit for bit."""
+"""The state of a long computation on disk, from which the same call continues to bit-identical results."""
 
 import contextlib
 import hashlib
@@ -33,35 +33,36 @@ LOCK = "lock"
 
 _STATE, _SAVED, _ONCE = "state.npz", "saved", "once"
 _FACTS = "facts"
-_DEAREST = 0.05  # share of the time that saving may take
+_LARGEST_SHARE = 0.05  # of the time, for saving
 
 
 class Checkpoint:
-    """A folder in which a long computation keeps its state, and from which the same call goes on.
+    """A folder in which a long computation saves its state, and from which the same call continues.
 
         path = zl.descend(system, params, 0.1, 10**8, key=key, checkpoint=zl.Checkpoint("checkpoints/mine"))
 
-    Run again after a crash, the same line goes on from the last state saved, and its result is bit-identical
-    to that of a run that was never stopped (on the same machine, devices and versions). While it works,
-    Ctrl-C (SIGINT) and SIGTERM make it finish the step, save and raise `zeroloss.errors.Interrupted`; a
-    second one stops it at once.
+    After a crash the same line continues from the last state saved. Its result is bit-identical to that of a
+    run that was never stopped, on the same machine, devices and versions. During the computation, Ctrl-C
+    (SIGINT) and SIGTERM make it finish the step, save and raise `zeroloss.errors.Interrupted`; a second
+    signal stops it at once.
 
     **Arguments:**
 
-    - `folder`: where; made if it does not exist. It must belong to this call alone.
-    - `every`: seconds from one save to the next; more where saving takes over 5 % of the time. 0 saves
-      whenever it is possible.
-    - `stop`: asked at every step, besides signals, whether to save and stop: such as `event.is_set` of a
-      `threading.Event`, where a thread does the work, for only the main one is told of signals.
-    - `published`: called after a save with the name of the part of the computation, such as "." or "limit",
-      and the `zeroloss.Trajectory` until there: what there is to look at meanwhile.
+    - `folder`: the folder. It is created if it does not exist, and must belong to this call alone.
+    - `every`: seconds from one save to the next; longer if saving takes more than 5 % of the time. With 0
+      every opportunity is used.
+    - `stop`: a function that is called at every step; if it returns True, the computation saves and stops, as
+      after a signal. Only the main thread receives signals: for another thread pass `event.is_set` of a
+      `threading.Event`.
+    - `published`: a function that is called after a save with the name of the part of the computation, such
+      as "." or "limit", and the `zeroloss.Trajectory` so far.
 
-    **Raises**, when it is used: `RunError` where the folder cannot be written, another process is working in
-    it, what is in it is damaged, or belongs to a call with other arguments or to other versions. Nothing
-    is removed then. `checkpoint.remove()` deletes the state.
+    **Raises**, when it is used: `RunError` where the folder cannot be written, another process works in it,
+    or its contents are damaged or belong to a call with other arguments or to other versions. Nothing is
+    removed then. `checkpoint.remove()` deletes the state.
 
-    Costs the states of the computation on disk, and what it has saved of its path; a save takes as long as
-    writing what is new. Arrays only, no pickle: to open a checkpoint executes nothing.
+    Costs the state of the computation and the saved part of its trajectory on disk. A save writes the new
+    part only. Files contain arrays and no pickle: opening a checkpoint executes nothing.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Checkpoint:
         self._folder = Path(folder)
         self._root = _Root(self._folder, every, stop, published) if _root is None else _root
         self._written, self._earlier = 0, 0.0
-        self._segments: list[tuple[int, str]] = []  # the first item of each, and its fingerprint
+        self._segments: list[tuple[int, str]] = []  # the number of its first item, and its fingerprint
         self._began = time.perf_counter()
         self._facts: dict[str, Any] = {}
 
@@ -85,10 +86,10 @@ class Checkpoint:
         return Checkpoint(self._folder / name, _root=self._root)
 
     def open(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes out, and take signals as requests to save and stop."""
+        """Lock the folder, and take signals as requests to save and stop."""
         return self._root.open()
 
-    def begin(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
+    def restore(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
         """The state to begin from: the one saved last, or `state` where nothing is saved.
 
         The items saved with it, dictionaries of arrays, replace the contents of `items`. `facts()` says in
@@ -109,7 +110,7 @@ class Checkpoint:
         items[:] = saved
         return restored
 
-    def keep(
+    def save_if_due(
         self,
         state: Callable[[], PyTree],
         items: list[_Item],
@@ -154,25 +155,25 @@ class Checkpoint:
         self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Raise `Interrupted` after a signal; what is to go on must be saved already."""
+        """Raise `Interrupted` after a signal. Call it when the state is saved."""
         if self._root.stopped:
             number = self._root.signal
             by = f"by {signal.Signals(number).name}" if number else "as asked"
             raise Interrupted(
-                f"stopped {by}; the state is saved in {self._root.folder}, and the same call goes on from "
-                "there.",
+                f"stopped {by}; the state is saved in {self._root.folder}, and the same call continues "
+                "from it.",
                 number or signal.SIGTERM,
             )
 
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What `compute()` returned the first time, which JSON can hold: for choices made by clocks."""
+    def computed_once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value that `compute()` returned the first time: for choices that depend on time."""
         path = self._folder / _ONCE / f"{name}.json"
         place = path.relative_to(self._root.folder).as_posix()
         if path.exists():
             with _reading(path):
                 kept = json.loads(path.read_text(encoding="utf-8"))
                 if kept["digest"] != _digest_of_text(f"{place} {kept['value']}"):
-                    raise ValueError("it is not what was saved there")
+                    raise ValueError("its contents were changed after it was saved")
                 return json.loads(kept["value"])
         text = json.dumps(compute())
         with replacing(path) as file:
@@ -180,12 +181,12 @@ class Checkpoint:
         return json.loads(text)
 
     @property
-    def earlier(self) -> float:
-        """The seconds spent before `begin`, in the processes that this one goes on from."""
+    def earlier_seconds(self) -> float:
+        """The seconds that earlier processes spent on this computation."""
         return self._earlier
 
     def remove(self) -> None:
-        """Delete what was saved, and nothing else that may be in the folder."""
+        """Delete the saved state, and no other files in the folder."""
         for path in sorted(self._folder.rglob("*"), reverse=True):
             if path.is_dir():
                 with contextlib.suppress(OSError):
@@ -205,7 +206,7 @@ class Checkpoint:
             with _reading(path), np.load(path, allow_pickle=False) as arrays:
                 segment = {where: arrays[where] for where in arrays.files}
                 if _digest_of_arrays(segment) != fingerprint:
-                    raise ValueError("it is not what was saved there")
+                    raise ValueError("its contents were changed after it was saved")
                 for where, value in segment.items():
                     index, _, name = where.partition("/")
                     items[first + int(index)][name] = value
@@ -218,8 +219,8 @@ class Checkpoint:
             theirs = {"format": about["format"], **about["versions"]}
             ours = {"format": _FORMAT, **_versions()}
             raise RunError(
-                f"the checkpoint {path} was made by {_differences(theirs, ours)}: it could not go on bit for "
-                "bit. Install what made it, or begin anew in another folder."
+                f"the checkpoint {path} was made by {_differences(theirs, ours)}: its results would "
+                "not be bit-identical. Install those versions, or start in another folder."
             )
         if about["facts"] != self._facts:
             raise RunError(
@@ -228,7 +229,7 @@ class Checkpoint:
             )
 
 
-class _Nowhere(Checkpoint):
+class _NoCheckpoint(Checkpoint):
     """Saves nothing."""
 
     def __init__(self) -> None:
@@ -240,10 +241,10 @@ class _Nowhere(Checkpoint):
     def open(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def begin(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
+    def restore(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
         return state
 
-    def keep(
+    def save_if_due(
         self,
         state: Callable[[], PyTree],
         items: list[_Item],
@@ -256,19 +257,19 @@ class _Nowhere(Checkpoint):
     def stop_if_asked(self) -> None:
         pass
 
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+    def computed_once(self, name: str, compute: Callable[[], Any]) -> Any:
         return compute()
 
     def remove(self) -> None:
         pass
 
 
-NOWHERE = _Nowhere()
+NO_CHECKPOINT = _NoCheckpoint()
 """The checkpoint of a computation that saves nothing."""
 
 
 class _Root:
-    """What all parts of a computation share: the folder, who works in it, and when to save."""
+    """The part of a checkpoint that all stages of a computation share: folder, lock, signals and clock."""
 
     def __init__(
         self,
@@ -284,7 +285,7 @@ class _Root:
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal, or who called, asks to stop."""
+        """Whether a signal or the `stop` function asks to stop."""
         return bool(self.signal) or self._stop()
 
     @property
@@ -293,7 +294,7 @@ class _Root:
 
     def saved(self, seconds: float) -> None:
         self._last = time.monotonic()
-        self._interval = max(self._every, seconds / _DEAREST) if self._every > 0 else 0.0
+        self._interval = max(self._every, seconds / _LARGEST_SHARE) if self._every > 0 else 0.0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -301,7 +302,7 @@ class _Root:
         try:
             with contextlib.ExitStack() as stack:
                 if self._depth == 1:
-                    stack.enter_context(alone_in(self.folder))
+                    stack.enter_context(lock_folder(self.folder))
                     stack.enter_context(self._signals())
                 yield
         finally:
@@ -311,13 +312,13 @@ class _Root:
     def _signals(self) -> Iterator[None]:
         self.signal, self._last = 0, time.monotonic()
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread is told of signals
+            yield  # only the main thread receives signals
             return
 
         def stop(number: int, _: FrameType | None) -> None:
             if self.signal:
                 raise Interrupted(
-                    f"stopped at once; what was saved last is in {self.folder}.", number, at_once=True
+                    f"stopped at once; the last saved state is in {self.folder}.", number, at_once=True
                 )
             self.signal = number
 
@@ -330,10 +331,10 @@ class _Root:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep every other process out of `folder`; a process that dies, however it does, keeps nobody out.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock `folder` for this process. The lock of a process that dies is released.
 
-    Raises `RunError` where one is there already, or the folder cannot be written.
+    Raises `RunError` where another process holds the lock, or the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -360,18 +361,18 @@ def in_use(folder: Path) -> bool:
         return False
     except filelock.Timeout:
         return True
-    except OSError:  # in which nobody can work then
+    except OSError:  # a folder that cannot be opened cannot be in use
         return False
 
 
-_DAMAGED = "Nothing was touched; begin anew in another folder, or delete this one."
+_DAMAGED = "Nothing was changed; start in another folder, or delete this one."
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
-        if path.exists() and not path.is_file():  # to read a pipe would take for ever
-            raise ValueError("it is no file")
+        if path.exists() and not path.is_file():  # reading a pipe would never end
+            raise ValueError("it is not a file")
         yield
     except RunError:
         raise
@@ -380,7 +381,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def digest_of_bytes(parts: Iterable[bytes]) -> str:
-    """A short fingerprint of some bytes, however they are cut into parts."""
+    """A short fingerprint of bytes; it does not depend on how they are split into parts."""
     found = hashlib.sha256()
     for part in parts:
         found.update(part)
@@ -410,12 +411,12 @@ def digest(tree: PyTree) -> str:
 
 
 def facts_of(system: Any, start: PyTree, times: np.ndarray, **more: Any) -> dict[str, Any]:
-    """What is computed when a system goes from a start and is saved at some times, for `Checkpoint.begin`.
+    """Facts about a computation that takes a system from a start through times, for `Checkpoint.restore`.
 
-    Reads all data and parameters once.
+    Costs one pass over all data and parameters.
     """
-    said = dict(noise=system.describe(), **more)  # what people can read comes first
-    return said | dict(system=digest(system), start=digest(start), saves=digest(times))
+    readable = dict(noise=system.describe(), **more)  # they come first in messages
+    return readable | dict(system=digest(system), start=digest(start), saves=digest(times))
 
 
 def _packed(state: PyTree) -> dict[str, np.ndarray]:
@@ -424,7 +425,7 @@ def _packed(state: PyTree) -> dict[str, np.ndarray]:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """The array in a type that NumPy's files know, which bfloat16 is not."""
+    """The array in a type that NumPy's files support; bfloat16 becomes bytes."""
     if array.dtype.isbuiltin == 1:
         return array
     return np.frombuffer(array.tobytes(), np.uint8).reshape(*array.shape, array.dtype.itemsize)
@@ -446,7 +447,7 @@ def _unpacked(like: _State, arrays: Mapping[str, np.ndarray]) -> _State:
                 f"{expected.shape} and type {expected.dtype}"
             )
         value = np.frombuffer(value.tobytes(), np.asarray(leaf).dtype).reshape(np.shape(leaf))
-        if isinstance(leaf, jax.Array):  # to where it was, or else wherever it is computed with
+        if isinstance(leaf, jax.Array):  # on its own devices if it was bound to them
             restored.append(jax.device_put(value, leaf.sharding) if leaf.committed else jnp.asarray(value))
         else:
             restored.append(value if isinstance(leaf, np.ndarray) else type(leaf)(value.item()))

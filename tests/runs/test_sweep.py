@@ -15,7 +15,7 @@ from runs_here import Here
 
 import zeroloss as zl
 from zeroloss import report, runs
-from zeroloss._checkpoint import alone_in
+from zeroloss._checkpoint import lock_folder
 from zeroloss.errors import InputError, Interrupted, RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 
@@ -303,7 +303,7 @@ def test_cells_that_outlive_their_sweep_are_waited_for(tmp_path):
     folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
     runs.sweep(config, folder, executor=Here(broken=(2,)))
     cell = runs.cells_of(config, folder)[1]
-    with alone_in(cell.path):
+    with lock_folder(cell.path):
         before = contents(folder, without=())
         for again in (
             lambda: runs.resume_sweep(config, folder, executor=Here()),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._expansion import expand
 from zeroloss.dynamics._recorder import Recorder
@@ -25,7 +25,7 @@ def descend(
     *,
     key: Key[Array, ""],
     replicas: int | None = None,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Trajectory:
     """Run w_{k+1} = w_k - step_size * grad L_hat(w_k, eta_k) with fresh noise at every step.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._progress import progress_bar
 from zeroloss.errors import DivergenceError, IntegrationError, StabilityError
 
@@ -60,7 +60,7 @@ class AbstractEvolution(abc.ABC, Generic[State]):
 def drive(
     evolution: AbstractEvolution[State],
     times: Sequence[float] | np.ndarray,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
     items: list[Item] | None = None,
 ) -> list[Item]:
     """Advance `evolution` through `times`, and return the items that it saves, one for each time.
@@ -75,7 +75,7 @@ def drive(
     chunk = evolution.first_chunk
     bar = progress_bar(evolution.name, float(times[-1]) or 1.0, evolution.unit)
     with checkpoint.open(), bar as show:
-        state = checkpoint.begin(evolution.start(), items, evolution.facts)
+        state = checkpoint.restore(evolution.start(), items, evolution.facts)
         try:
             for target in map(float, times[len(items) :]):
                 while evolution.position(state) < target:
@@ -85,10 +85,10 @@ def drive(
                     if evolution.position(state) < target:
                         if time.perf_counter() - began < _SECONDS_PER_CHUNK / 2:
                             chunk *= 2
-                        checkpoint.keep(lambda: state, items, evolution.trajectory)  # noqa: B023
+                        checkpoint.save_if_due(lambda: state, items, evolution.trajectory)  # noqa: B023
                 items.append(evolution.item(state, target))
                 last = len(items) == len(times)
-                checkpoint.keep(lambda: state, items, evolution.trajectory, last=last)  # noqa: B023
+                checkpoint.save_if_due(lambda: state, items, evolution.trajectory, last=last)  # noqa: B023
         except (DivergenceError, IntegrationError, StabilityError) as error:
             if error.path is None and items:
                 error.path = evolution.trajectory(items)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
@@ -36,7 +36,7 @@ def limit(
     key: Key[Array, ""] | None = None,
     replicas: int | None = None,
     dt: float | None = None,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Trajectory:
     """Follow the limit of training as step size and noise go to zero, on the slow time scale.
 
@@ -100,7 +100,7 @@ def deterministic_limit(
     verdict: Verdict,
     saves: Saves,
     rtol: float = RTOL,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Trajectory:
     """`limit` of noise whose `verdict` is known to be deterministic, from a point already located."""
     times = saves.times()
@@ -118,7 +118,7 @@ def deterministic_limit(
     except KinkError:
         _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
         # It takes few steps, and must not mix with the state of the first attempt: no checkpoint.
-        return follow(False, NOWHERE)
+        return follow(False, NO_CHECKPOINT)
 
 
 def stochastic_limit(
@@ -129,7 +129,7 @@ def stochastic_limit(
     key: Key[Array, ""],
     replicas: int | None,
     dt: float | None = None,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Trajectory:
     """`limit` of noise whose `verdict` is known to be stochastic, from a point already located."""
     times, batched = saves.times(), replicas is not None

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint, digest, facts_of
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
 from zeroloss._pytrees import flatten
 from zeroloss.dynamics._driver import AbstractEvolution, Item, drive
 from zeroloss.dynamics._recorder import Recorder
@@ -64,7 +64,7 @@ def train(
     states: States,
     times: np.ndarray,
     item: Callable[[Array], Item],
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
     recorder: Recorder | None = None,
 ) -> list[Item]:
     """Train the ensemble, and return the `item` of its flat parameters at each of `times`, in steps.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint, digest, facts_of
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.drifts._expansion import AbstractExpansion, expand
@@ -62,7 +62,7 @@ def predict(
     rtol: float | Tolerance = 1e-3,
     key: Key[Array, ""] | None = None,
     replicas: int | None = None,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Trajectory:
     """Predict training at its own step size and noise, both time scales together.
 

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import PyTree
 
 from zeroloss import problems
-from zeroloss._checkpoint import NOWHERE, Checkpoint, alone_in, digest_of_bytes
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest_of_bytes, lock_folder
 from zeroloss._progress import doing, show_progress
 from zeroloss.drifts import classify
 from zeroloss.drifts._verdict import Verdict
@@ -86,10 +86,10 @@ def start(
     `Interrupted` when it was stopped.
     """
     if folder is None:
-        return _compute(config, _prepared(config, progress), None, NOWHERE, tell, progress)
+        return _compute(config, _prepared(config, progress), None, NO_CHECKPOINT, tell, progress)
     check_free(folder, overwrite=overwrite)
     prepared = _prepared(config, progress)
-    with alone_in(folder):
+    with lock_folder(folder):
         create(
             folder,
             config.model_dump(mode="json") | {DESCRIPTION: prepared.problem.description},
@@ -120,7 +120,7 @@ def resume(
     if is_complete(folder, results):
         return results
     prepared = _prepared(config, progress)
-    with alone_in(folder):
+    with lock_folder(folder):
         log(folder, "resumed")
         held = noises_of(results) if (folder / RESULTS).exists() else ()
         return _logged(config, prepared, folder, tell, progress, every, stop, held)
@@ -308,7 +308,7 @@ class _AbstractJob:
             except ZerolossError as error:
                 return {"verdict_unknown": str(error)}
 
-        return checkpoint.once("verdict", ask)
+        return checkpoint.computed_once("verdict", ask)
 
     def trajectories(self, result: Any) -> dict[str, Trajectory]:
         """The paths in it that a page shows, by name."""
@@ -358,7 +358,7 @@ class _Compare(_AbstractJob):
                 return {"half_unknown": reason}
             return {"half_steps": found.steps, "half_of": found.quantity, "half_end": found.end}
 
-        return checkpoint.once("half", ask)
+        return checkpoint.computed_once("half", ask)
 
     def trajectories(self, result: Any) -> dict[str, Trajectory]:
         training = result.trainings[0]

@@ -24,7 +24,7 @@ from pydantic import JsonValue
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss._checkpoint import alone_in
+from zeroloss._checkpoint import lock_folder
 from zeroloss._progress import progress_bar, show_progress
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.problems import parse_noise, strengths_from
@@ -105,7 +105,7 @@ def sweep(
     _check(config)
     with contextlib.ExitStack() as stack:
         used = _entered(executor, stack, tell)
-        stack.enter_context(alone_in(folder))
+        stack.enter_context(lock_folder(folder))
         create(folder, config.model_dump(mode="json"), overwrite=overwrite)
         log(folder, "started")
         return _go_on(config, folder, used, tell, progress, every)
@@ -121,7 +121,7 @@ def resume_sweep(
     every: float = 30.0,
 ) -> xr.DataTree:
     """Go on with the sweep in `folder`: with cells that were interrupted, failed, or not begun."""
-    with alone_in(folder):
+    with lock_folder(folder):
         require_idle(folder)
         log(folder, "resumed")
         return _go_on(config, folder, executor, tell, progress, every)

@@ -89,7 +89,9 @@ class Budget:
             number += 1
             self.step_size *= max((rung.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
         self.steps, self.scatter = rung.total_steps, max(rung.steps_error, 1e-4)
-        self.seconds_per_step = self.checkpoint.once("seconds_per_step", lambda: self._time_steps(key))
+        self.seconds_per_step = self.checkpoint.computed_once(
+            "seconds_per_step", lambda: self._time_steps(key)
+        )
         self.choices.append(
             f"Largest step size {self.step_size * self.largest:.3g} / lambda_max, where the drift takes "
             f"{rung.steps:,.0f} steps; a pilot of {self.replicas} runs costs "

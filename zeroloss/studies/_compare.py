@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
 from zeroloss.drifts._expansion import expand
@@ -206,7 +206,7 @@ def compare(
     t1: float | Saves | None = None,
     steps: int | Saves = 100_000,
     replicas: int = 8,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Comparison:
     """Project, classify, follow the limit, predict training, and train ensembles to the same slow time.
 
@@ -280,7 +280,7 @@ class _Clock:
 
     def read(self, stage: Checkpoint) -> tuple[float, float]:
         """The seconds of a stage in all processes, and those that JAX compiled since this clock began."""
-        return stage.earlier + time.perf_counter() - self._began, seconds_compiling() - self._compiled
+        return stage.earlier_seconds + time.perf_counter() - self._began, seconds_compiling() - self._compiled
 
 
 def _seconds(row: Mapping[str, Any]) -> str:

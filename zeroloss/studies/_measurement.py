@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector
 from zeroloss.drifts._drift import first_drift, second_drift
 from zeroloss.drifts._expansion import AbstractExpansion, expand
@@ -64,7 +64,7 @@ def target_of(
     verdict: Verdict,
     drift: float,
     key: Key[Array, ""],
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Target:
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert verdict.time_scale is not None
@@ -148,7 +148,7 @@ def measure(
     step_size: float,
     replicas: int,
     key: Key[Array, ""],
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Measurement:
     """Train an ensemble until it has made the drift of `target`, and measure how long that took."""
     sigma = system.noise_law(params).sigma
@@ -164,7 +164,7 @@ def measure(
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
         ensemble, states = ensemble_of(system, params, SGD(step_size), replicas, key)
         items = train(ensemble, states, at, item, stage)
-        trained, earlier = trained + int(at[-1]), earlier + stage.earlier
+        trained, earlier = trained + int(at[-1]), earlier + stage.earlier_seconds
         made = np.stack([item[_PROGRESS] for item in items], axis=1)  # [replica, time]
         return items[int(np.searchsorted(at, expected))], *jackknife(
             made, lambda curve: np.log(_steps_between(at, curve))
@@ -187,7 +187,7 @@ def measure(
         theory=expected * target.share,
         distance=distance,
         distance_error=distance_error,
-        seconds=checkpoint.once("seconds", lambda: earlier + perf_counter() - began),
+        seconds=checkpoint.computed_once("seconds", lambda: earlier + perf_counter() - began),
         total_steps=trained,
     )
 

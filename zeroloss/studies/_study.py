@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._checkpoint import NOWHERE, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import refuse_tracing
 from zeroloss.drifts._slow_time import power_of_step_size
 from zeroloss.drifts._verdict import Verdict, classify
@@ -144,7 +144,7 @@ def study(
     key: Key[Array, ""],
     budget: float = 5.0,
     drift: float = 0.05,
-    checkpoint: Checkpoint = NOWHERE,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
 ) -> Study:
     """Measure on which time scale training drifts, and how it approaches the limit.
 
@@ -198,10 +198,10 @@ def _study(
     pilot_key, limit_key, *keys = jax.random.split(key, 4)
     if verdict.time_scale is None:
         bound = _bound(system, point, LARGEST_STEP / largest, budget, pilot_key, checkpoint)
-        seconds = checkpoint.once("seconds", lambda: perf_counter() - began)
+        seconds = checkpoint.computed_once("seconds", lambda: perf_counter() - began)
         return Study(**common, bound=bound, seconds=seconds)
     target = target_of(system, point, verdict, drift, limit_key, checkpoint / "limit")
-    prepared = checkpoint.once("preparation", lambda: perf_counter() - began)
+    prepared = checkpoint.computed_once("preparation", lambda: perf_counter() - began)
     plan = Budget(system, point, target, largest, 60 * budget - prepared, checkpoint)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
@@ -269,7 +269,7 @@ def _bound(
         seconds_for(ensemble, states, 10)  # compiles
         return seconds_for(ensemble, states, 100)
 
-    per_step = checkpoint.once("seconds_per_step", seconds_per_step)
+    per_step = checkpoint.computed_once("seconds_per_step", seconds_per_step)
     steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
     items = train(
         ensemble, states, np.array([steps]), lambda w: {"params": np.asarray(w)}, checkpoint / "bound"
