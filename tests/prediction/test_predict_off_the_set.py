@@ -126,11 +126,8 @@ def test_a_checkpoint_knows_what_is_observed(tmp_path):
     given = (HYPERBOLA.with_noise(zl.LabelNoise(0.1)), HYPERBOLA_POINT, 0.1, 50)
     zl.predict(*given, checkpoint=zl.Checkpoint(tmp_path / "state"))
     with pytest.raises(RunError, match="another"):
-        zl.predict(
-            *given,
-            checkpoint=zl.Checkpoint(tmp_path / "state"),
-            steps=zl.Saves(observables={"first": lambda w: w[0]}),
-        )
+        saves = zl.Saves(50, observables={"first": lambda w: w[0]})
+        zl.predict(*given[:-1], saves, checkpoint=zl.Checkpoint(tmp_path / "state"))
 
 
 def two_layers(rate=0.01, width=18, examples=6):
