@@ -69,8 +69,9 @@ class Structure(eqx.Module):
     def kinds(self) -> dict[str, str]:
         """How the model uses each leaf of the parameters, by the leaf's path.
 
-        "dense", "convolution", "embedding", "elementwise" (biases, scales), several joined by " + ", "unused",
-        or "fallback (why)". A leaf that falls back costs its per-example Jacobian, N x k x its size.
+        "dense", "convolution", "embedding", "elementwise" (biases, scales), several joined by " + ",
+        "unused", or "fallback (why)". A leaf that falls back costs its per-example
+        Jacobian, N x k x its size.
         """
         return dict(zip(self.names, self.maker.plan.kinds, strict=True))
 
