@@ -8,21 +8,21 @@ import numpy as np
 from zeroloss.errors import InputError
 
 
-def positive_integer(name: str, value: float) -> int:
+def positive_integer(name: str, value: Any) -> int:
     """`value` as an integer. Raises `InputError`, which begins with `name`, unless it is a positive one."""
     if not (_is_integer(value) and value >= 1):
         raise InputError(f"{name} must be a positive integer, got {value!r}.")
     return int(value)
 
 
-def integer_between(name: str, value: float, low: int, high: int) -> int:
+def integer_between(name: str, value: Any, low: int, high: int) -> int:
     """`value` as an integer. Raises `InputError`, which begins with `name`, unless it is in [low, high]."""
     if not (_is_integer(value) and low <= value <= high):
         raise InputError(f"{name} must be an integer between {low} and {high}, got {value!r}.")
     return int(value)
 
 
-def positive_number(name: str, value: float) -> float:
+def positive_number(name: str, value: Any) -> float:
     """`value` as a float. Raises `InputError`, which begins with `name`, unless it is positive and finite."""
     value = float(value)
     if not (value > 0 and math.isfinite(value)):

@@ -71,7 +71,7 @@ def is_shape(node: Any) -> bool:
 
 def positive_sigma(sigma: Scale) -> Scale:
     """`sigma` as a float, checked to be positive and finite; under tracing as it is."""
-    return sigma if is_traced(sigma) else positive_number("sigma", sigma)  # pyright: ignore[reportArgumentType]
+    return sigma if is_traced(sigma) else positive_number("sigma", float(sigma))
 
 
 def draw_subset(key: Key[Array, ""], number: int, size: int) -> Int[Array, " size"]:
