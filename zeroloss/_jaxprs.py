@@ -1,117 +1,171 @@
-"""A model of one example as a flat list of operations, and its evaluation with taps.
+"""One interpreter of traced models (jaxprs), and the flat program of a model of one example.
 
-A tap is a zero added to a variable. The derivative of the outputs with respect to taps is the sensitivity
-of the outputs to those variables, by one ordinary backward pass; the model's own derivative rules
-(`jax.custom_jvp`, `jax.custom_vjp`, `jax.lax.stop_gradient`) apply in it.
+`interpret` is the only loop over the equations of a jaxpr. Noise at sites, flattening, and evaluation with
+taps are rules that it applies to each equation.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal, Primitive, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 from jaxtyping import Array, PyTree
 
-from zeroloss.errors import InputError
+from zeroloss.errors import InputError, UnsupportedError
 
-Atom = int | Literal
-"""An operand: the number of a variable, or a constant written in the program."""
+Atom = Var | Literal
+"""An operand of an equation: a variable, or a constant written in the jaxpr."""
+
+Rule = Callable[[JaxprEqn, list[Any]], Sequence[Any]]
+"""`rule(equation, operands) -> results`."""
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 _CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Equation:
-    """One operation: a primitive, its parameters, operands and results."""
+def interpret(
+    jaxpr: Jaxpr,
+    constants: Iterable[Any],
+    arguments: Iterable[Any],
+    rule: Rule,
+    literal: Callable[[Literal], Any] = lambda literal: literal.val,
+) -> list[Any]:
+    """The outputs of `jaxpr`, with `rule` in place of each of its equations.
 
-    primitive: Primitive
-    params: Mapping[str, Any]
-    operands: tuple[Atom, ...]
-    results: tuple[int, ...]
+    Values may be arrays, tracers, or anything else that `rule` takes and gives; `literal` makes one from a
+    constant that is written in the jaxpr.
+    """
+    inputs = (*constants, *arguments)
+    values: dict[Var, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), inputs, strict=True))
 
-    @property
-    def name(self) -> str:
-        """The primitive's name, as the jaxpr prints it."""
-        return self.primitive.name
+    def read(atom: Atom) -> Any:
+        return literal(atom) if isinstance(atom, Literal) else values[atom]
 
-    def apply(self, *operands: Any) -> list[Any]:
-        """The results for these operands."""
-        parameters = self.primitive.get_bind_params(dict(self.params))
-        values = self.primitive.bind(*operands, **parameters)
-        return list(values) if self.primitive.multiple_results else [values]
+    for equation in jaxpr.eqns:
+        results = rule(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(equation: JaxprEqn, operands: Iterable[Any]) -> list[Any]:
+    """The results of an equation as it is, nested jaxprs included."""
+    primitive = equation.primitive
+    values = primitive.bind(*operands, **primitive.get_bind_params(equation.params))
+    return list(values) if primitive.multiple_results else [values]
+
+
+def enter(equation: JaxprEqn, operands: Sequence[Any], rule: Rule, content: str) -> list[Any]:
+    """The results of a call of `jax.jit` or `jax.checkpoint`, with `rule` for the equations inside it.
+
+    Raises `UnsupportedError` for loops, branches and functions with derivative rules of their own, whose
+    inside JAX evaluates several times, never, or differently under a derivative. `content`, such as "a site",
+    says in the message what is inside.
+    """
+    called = _callee(equation)
+    name = equation.primitive.name
+    if called is None:
+        raise UnsupportedError(
+            f"{content} lies inside jax.{name}, where zeroloss cannot reach it; move it outside, or unroll "
+            "the loop."
+        )
+    if name not in _CHECKPOINTS:
+        return interpret(*called, operands, rule)
+    rematerialized = jax.checkpoint(
+        lambda *operands: interpret(*called, operands, rule),
+        policy=equation.params["policy"],
+        prevent_cse=equation.params["prevent_cse"],
+    )
+    return rematerialized(*operands)
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """All equations of a jaxpr, each followed by those nested in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        yield from nested_equations(equation)
+
+
+def nested_equations(equation: JaxprEqn) -> Iterator[JaxprEqn]:
+    """All equations inside an equation, such as those of a jitted function or of the body of a loop."""
+    for inner in jaxprs_in_params(equation.params):
+        yield from equations(inner)
+
+
+def shape(atom: Atom) -> tuple[int, ...]:
+    """The shape of an operand."""
+    return atom.aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def dtype(atom: Atom) -> Any:
+    """The type of an operand's numbers."""
+    return atom.aval.dtype  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """Outputs of one example from parameter leaves and the example's input leaves; variables are numbers.
+    """A model of one example as a flat jaxpr, whose calls are written out.
 
+    The inputs of `jaxpr` are the parameter leaves, then the leaves of the example; it has one output.
     `on_example` are the variables that depend on the example, `on_parameters_only` those that depend on
-    parameters and on no example; what remains is constant.
+    parameters and on no example; all others are constant. `reverse_only` is true where the model has no
+    forward derivative (`jax.custom_vjp`).
     """
 
-    equations: tuple[Equation, ...]
-    shapes: tuple[jax.ShapeDtypeStruct, ...]
-    constants: tuple[int, ...]
-    leaves: tuple[int, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[Atom, ...]
-    on_example: frozenset[int]
-    on_parameters_only: frozenset[int]
+    jaxpr: Jaxpr
+    leaves: tuple[Var, ...]
+    on_example: frozenset[Var]
+    on_parameters_only: frozenset[Var]
     reverse_only: bool
+
+    @property
+    def output(self) -> Atom:
+        """The model's output."""
+        return self.jaxpr.outvars[0]
 
     def evaluate(
         self,
         constants: Sequence[Any],
-        leaves: Sequence[Any],
-        inputs: Sequence[Any],
-        taps: Mapping[int, Array],
-        wanted: Iterable[int],
-        substitutes: Mapping[int, Callable[..., Array]],
-    ) -> tuple[list[Any], list[Any]]:
-        """The outputs, with `taps` added to their variables, and the values of the `wanted` variables.
+        arguments: Sequence[Any],
+        taps: Mapping[Var, Array],
+        wanted: Iterable[Var],
+        substitutes: Mapping[Var, Callable[..., Array]],
+    ) -> tuple[Any, list[Any]]:
+        """The output, with `taps` added to their variables, and the values of the `wanted` variables.
+
+        The derivative of the output with respect to a tap that is zero is the output's sensitivity to the
+        tap's variable. One ordinary backward pass gives it for all taps; the model's own derivative rules
+        (`jax.custom_jvp`, `jax.custom_vjp`, `jax.lax.stop_gradient`) apply in it.
 
         `substitutes` are other functions of the operands for the equations of some variables, equal in value.
         """
-        values: dict[int, Any] = {}
+        values: dict[Var, Any] = {}
 
-        def write(variables: Sequence[int], results: Sequence[Any]) -> None:
-            for variable, result in zip(variables, results, strict=True):
-                values[variable] = result + taps[variable] if variable in taps else result
+        def tapped(variables: Sequence[Var], results: Sequence[Any]) -> list[Any]:
+            pairs = zip(variables, results, strict=True)
+            added = [result + taps[variable] if variable in taps else result for variable, result in pairs]
+            values.update(zip(variables, added, strict=True))
+            return added
 
-        def read(atom: Atom) -> Any:
-            return values[atom] if isinstance(atom, int) else atom.val
+        def rule(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+            substitute = next(map(substitutes.get, equation.outvars), None)
+            results = bind(equation, operands) if substitute is None else [substitute(*operands)]
+            return tapped(equation.outvars, results)
 
-        write(self.constants, constants)
-        write(self.leaves, leaves)
-        write(self.inputs, inputs)
-        for equation in self.equations:
-            operands = map(read, equation.operands)
-            if equation.results[0] in substitutes:
-                write(equation.results, [substitutes[equation.results[0]](*operands)])
-            else:
-                write(equation.results, equation.apply(*operands))
-        return [read(atom) for atom in self.outputs], [values[variable] for variable in wanted]
-
-    def shape(self, atom: Atom) -> tuple[int, ...]:
-        """The shape of an operand."""
-        return self.shapes[atom].shape if isinstance(atom, int) else jnp.shape(atom.val)
+        inputs = tapped(self.jaxpr.constvars, constants), tapped(self.jaxpr.invars, arguments)
+        (output,) = interpret(self.jaxpr, *inputs, rule)
+        return output, [values[variable] for variable in wanted]
 
     def is_constant(self, atom: Atom) -> bool:
         """Whether an operand depends on neither parameters nor example."""
-        return not isinstance(atom, int) or atom not in self.on_example | self.on_parameters_only
-
-    def is_floating(self, variable: int) -> bool:
-        """Whether derivatives pass through a variable."""
-        return jnp.issubdtype(self.shapes[variable].dtype, jnp.floating)
+        return isinstance(atom, Literal) or atom not in self.on_example | self.on_parameters_only
 
     @property
     def size(self) -> int:
         """Numbers computed for one example, all intermediate results together."""
-        return sum(math.prod(self.shapes[each].shape) for each in self.on_example)
+        return sum(math.prod(shape(variable)) for variable in self.on_example)
 
 
 def trace(
@@ -119,8 +173,8 @@ def trace(
 ) -> tuple[Program, tuple[Any, ...]]:
     """The program of `model` for one example of `inputs`, and the values of its constants.
 
-    Only shapes of `params` and `inputs` are looked at. One example at a time, because then no intermediate
-    has an example axis that would have to be found; `jax.vmap` puts it back where it is needed.
+    Only shapes of `params` and `inputs` are read. One example at a time, because then no intermediate
+    result has an example axis that would have to be found; `jax.vmap` puts it back where it is needed.
     """
 
     def of_one(params: PyTree, example: PyTree) -> Array:
@@ -136,83 +190,51 @@ def trace(
     closed, output = jax.make_jaxpr(of_one, return_shape=True)(params, example)
     if not jnp.issubdtype(output.dtype, jnp.floating):
         raise InputError(f"the model's outputs must be floating-point numbers, got {output.dtype}.")
-    builder = _Builder(len(jax.tree.leaves(params)))
-    return builder.build(closed.jaxpr), tuple(closed.consts)
+    return _flat(closed.jaxpr, len(jax.tree.leaves(params))), tuple(closed.consts)
 
 
-class _Builder:
-    def __init__(self, number_of_leaves: int):
-        self.number_of_leaves = number_of_leaves
-        self.equations: list[Equation] = []
-        self.shapes: list[jax.ShapeDtypeStruct] = []
-        self.on_example: set[int] = set()
-        self.on_parameters: set[int] = set()
+def _flat(jaxpr: Jaxpr, number_of_leaves: int) -> Program:
+    """The program of a jaxpr whose first inputs are the parameter leaves."""
+    leaves, example = jaxpr.invars[:number_of_leaves], jaxpr.invars[number_of_leaves:]
+    on_parameters, on_example = set(leaves), set(example)
+    flat: list[JaxprEqn] = []
 
-    def build(self, jaxpr: Jaxpr) -> Program:
-        constants = [self.new(variable) for variable in jaxpr.constvars]
-        arguments = [self.new(variable) for variable in jaxpr.invars]
-        leaves, inputs = arguments[: self.number_of_leaves], arguments[self.number_of_leaves :]
-        self.on_parameters.update(leaves)
-        self.on_example.update(inputs)
-        outputs = self.inline(jaxpr, (*constants, *arguments))
-        return Program(
-            equations=tuple(self.equations),
-            shapes=tuple(self.shapes),
-            constants=tuple(constants),
-            leaves=tuple(leaves),
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
-            on_example=frozenset(self.on_example),
-            on_parameters_only=frozenset(self.on_parameters - self.on_example),
-            reverse_only=_mentions(jaxpr, "custom_vjp_call"),
-        )
+    def rule(equation: JaxprEqn, operands: list[Atom]) -> Sequence[Atom]:
+        variables = {operand for operand in operands if isinstance(operand, Var)}
+        called = _callee(equation)
+        # A checkpoint saves memory, so it stays, unless parameters enter it that blocks are to be found for.
+        is_left = equation.primitive.name in _CHECKPOINTS and not variables & on_parameters - on_example
+        if called is not None and not is_left:
+            inner, constants = called
+            return interpret(inner, map(_literal, constants), operands, rule, lambda literal: literal)
+        # A jaxpr that is called twice has one set of variables; written out, each call needs its own.
+        results = [Var(result.aval) for result in equation.outvars]
+        flat.append(equation.replace(invars=operands, outvars=results))
+        for dependent in (on_parameters, on_example):
+            if variables & dependent:
+                dependent.update(results)
+        return results
 
-    def new(self, variable: Any) -> int:
-        self.shapes.append(jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype))
-        return len(self.shapes) - 1
-
-    def inline(self, jaxpr: Jaxpr, arguments: Sequence[Atom]) -> list[Atom]:
-        numbers: dict[Any, Atom] = dict(zip((*jaxpr.constvars, *jaxpr.invars), arguments, strict=True))
-
-        def number(variable: Any) -> Atom:
-            return variable if isinstance(variable, Literal) else numbers[variable]
-
-        for equation in jaxpr.eqns:
-            operands = tuple(number(variable) for variable in equation.invars)
-            inner = self.inner_of(equation, operands)
-            if inner is not None:
-                results = self.inline(*inner)
-            else:
-                results = [self.new(variable) for variable in equation.outvars]
-                self.equations.append(Equation(equation.primitive, equation.params, operands, tuple(results)))
-                for depends in (self.on_example, self.on_parameters):
-                    if any(operand in depends for operand in operands if isinstance(operand, int)):
-                        depends.update(results)
-            numbers.update(zip(equation.outvars, results, strict=True))
-        return [number(variable) for variable in jaxpr.outvars]
-
-    def inner_of(self, equation: Any, operands: tuple[Atom, ...]) -> tuple[Jaxpr, tuple[Atom, ...]] | None:
-        """What is to be written out in place of a call: a function called once, with derivatives its own."""
-        name = equation.primitive.name
-        if name in _CALLS:
-            closed = equation.params[_CALLS[name]]
-            constants = tuple(self.constant(value) for value in closed.consts)
-            return closed.jaxpr, (*constants, *operands)
-        only_parameters = self.on_parameters - self.on_example
-        if name in _CHECKPOINTS and any(
-            operand in only_parameters for operand in operands if isinstance(operand, int)
-        ):  # else left alone: it saves memory
-            return equation.params["jaxpr"], operands
-        return None
-
-    def constant(self, value: Any) -> Atom:
-        array = jnp.asarray(value)
-        return Literal(value, jax.typeof(array))
-
-
-def _mentions(jaxpr: Jaxpr, name: str) -> bool:
-    return any(
-        equation.primitive.name == name
-        or any(_mentions(inner, name) for inner in jaxprs_in_params(equation.params))
-        for equation in jaxpr.eqns
+    outputs = interpret(jaxpr, jaxpr.constvars, jaxpr.invars, rule, lambda literal: literal)
+    return Program(
+        Jaxpr(jaxpr.constvars, jaxpr.invars, outputs, flat, jaxpr.effects, jaxpr.debug_info),
+        tuple(leaves),
+        frozenset(on_example),
+        frozenset(on_parameters - on_example),
+        any(equation.primitive.name == "custom_vjp_call" for equation in equations(jaxpr)),
     )
+
+
+def _callee(equation: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+    """The jaxpr that a call evaluates once, and the values of its constants; None for all other equations."""
+    name = equation.primitive.name
+    if name in _CHECKPOINTS:
+        return equation.params["jaxpr"], ()
+    if name in _CALLS:
+        closed = equation.params[_CALLS[name]]
+        return closed.jaxpr, closed.consts
+    return None
+
+
+def _literal(value: Any) -> Literal:
+    return Literal(value, jax.typeof(jnp.asarray(value)))

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 import zeroloss as zl
 from zeroloss.errors import InputError
-from zeroloss.jacobians import _blocks, analyse
+from zeroloss.jacobians import _rows, analyse
 
 N, A, B, K, T = 5, 4, 3, 2, 6
 VOCABULARY = 7
@@ -474,7 +474,7 @@ def test_parts_make_the_whole(name, max_memory):
 
 @pytest.mark.parametrize("name", ["mlp", "sequence, wide"])
 def test_each_pair_once_makes_the_same(name, monkeypatch):
-    monkeypatch.setattr(_blocks, "_WORTH_STRIPS", 1)
+    monkeypatch.setattr(_rows, "_WORTH_STRIPS", 1)
     case = CASES[name]
     params, _, inputs = draw(case)
     structure = analyse(case.model, params, inputs)

@@ -64,6 +64,6 @@ def test_zero_loss_is_reached_and_noises_are_classified(options):
     point = zl.project(problem.problem.with_noise(zl.LabelNoise(0.1)), problem.start)
     for name, verdict in verdicts.items():
         noise = zl.problems.parse_noise(problem, name)
-        verdict = zl.classify(problem.problem.with_noise(noise), point, points=3)
-        assert verdict.name == verdict and not verdict.stochastic
-        assert verdict.codimension == problem.problem.targets.size
+        found = zl.classify(problem.problem.with_noise(noise), point, points=3)
+        assert found.name == verdict and not found.stochastic
+        assert found.codimension == problem.problem.targets.size

@@ -1,4 +1,4 @@
-"""Jacobians through the structure of the model: what J is needed for, for the price of a few gradients."""
+"""The Jacobian J of a model through its layers: products with J, and J J^T, for a few gradients."""
 
 from zeroloss.jacobians._structure import MAX_MEMORY, Factors, Structure, analyse, structure_of
 

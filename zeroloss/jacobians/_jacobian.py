@@ -1,6 +1,6 @@
 """The Jacobian of the residuals, J = dr/dw, m x d: as a matrix, or through the structure of the model.
 
-m is examples times outputs. Small matrices are faster as they are; large ones need not be formed at all
+m is examples times outputs. A small J is fastest as a matrix; a large one need not be formed at all
 (theory.md, section 7).
 """
 
@@ -26,7 +26,7 @@ from zeroloss.jacobians import Factors, Structure
 from zeroloss.systems import LeastSquares, Scalar
 
 WIDE_FOR_FLOAT32 = 1e-6
-"""A K of float32 whose smallest eigenvalue is below this share of its norm has lost it to rounding."""
+"""In float32, an eigenvalue of K below this share of its norm is lost to rounding."""
 
 
 class AbstractJacobian(eqx.Module):
@@ -42,18 +42,18 @@ class AbstractJacobian(eqx.Module):
 
     @abc.abstractmethod
     def gram(self, other: Any) -> Float[Array, "residuals residuals"]:
-        """K(w, w0) = J J_0^T, with J_0 that of the same model at another point."""
+        """K(w, w0) = J J_0^T, with J_0 the Jacobian of the same model at another point."""
 
     @abc.abstractmethod
     def squares(self, rank: int | None) -> tuple[Float[Array, " residuals"], Array]:
         """The squared singular values, from the largest, and their vectors in the space of residuals.
 
-        Where those of the first `rank` span many orders, of as high an accuracy as there is.
+        If the first `rank` span many orders of magnitude, they are computed as exactly as this class can.
         """
 
     @abc.abstractmethod
     def inverse(self, rank: int | None, tolerance: float) -> Inverse:
-        """K^+, with K = J J^T of rank m, or of that which `tolerance` decides where `rank` is None."""
+        """K^+, with K = J J^T of the given rank; if that is None, of the rank that `tolerance` decides."""
 
 
 class AbstractJacobians(eqx.Module):
@@ -74,15 +74,15 @@ class AbstractJacobians(eqx.Module):
         cotangents: Float[Array, "residuals columns"],
         vectors: Float[Array, "parameters columns"],
     ) -> Vector:
-        """d_w sum_c u_c^T J(w) v_c, the columns u_c and v_c frozen."""
+        """d_w sum_c u_c^T J(w) v_c, with the columns u_c and v_c constant."""
 
     @abc.abstractmethod
     def slope_against(self, w: Vector, weights: Float[Array, "residuals residuals"], other: Any) -> Vector:
-        """d_w <B, J(w) J_0^T>, with B = `weights` and J_0 = `other` frozen."""
+        """d_w <B, J(w) J_0^T>, with B = `weights` and J_0 = `other` constant."""
 
 
 class MatrixJacobian(AbstractJacobian):
-    """J as it is."""
+    """J as a matrix."""
 
     matrix: Float[Array, "residuals parameters"]
 
@@ -103,7 +103,7 @@ class MatrixJacobian(AbstractJacobian):
 
 
 class PerExampleJacobians(AbstractJacobians):
-    """Row by row: m single-example gradients, and m x d memory."""
+    """J as a matrix, row by row: m single-example gradients, and m x d memory."""
 
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
@@ -131,7 +131,7 @@ class PerExampleJacobians(AbstractJacobians):
         return self._slope_along(w, weights @ other.matrix)
 
     def _slope_along(self, w: Vector, directions: Float[Array, "residuals parameters"]) -> Vector:
-        """d_w <J(w), directions>: each residual along a direction of its own, m tangents and no gradients."""
+        """d_w <J(w), directions>. Each residual has one direction: m tangents instead of m gradients."""
         shaped = directions.reshape(*self.problem.targets.shape, -1)
 
         def one(w: Vector, inputs: Any, direction: Array) -> Scalar:
@@ -152,7 +152,7 @@ class PerExampleJacobians(AbstractJacobians):
 class StructuredJacobian(AbstractJacobian):
     """J through the layers of the model, at the cost of some gradients (`Structure`).
 
-    In the precision that the structure was analysed in; results are float64 all the same.
+    It computes in the precision in which the structure was analysed, and returns float64.
     """
 
     structure: Structure
@@ -160,7 +160,7 @@ class StructuredJacobian(AbstractJacobian):
 
     @property
     def parameters(self) -> int:
-        """How many there are, d."""
+        """The number d of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.factors.params))
 
     def mv(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " residuals *more"]:
@@ -180,7 +180,7 @@ class StructuredJacobian(AbstractJacobian):
         return values[::-1], vectors[:, ::-1]
 
     def inverse(self, rank: int | None, tolerance: float) -> Inverse:
-        """From K alone, as `squares`. NaN where K is of float32, and too wide for that."""
+        """From K alone, as `squares`. NaN if K is float32 and its spectrum too wide for that."""
         square = self._square
         inverse = inverse_from_gram(rank, tolerance)(square)
         if self.structure.maker.dtype == jnp.float64:
@@ -194,7 +194,7 @@ class StructuredJacobian(AbstractJacobian):
 
 
 class StructuredJacobians(AbstractJacobians):
-    """Through the layers of the model: memory as `Structure` is told, beside m x m matrices."""
+    """J through the layers of the model: the memory of `Structure`, and m x m matrices."""
 
     structure: Structure
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)

@@ -1,7 +1,7 @@
 """Operations whose derivative in a parameter is a product of layer input and output sensitivity.
 
-Each brings that derivative to one form. Seen as groups x inputs x outputs, the gradient of one output in
-the parameter is, for every group g, a sum over positions t,
+Each operation brings that derivative to one form. With the parameter arranged as groups x inputs x outputs,
+the gradient of one output in the parameter is, for every group g, a sum over positions t,
 
     G[g] = sum_t A[t, g, :] (outer) D[t, g, :]
 
@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 from jax.lax import GatherScatterMode
 from jaxtyping import Array, Float, Int
 
-from zeroloss._jaxprs import Equation, Program
+from zeroloss._jaxprs import shape
 
 _LARGEST_KERNEL = 128  # positions of a convolution kernel, beyond which its patches are not worth writing out
 
@@ -51,7 +52,7 @@ class AbstractOperation(abc.ABC):
     @property
     @abc.abstractmethod
     def kind(self) -> Literal["dense", "convolution", "embedding"]:
-        """What the operation is called in reports."""
+        """The name of the operation in `Structure.kinds`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Convolution(AbstractOperation):
 
 @dataclasses.dataclass(frozen=True)
 class Embedding(AbstractOperation):
-    """Rows looked up in a table. A holds the rows' numbers, `[positions, 1, 1]`, in place of unit vectors."""
+    """Rows read from a table. A holds the rows' numbers, `[positions, 1, 1]`, in place of unit vectors."""
 
     axis: int
     offsets: Shape  # the result's axes along the row
@@ -151,7 +152,7 @@ class Embedding(AbstractOperation):
 
     def layer_inputs(self, other: Array) -> Int[Array, "positions groups 1"]:
         rows = other.reshape(self.positions, 1, 1)
-        # A row outside the table is none: -1 meets no other, and its result is a constant.
+        # A row outside the table has the number -1, which equals no other; its result is a constant.
         inside = (rows >= 0) & (rows < self.inputs)
         return jnp.clip(rows, 0, self.inputs - 1) if self.clips else jnp.where(inside, rows, -1)
 
@@ -163,47 +164,49 @@ class Embedding(AbstractOperation):
         return jnp.moveaxis(parameter, self.axis, 0).reshape(1, self.inputs, self.outputs)
 
 
-def recognize(program: Program, equation: Equation, position: int) -> AbstractOperation | str:
+def recognize(equation: JaxprEqn, position: int) -> AbstractOperation | str:
     """The operation that `equation` is, with a parameter as its operand at `position`; or why it is none.
 
     Its other operand must depend on the example.
     """
-    reader = _READERS.get(equation.name)
-    return f"it enters `{equation.name}`" if reader is None else reader(program, equation, position)
+    name = equation.primitive.name
+    reader = _READERS.get(name)
+    return f"it enters `{name}`" if reader is None else reader(equation, position)
 
 
-def _contraction(program: Program, equation: Equation, position: int) -> AbstractOperation:
+def _contraction(equation: JaxprEqn, position: int) -> AbstractOperation:
     contracted, batch = equation.params["dimension_numbers"]
-    shape, other_shape = (
-        program.shape(equation.operands[position]),
-        program.shape(equation.operands[1 - position]),
-    )
-    free = _rest(len(shape), contracted[position], batch[position])
-    other_free = _rest(len(other_shape), contracted[1 - position], batch[1 - position])
-    groups, ours, others = len(batch[0]), len(free), len(other_free)
-    first = groups + (ours if position == 0 else 0)
-    own = groups + (0 if position == 0 else others)
+    parameter, other = shape(equation.invars[position]), shape(equation.invars[1 - position])
+    free = _rest(len(parameter), contracted[position], batch[position])
+    other_free = _rest(len(other), contracted[1 - position], batch[1 - position])
+    # The result has the batch axes first, then the free axes of the left operand, then of the right one.
+    groups = len(batch[0])
+    first = groups + (0 if position == 0 else len(other_free))
+    other_first = groups + (len(free) if position == 0 else 0)
     return Contraction(
-        positions=_product(other_shape, other_free),
-        groups=_product(shape, batch[position]),
-        inputs=_product(shape, contracted[position]),
-        outputs=_product(shape, free),
+        positions=_product(other, other_free),
+        groups=_product(parameter, batch[position]),
+        inputs=_product(parameter, contracted[position]),
+        outputs=_product(parameter, free),
         other_axes=(*other_free, *batch[1 - position], *contracted[1 - position]),
         parameter_axes=(*batch[position], *contracted[position], *free),
-        result_axes=(*range(first, first + others), *range(groups), *range(own, own + ours)),
+        result_axes=(
+            *range(other_first, other_first + len(other_free)),
+            *range(groups),
+            *range(first, first + len(free)),
+        ),
     )
 
 
-def _convolution(program: Program, equation: Equation, position: int) -> AbstractOperation | str:
+def _convolution(equation: JaxprEqn, position: int) -> AbstractOperation | str:
     params = equation.params
     if position != 1 or params["batch_group_count"] != 1:
         return "it is not the kernel of its convolution, or grouped over the batch"
     specification, groups = params["dimension_numbers"], params["feature_group_count"]
-    shape = program.shape(equation.operands[1])
-    out_features, in_features, *spatial = (shape[axis] for axis in specification.rhs_spec)
+    kernel, result = shape(equation.invars[1]), shape(equation.outvars[0])
+    out_features, in_features, *spatial = (kernel[axis] for axis in specification.rhs_spec)
     if math.prod(spatial) > _LARGEST_KERNEL:
         return f"it is a convolution kernel of {math.prod(spatial)} positions"
-    result = program.shapes[equation.results[0]].shape
     batch, _, *result_shape = (result[axis] for axis in specification.out_spec)
     padding = tuple(
         (low, high, dilation - 1)
@@ -223,12 +226,12 @@ def _convolution(program: Program, equation: Equation, position: int) -> Abstrac
     )
 
 
-def _embedding(program: Program, equation: Equation, position: int) -> AbstractOperation | str:
+def _embedding(equation: JaxprEqn, position: int) -> AbstractOperation | str:
     if position != 0:
         return "it is an index"
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
-    shape = program.shape(equation.operands[0])
-    whole = all(size == shape[axis] for axis, size in enumerate(sizes) if axis not in numbers.start_index_map)
+    table, indices = map(shape, equation.invars)
+    whole = all(size == table[axis] for axis, size in enumerate(sizes) if axis not in numbers.start_index_map)
     if (
         len(numbers.start_index_map) != 1
         or tuple(numbers.collapsed_slice_dims) != tuple(numbers.start_index_map)
@@ -245,10 +248,10 @@ def _embedding(program: Program, equation: Equation, position: int) -> AbstractO
         return f"it is indexed in mode {mode}"
     axis = numbers.start_index_map[0]
     return Embedding(
-        positions=math.prod(program.shape(equation.operands[1])[:-1]),
+        positions=math.prod(indices[:-1]),
         groups=1,
-        inputs=shape[axis],
-        outputs=math.prod(shape) // max(shape[axis], 1),
+        inputs=table[axis],
+        outputs=math.prod(table) // max(table[axis], 1),
         axis=axis,
         offsets=tuple(numbers.offset_dims),
         clips=mode == GatherScatterMode.CLIP,
@@ -263,9 +266,11 @@ _READERS = {
 
 
 def _rest(number: int, *taken: Any) -> Shape:
+    """The axes of `number` that are in none of the groups `taken`."""
     used = set(itertools.chain(*taken))
     return tuple(axis for axis in range(number) if axis not in used)
 
 
-def _product(shape: Shape, axes: Any) -> int:
-    return math.prod(shape[axis] for axis in axes)
+def _product(sizes: Shape, axes: Any) -> int:
+    """The product of some of the sizes."""
+    return math.prod(sizes[axis] for axis in axes)

@@ -1,7 +1,8 @@
-"""The Jacobian of a model's outputs, used without being formed: `Structure` (theory.md, sections 3 and 7)."""
+"""The Jacobian of a model's outputs, without forming it: `Structure` (theory.md, sections 3 and 7)."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +13,21 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss._chunks import over_rows
-from zeroloss._jaxprs import trace
+from zeroloss._jaxprs import shape, trace
 from zeroloss._pytrees import check_parameters, is_traced
 from zeroloss.errors import InputError
-from zeroloss.jacobians._blocks import AbstractRows, gram, symmetric_gram
-from zeroloss.jacobians._layers import make_plan
-from zeroloss.jacobians._rows import RowMaker
+from zeroloss.jacobians._plan import make_plan
+from zeroloss.jacobians._row_maker import RowMaker
+from zeroloss.jacobians._rows import AbstractRows, gram, symmetric_gram
 
 MAX_MEMORY = 2**28
-"""Bytes that intermediate results may take, by default: beyond that, larger parts are not faster."""
+"""Bytes that intermediate results may take, by default. Larger parts than this allows are not faster."""
 
 
 class Factors(eqx.Module):
-    """J at some parameters, block by block: what fits in memory, and the parameters for the rest.
+    """J at some parameters, block by block: the rows that fit in memory, and the parameters for all others.
 
-    `rows[b]` is None for a block that is computed when it is used, piece by piece.
+    `rows[b]` is None for a block that is computed in parts, each time that it is used.
     """
 
     params: PyTree
@@ -34,12 +35,12 @@ class Factors(eqx.Module):
 
     @property
     def kept(self) -> tuple[AbstractRows, ...]:
-        """The rows that are kept."""
+        """The rows in memory."""
         return tuple(rows for rows in self.rows if rows is not None)
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The blocks that are not kept."""
+        """The indices of the blocks that are not in memory."""
         return tuple(index for index, rows in enumerate(self.rows) if rows is None)
 
 
@@ -48,12 +49,8 @@ class Structure(eqx.Module):
 
     m = examples N times outputs k; d the parameters in the order of `jax.flatten_util.ravel_pytree`.
     Made by `analyse`, once. Every method is pure, can be differentiated in the parameters in reverse mode,
-    and can be compiled with `equinox.filter_jit`. All results are exact, to rounding. In what follows a
-    gradient is one of a sum over all N examples.
-
-    `kinds` says of every leaf of the parameters how it was found to be used: "dense", "convolution",
-    "embedding", "elementwise" (biases, scales), several joined by " + ", "unused", or "fallback (why)". A
-    leaf that falls back costs its per-example Jacobian, N x k x its size.
+    and can be compiled with `equinox.filter_jit`. All results are exact, to rounding. The unit of cost is the
+    gradient of one scalar, a sum over all N examples.
     """
 
     arrays: PyTree  # of the model, which is a function, or a module with arrays and functions in it
@@ -65,44 +62,51 @@ class Structure(eqx.Module):
 
     @property
     def model(self) -> Callable[[PyTree, PyTree], Array]:
-        """The model that this is the structure of."""
+        """The model, as `analyse` took it."""
         return eqx.combine(self.arrays, self.functions)
 
     @property
     def kinds(self) -> dict[str, str]:
-        """How each leaf of the parameters, by its path, is used."""
+        """How the model uses each leaf of the parameters, by the leaf's path.
+
+        "dense", "convolution", "embedding", "elementwise" (biases, scales), several joined by " + ",
+        "unused", or "fallback (why)". A leaf that falls back costs its per-example
+        Jacobian, N x k x its size.
+        """
         return dict(zip(self.names, self.maker.plan.kinds, strict=True))
 
     @property
     def fits(self) -> bool:
-        """Whether `factors` keeps every block. Then `gram` may join factors of different inputs."""
-        return len(self._which_to_keep(self.maker.outputs, self.number)) == len(self.maker.plan.blocks)
+        """Whether all blocks fit in memory. Then `gram` may join factors of different inputs."""
+        return not self._split(self.maker.outputs, self.number)[1]
 
     def factors(self, params: PyTree) -> Factors:
         """The layers' inputs A and output sensitivities D at `params`, or per-example gradients.
 
         One forward pass and k backward passes over all examples, without the part of a backward pass that
-        makes weight gradients. Blocks are kept, the smallest first, up to `max_memory`; the others are
-        computed again wherever they are needed.
+        makes weight gradients. The smallest blocks are stored, up to `max_memory`; the others are computed
+        again wherever they are needed.
         """
-        kept = self._which_to_keep(self.maker.outputs, self.number)
+        stored, _ = self._split(self.maker.outputs, self.number)
         rows: list[AbstractRows | None] = [None] * len(self.maker.plan.blocks)
-        if kept:
-            for index, made in zip(kept, self.maker.make(params, self.inputs, kept), strict=True):
-                rows[index] = made
+        if stored:
+            made = self.maker.make(params, self.inputs, self.maker.basis, stored)
+            for index, of_block in zip(stored, made, strict=True):
+                rows[index] = of_block
         return Factors(params, tuple(rows))
 
-    def _which_to_keep(self, outputs: int, number: int) -> tuple[int, ...]:
+    def _split(self, outputs: int, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The blocks whose rows fit in memory, the smallest first; and the others, in their order."""
         budget = self.maker.max_memory
         costs = [
             block.floats(outputs) * number * self.maker.dtype.itemsize for block in self.maker.plan.blocks
         ]
-        kept: list[int] = []
+        stored: list[int] = []
         for index in sorted(range(len(costs)), key=costs.__getitem__):
             if costs[index] <= budget:
-                kept.append(index)
+                stored.append(index)
                 budget -= costs[index]
-        return tuple(kept)
+        return tuple(stored), tuple(index for index in range(len(costs)) if index not in stored)
 
     def gram(self, factors: Factors, other: Factors | None = None) -> Float[Array, "residuals residuals"]:
         """K(w, w0) = J(w) J(w0)^T; without `other`, J(w) J(w)^T.
@@ -119,7 +123,10 @@ class Structure(eqx.Module):
             total = gram(factors.kept, other.kept, max_memory)
         if factors.missing:
             other_params = factors.params if other is None else other.params
-            total = total + self.maker.gram(factors.params, other_params, self.inputs, factors.missing)
+            made = self.maker.gram(
+                factors.params, other_params, self.inputs, self.maker.basis, factors.missing
+            )
+            total = total + made
         return total.reshape(number * outputs, number * outputs)
 
     def gram_of_combination(
@@ -128,13 +135,12 @@ class Structure(eqx.Module):
         """K of the scalar v^T f of the outputs f, for some examples. As `gram` for a single output."""
         number = jax.tree.leaves(examples)[0].shape[0]
         basis = combination[None].astype(self.maker.dtype)
-        kept = self._which_to_keep(1, number)
-        missing = tuple(index for index in range(len(self.maker.plan.blocks)) if index not in kept)
+        stored, missing = self._split(1, number)
         total = jnp.zeros((number, 1, number, 1), self.maker.dtype)
-        if kept:
-            total = symmetric_gram(self.maker.make(params, examples, kept, basis), self.maker.max_memory)
+        if stored:
+            total = symmetric_gram(self.maker.make(params, examples, basis, stored), self.maker.max_memory)
         if missing:
-            total = total + self.maker.gram(params, params, examples, missing, basis)
+            total = total + self.maker.gram(params, params, examples, basis, missing)
         return total.reshape(number, number)
 
     def block_diagonal(self, factors: Factors) -> Float[Array, "examples outputs outputs"]:
@@ -155,7 +161,7 @@ class Structure(eqx.Module):
     ) -> Float[Array, " residuals *columns"]:
         """J v, for one vector or for the columns of a matrix.
 
-        A third of a gradient each where all blocks are kept, otherwise one forward derivative.
+        A third of a gradient each where all blocks are stored, otherwise one forward derivative.
         """
         push = self._push(factors.params) if factors.missing else self._product(factors)
         return self._by_column(push, vector)
@@ -165,7 +171,7 @@ class Structure(eqx.Module):
     ) -> Float[Array, " parameters *columns"]:
         """J^T u, for one vector or for the columns of a matrix.
 
-        A third of a gradient each where all blocks are kept, otherwise one gradient.
+        A third of a gradient each where all blocks are stored, otherwise one gradient.
         """
         flat, outputs_of = self._flat(factors.params)
         if factors.missing:
@@ -180,7 +186,7 @@ class Structure(eqx.Module):
         cotangents: Float[Array, " residuals *columns"],
         vectors: Float[Array, " parameters *columns"],
     ) -> Float[Array, " parameters"]:
-        """d_w sum_c u_c^T J(w) v_c, for columns u_c and v_c that do not move: some two gradients each."""
+        """d_w sum_c u_c^T J(w) v_c, with u_c and v_c constant. Some two gradients for each c."""
         flat, unravel = ravel_pytree(params)
         pairs = cotangents.reshape(cotangents.shape[0], -1).T, vectors.reshape(vectors.shape[0], -1).T
 
@@ -195,7 +201,7 @@ class Structure(eqx.Module):
         return jax.grad(total)(flat)
 
     def _product(self, factors: Factors) -> Callable[[Array], Array]:
-        """V -> J v, from rows that are all kept."""
+        """The function v -> J v, from rows that are all stored."""
         flat, unravel = ravel_pytree(factors.params)
         pairs = list(zip(self.maker.plan.blocks, factors.kept, strict=True))
 
@@ -211,7 +217,7 @@ class Structure(eqx.Module):
     def _sum(
         self, factors: Factors, function: Callable[[AbstractRows], Array], shape: tuple[int, ...]
     ) -> Array:
-        """The sum over all blocks of a `function` of their rows that goes example by example."""
+        """The sum over all blocks of a `function` of their rows; it must treat examples one by one."""
         total = jnp.zeros((self.number, *shape), self.maker.dtype)
         for rows in factors.kept:
             total = total + function(rows)
@@ -226,15 +232,17 @@ class Structure(eqx.Module):
 
     @property
     def _columns_at_once(self) -> int:
+        """How many products with J fit in memory at the same time."""
         numbers = 2 * self.number * self.maker.plan.program.size + 1
         return max(1, self.maker.max_memory // (numbers * self.maker.dtype.itemsize))
 
     def _flat(self, params: PyTree) -> tuple[Array, Callable[[Array], Array]]:
+        """The parameters as a vector, and the outputs, flat, as a function of it."""
         flat, unravel = ravel_pytree(params)
         return flat, lambda flat: self.model(unravel(flat), self.inputs).reshape(-1)
 
     def _push(self, params: PyTree) -> Callable[[Array], Array]:
-        """V -> J v."""
+        """The function v -> J v, through the model."""
         flat, outputs_of = self._flat(params)
         if not self.maker.plan.program.reverse_only:
             return lambda vector: jax.jvp(outputs_of, (flat,), (vector.astype(flat.dtype),))[1]
@@ -244,6 +252,7 @@ class Structure(eqx.Module):
         return lambda vector: transpose(vector.astype(flat.dtype))[0]
 
     def _by_column(self, function: Callable[[Array], Array], matrix: Array) -> Array:
+        """`function` of a vector, or of each column of a matrix."""
         if matrix.ndim == 1:
             return function(matrix)
         return over_rows(jax.vmap(function), matrix.T, self._columns_at_once).T
@@ -255,20 +264,21 @@ def structure_of(
     inputs: PyTree,
     max_memory: int = MAX_MEMORY,
 ) -> Structure:
-    """`analyse`, remembered: the same model and shapes give the same plan, so that nothing compiles twice.
+    """`analyse` with a cache: the same model and shapes give the same plan, so that nothing compiles twice.
 
-    As under `jax.jit`, arrays that the model closes over are taken not to change. A model that cannot be
-    hashed is analysed every time.
+    As under `jax.jit`, arrays that the model closes over must not change. A model that cannot be hashed is
+    analysed every time.
     """
     shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves((params, inputs)))
-    question = (model, jax.tree.structure((params, inputs)), shapes, max_memory)
+    key = (model, jax.tree.structure((params, inputs)), shapes, max_memory)
     if is_traced((params, inputs)) or not _is_hashable(model):
         return analyse(model, params, inputs, max_memory)
-    if question not in _KNOWN:
-        if len(_KNOWN) >= _REMEMBERED:
-            _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[question] = dataclasses.replace(analyse(model, params, inputs, max_memory), inputs=None)
-    return dataclasses.replace(_KNOWN[question], inputs=jax.tree.map(jnp.asarray, inputs))
+    if key not in _CACHE:
+        if len(_CACHE) >= _CACHED:
+            _CACHE.pop(next(iter(_CACHE)))
+        # Without the inputs, which may be large and are not part of the plan.
+        _CACHE[key] = dataclasses.replace(analyse(model, params, inputs, max_memory), inputs=None)
+    return dataclasses.replace(_CACHE[key], inputs=jax.tree.map(jnp.asarray, inputs))
 
 
 def _is_hashable(model: Any) -> bool:
@@ -279,8 +289,8 @@ def _is_hashable(model: Any) -> bool:
     return True
 
 
-_REMEMBERED = 8
-_KNOWN: dict[Any, Structure] = {}
+_CACHED = 8  # structures; the oldest goes first
+_CACHE: dict[Any, Structure] = {}
 
 
 def analyse(
@@ -289,16 +299,16 @@ def analyse(
     inputs: PyTree,
     max_memory: int = MAX_MEMORY,
 ) -> Structure:
-    """Find out how `model` uses its parameters. Only traces the model: no outputs are computed.
+    """The structure of `model`. Only traces the model: no outputs are computed.
 
     **Arguments:**
 
     - `model`: `model(params, inputs) -> outputs`, outputs of shape `[N]` or `[N, k]`. Examples must not
       influence each other, which is not checked here.
-    - `params`: a pytree of floating-point arrays; only shapes and types are looked at.
+    - `params`: a pytree of floating-point arrays; only shapes and types are read.
     - `inputs`: an array, or pytree of arrays, with leading axis N.
     - `max_memory`: bytes that intermediate results may take, beside the results, the model's own forward pass
-      and a single example. What would take more is computed in parts, with the same results to rounding.
+      and a single example. Larger results are computed in parts, and are the same to rounding.
 
     Raises `InputError` for parameters that are not floating-point arrays, inputs that do not agree in their
     number of examples, and a model that does not return one array of floating-point numbers.
@@ -315,9 +325,7 @@ def analyse(
     number = numbers.pop()[0]
     params = jax.tree.map(jnp.asarray, params)
     program, constants = trace(model, params, inputs)
-    outputs = 1
-    for size in program.shape(program.outputs[0]):
-        outputs *= size
+    outputs = math.prod(shape(program.output))
     names = tuple(jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     plan = make_plan(program, names, number, outputs)
     maker = RowMaker(constants, plan, outputs, max_memory)

@@ -1,4 +1,4 @@
-"""Noises: laws, the places where noise enters, and sums. Knows nothing of losses or geometry."""
+"""Noises: laws, the places where noise enters, and sums. This room knows neither losses nor geometry."""
 
 from zeroloss.noise._activations import Dropout, GaussianDropout
 from zeroloss.noise._custom import CustomNoise
@@ -43,7 +43,7 @@ LISTINGS = {
         MiniBatch,
     )
 }
-"""The noises that the command line has, by name."""
+"""The noises that the command line can name, by that name."""
 
 __all__ = [
     "LISTINGS",

@@ -1,7 +1,7 @@
 """Noise on named activations: dropout, with Bernoulli or Gaussian masks (theory.md, section 4)."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -9,19 +9,38 @@ import jax
 from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError
-from zeroloss.noise._laws import (
-    AbstractLaw,
-    Gaussian,
-    Scale,
-    TwoPoint,
-    dropping_rate,
-    positive_sigma,
-    scaled_rate,
+from zeroloss.noise._laws import AbstractLaw, Scale, dropping_rate, positive_sigma
+from zeroloss.noise._noise import (
+    AbstractDropping,
+    AbstractGaussian,
+    AbstractInjection,
+    Forward,
+    Listing,
+    multiplied,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward, Listing
 from zeroloss.noise._sites import inject, site_shapes
 
 Per = Literal["example", "step"]
+
+
+def check_per(per: str) -> Any:
+    """`per`, checked to be "example" or "step"."""
+    if per not in ("example", "step"):
+        raise InputError(f'per must be "example" or "step", got {per!r}.')
+    return per
+
+
+def names_of_sites(at: Any) -> tuple[str, ...] | None:
+    """`at` as a tuple, checked to name different sites; None stays None."""
+    if at is None:
+        return None
+    names = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence) else ()
+    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(
+            "at must name one or several different sites, each named by zeroloss.site in the model, "
+            f"got {at!r}."
+        )
+    return names
 
 
 class _AbstractMasks(AbstractInjection):
@@ -34,24 +53,24 @@ class _AbstractMasks(AbstractInjection):
         return "a model with sites"
 
     @abc.abstractmethod
-    def _masks(self, shapes: Any) -> AbstractLaw:
+    def of_shapes(self, shapes: Any) -> AbstractLaw:
         """The law of eta, of the given shapes."""
 
     def law(self, forward: Forward) -> AbstractLaw:
         shapes = _shapes_at(forward, self.at, type(self).__name__)
-        if self.per == "step":
+        if self.per == "step":  # one mask for all examples
             shapes = {name: shape[1:] for name, shape in shapes.items()}
-        return self._masks(shapes)
+        return self.of_shapes(shapes)
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        def multiply(noise: Array):
-            return lambda activation: activation * (1 + noise)
+        def multiply(mask: Array) -> Callable[[Array], Array]:
+            return lambda activation: multiplied(activation, mask)
 
-        handlers = {name: multiply(noise) for name, noise in eta.items()}
+        handlers = {name: multiply(mask) for name, mask in eta.items()}
         return forward.replace(model=inject(forward.model, handlers))
 
 
-class Dropout(_AbstractMasks):
+class Dropout(AbstractDropping, _AbstractMasks):
     """Dropout at named activations: h -> h * (1 + eta), eta from `zeroloss.TwoPoint(rate)`.
 
     The regularizer is 1/(2N) sum_i |d f_i / d eta_i|^2, so it is non-degenerate in general
@@ -62,10 +81,10 @@ class Dropout(_AbstractMasks):
     - `rate`: probability of being dropped, in [0, 1); sigma^2 = rate / (1 - rate).
     - `at`: the site, or sites, named with `zeroloss.site` inside the model. For different rates at
       different sites, add several: `Dropout(0.1, at="first") + Dropout(0.5, at="second")`. By default the
-      site of a model that has one; a model with several asks for `at`, naming them.
+      site of a model that has one; for a model with several it must be given.
     - `per`: `"example"` for a mask per example, as frameworks do; `"step"` for one mask a step.
 
-    A mask of a small rate is rarely but then fully off, so it is a small noise only where the loss is
+    A mask of a small rate is rare but drops all of a unit, so it is a small noise only where the loss is
     quadratic in it, as before a linear last layer. Before a nonlinearity the formula above holds for
     `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
     """
@@ -78,17 +97,10 @@ class Dropout(_AbstractMasks):
 
     def __init__(self, rate: float, at: str | Sequence[str] | None = None, per: Per = "example"):
         self.rate = dropping_rate(rate)
-        self.at = names_of_sites(at)
-        self.per = check_per(per)
-
-    def scaled(self, factor: float) -> "Dropout":
-        return Dropout(scaled_rate(self.rate, factor), self.at, self.per)
-
-    def _masks(self, shapes: Any) -> AbstractLaw:
-        return TwoPoint(shapes, self.rate)
+        self.at, self.per = names_of_sites(at), check_per(per)
 
 
-class GaussianDropout(_AbstractMasks):
+class GaussianDropout(AbstractGaussian, _AbstractMasks):
     """Dropout with Gaussian masks at named activations: h -> h * (1 + sigma * xi).
 
     The same regularizer as `Dropout` with sigma^2 = rate / (1 - rate), exact before nonlinearities too
@@ -103,35 +115,14 @@ class GaussianDropout(_AbstractMasks):
 
     def __init__(self, sigma: float, at: str | Sequence[str] | None = None, per: Per = "example"):
         self.sigma = positive_sigma(sigma)
-        self.at = names_of_sites(at)
-        self.per = check_per(per)
-
-    def _masks(self, shapes: Any) -> AbstractLaw:
-        return Gaussian(shapes, self.sigma)
-
-
-def check_per(per: str) -> Any:
-    """`per`, checked to be "example" or "step"."""
-    if per not in ("example", "step"):
-        raise InputError(f'per must be "example" or "step", got {per!r}.')
-    return per
-
-
-def names_of_sites(at: Any) -> tuple[str, ...] | None:
-    """`at` as a tuple, checked to name different sites; None is left to the model."""
-    if at is None:
-        return None
-    names = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence) else ()
-    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(
-            "at must name one or several different sites, each named by zeroloss.site in the model, "
-            f"got {at!r}."
-        )
-    return names
+        self.at, self.per = names_of_sites(at), check_per(per)
 
 
 def _shapes_at(forward: Forward, names: tuple[str, ...] | None, noise: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the activations at the sites `names`; None is the only site of the model."""
+    """The shapes of the activations at the sites `names`; None stands for the only site of the model.
+
+    Raises `InputError`, which names the `noise`, for sites that the model lacks or that do not hold examples.
+    """
     if forward.inputs is None:
         raise InputError("noise at a site needs a model with sites: use it with zeroloss.LeastSquares.")
     known = site_shapes(forward.model, forward.params, forward.inputs)

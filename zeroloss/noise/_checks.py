@@ -1,4 +1,4 @@
-"""Whether a law of the user's own is standardized, judged by draws from it."""
+"""A check, on draws from it, that a law written by a user is standardized."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from zeroloss.errors import InputError
 
 _DRAWS = 200_000  # numbers in all
-_LARGEST_SIZE = 64  # components that are looked at one by one
+_LARGEST_SIZE = 64  # components that are compared one by one
 _STANDARD_ERRORS = 6.0
 _HEAVY = 0.05  # share of the largest square in the sum of all, which tends to 0 with finite variance
 
@@ -46,8 +46,8 @@ def check_draws(law: Any) -> None:
             raise InputError(f"the law {name} has a `unit` that is not linear in xi.")
 
 
-def _compare(name: str, what: str, values: np.ndarray, expected: float, each: bool = False) -> None:
-    """Raise unless the mean of `values` is `expected`, overall and for each component."""
+def _compare(name: str, quantity: str, values: np.ndarray, expected: float, each: bool = False) -> None:
+    """Raise unless the mean of `values` is `expected`, for each component and, without `each`, overall."""
     groups = [values.reshape(-1, 1)] if not each else []
     for group in [*groups, values[:, :_LARGEST_SIZE]]:
         mean = group.mean(axis=0)
@@ -55,7 +55,7 @@ def _compare(name: str, what: str, values: np.ndarray, expected: float, each: bo
         worst = int(np.argmax(np.abs(mean - expected) / error))
         if abs(mean[worst] - expected) > _STANDARD_ERRORS * error[worst]:
             raise InputError(
-                f"the law {name} is not standardized: the {what} of xi must be {expected:g}, but "
+                f"the law {name} is not standardized: the {quantity} of xi must be {expected:g}, but "
                 f"{len(group):,} draws give {mean[worst]:.4g} +- {error[worst]:.1g}."
             )
 

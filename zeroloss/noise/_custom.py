@@ -1,4 +1,4 @@
-"""A noise of your own: a function and a law."""
+"""A noise written by the user: a function and a law."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,9 +14,9 @@ from zeroloss.noise._noise import AbstractInjection, Forward
 
 
 class CustomNoise(AbstractInjection):
-    """Any noise in a forward pass: `function(forward, eta)` rewrites it, eta has the law `law`.
+    """Any noise in a forward pass: `function(forward, eta)` rewrites the pass, eta has the law `law`.
 
-    Gain noise, one random brightness per image:
+    For example, one random brightness for each image:
 
         def brightness(forward, eta):
             return forward.replace(inputs=forward.inputs * (1 + eta[:, None]))
@@ -28,11 +28,11 @@ class CustomNoise(AbstractInjection):
     - `function`: `function(forward, eta) -> forward`, the same forward pass when eta = 0. A `forward` has
       `model`, `params`, `inputs` and `targets`; `forward.replace(...)` exchanges some of them, and
       `forward.push(force)` adds `force`, a pytree like params, to the gradient.
-    - `law`: the law of eta: with `per="example"` of one example's (eta then has a leading axis over
-      examples), with `per="step"` of the one that a whole step shares.
+    - `law`: with `per="example"` the law of one example's noise (eta then has a leading axis over examples);
+      with `per="step"` the law of the noise that all examples of a step share.
 
-    A loss without examples has noise per step only. The noise acts before the gradient is taken, so that it
-    cannot say what is done to the gradient afterwards, such as clipping (theory.md, section 4).
+    A loss without examples has noise per step only. The noise acts before the gradient is taken, so it cannot
+    describe changes of the gradient itself, such as clipping (theory.md, section 4).
     """
 
     function: Callable[[Forward, PyTree], Forward] = eqx.field(static=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss._arguments import positive_integer
 from zeroloss._pytrees import is_traced
 from zeroloss.errors import InputError
 from zeroloss.noise._laws import (
@@ -19,19 +20,31 @@ from zeroloss.noise._laws import (
     OneHot,
     RandomSubset,
     Scale,
-    positive_integer,
     positive_sigma,
     symmetric_root,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward, Listing
+from zeroloss.noise._noise import AbstractGaussian, AbstractInjection, Forward, Listing
 
 
-class LabelNoise(AbstractInjection):
+class _AbstractOnTargets(AbstractInjection):
+    """Noise that is added to the targets, fresh for every example."""
+
+    per: Literal["example"] = eqx.field(static=True, default="example", init=False)
+
+    @property
+    def needs(self) -> str:
+        return "targets"
+
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        return forward.replace(targets=forward.targets + eta)
+
+
+class LabelNoise(_AbstractOnTargets):
     """Fresh Gaussian noise on every target at every step: y_i -> y_i + sigma * xi_i.
 
     Its regularizer is constant, so it acts on the slow scale: dW/dt = -1/(4N) P_T grad tr H
     (theory.md, section 4; Blanc et al. 2020; Li, Wang and Arora 2022). With several outputs of unequal
-    or correlated noise it is degenerate still, but does not follow tr H.
+    or correlated noise it is still degenerate, but tr H does not decide the drift.
 
     **Arguments:**
 
@@ -39,7 +52,7 @@ class LabelNoise(AbstractInjection):
     - `covariance`: for targets `[N, k]`, the k x k covariance between the outputs of one example, in
       units of sigma^2; by default the identity.
     - `examples`: n, if at each step only n of the N labels have noise, drawn without replacement, and the
-      gradient stays that of all N examples; by default all have it.
+      gradient stays that of all N examples. By default all labels have noise.
 
     With `examples=n` and S the set of the n examples drawn, a step is
 
@@ -51,25 +64,19 @@ class LabelNoise(AbstractInjection):
     other reading, where one label of the mean loss over N examples is off by delta, the noise of that example
     counts 1/N: that is `LabelNoise(delta / N, examples=1)`, to second order `LabelNoise(delta / N**0.5)`.
 
-    With minibatches the gradient is not that of all examples, so `MiniBatch` and `examples` cannot be added.
+    `MiniBatch` and `examples` cannot be combined: with minibatches the gradient is not that of all examples.
     """
 
     listing: ClassVar[Listing] = Listing("label", "label noise", "sigma", 0.3)
 
     sigma: Scale
     root: Float[Array, "outputs outputs"] | None
-    per: Literal["example"] = eqx.field(static=True)
     examples: int | None = eqx.field(static=True)
 
     def __init__(self, sigma: float, covariance: Matrix | None = None, examples: int | None = None):
         self.sigma = positive_sigma(sigma)
         self.root = None if covariance is None else symmetric_root(covariance)
-        self.per = "example"
         self.examples = None if examples is None else positive_integer("examples of LabelNoise", examples)
-
-    @property
-    def needs(self) -> str:
-        return "targets"
 
     def check_problem(self, number: int, *, batched: bool) -> None:
         if self.examples is None:
@@ -99,25 +106,16 @@ class LabelNoise(AbstractInjection):
             return Independent(one, shape[0])
         return RandomSubset(one, shape[0], self.examples, forward.number)
 
-    def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        return forward.replace(targets=forward.targets + eta)
 
-
-class SampledLabels(AbstractInjection):
+class SampledLabels(_AbstractOnTargets):
     """Labels drawn afresh from soft targets at every step: y_i -> e_c with probability y_ic.
 
-    What training on randomly relabelled, or smoothed, one-hot targets does: label noise of covariance
-    diag(y_i) - y_i y_i^T, so it is degenerate (theory.md, section 4). Zero loss is at the soft targets
-    themselves, `[N, k]`, whose rows must be probabilities. sigma is 1.
+    Training on one-hot targets that are relabelled at random, or smoothed: label noise of covariance
+    diag(y_i) - y_i y_i^T, so it is degenerate (theory.md, section 4). The loss is zero at the soft targets,
+    `[N, k]`, whose rows must be probabilities. sigma is 1.
     """
 
     listing: ClassVar[Listing] = Listing("sampled-labels", "labels drawn at every step", plural=True)
-
-    per: Literal["example"] = eqx.field(static=True, default="example", init=False)
-
-    @property
-    def needs(self) -> str:
-        return "targets"
 
     def law(self, forward: Forward) -> AbstractLaw:
         targets = _targets(forward)
@@ -125,11 +123,8 @@ class SampledLabels(AbstractInjection):
             _check_probabilities(np.asarray(targets))
         return OneHot(targets)
 
-    def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        return forward.replace(targets=forward.targets + eta)
 
-
-class InputNoise(AbstractInjection):
+class InputNoise(AbstractGaussian):
     """Gaussian noise on the inputs of every example, fresh at every step: x_i -> x_i + sigma * xi_i.
 
     Gaussian data augmentation. The regularizer is 1/(2N) sum_i |d f_i / d x_i|^2, so it is non-degenerate in
@@ -140,11 +135,10 @@ class InputNoise(AbstractInjection):
     listing: ClassVar[Listing] = Listing("input", "noise on the inputs", "sigma", 0.05)
 
     sigma: Scale
-    per: Literal["example"] = eqx.field(static=True)
+    per: Literal["example"] = eqx.field(static=True, default="example", init=False)
 
     def __init__(self, sigma: float):
         self.sigma = positive_sigma(sigma)
-        self.per = "example"
 
     @property
     def needs(self) -> str:
@@ -154,7 +148,7 @@ class InputNoise(AbstractInjection):
         shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(forward.inputs) if _is_floating(leaf)]
         if not shapes:
             raise InputError("input noise needs floating-point inputs: use it with zeroloss.LeastSquares.")
-        return Gaussian(shapes, self.sigma)
+        return self.of_shapes(shapes)
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
         noises = iter(eta)
@@ -168,12 +162,14 @@ def _is_floating(leaf: Array) -> bool:
 
 
 def _targets(forward: Forward) -> Array:
+    """The targets. Raises `InputError` if there are none."""
     if forward.targets is None:
         raise InputError("label noise needs targets: use it with zeroloss.LeastSquares.")
     return forward.targets
 
 
 def _check_probabilities(targets: np.ndarray) -> None:
+    """Raise `InputError` unless each row of `targets` is a probability distribution."""
     if targets.ndim != 2:
         raise InputError(f"labels are drawn from targets of shape [N, k], got {targets.shape}.")
     sums = targets.sum(axis=1)

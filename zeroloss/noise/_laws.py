@@ -17,12 +17,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, DTypeLike, Float, Int, Key, PyTree
 
+from zeroloss._arguments import positive_number
 from zeroloss._pytrees import is_traced
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise._checks import check_draws
 
 Scale = float | Float[Array, ""]
-"""A sigma or a rate: a number, or an array where compiled code is to serve any."""
+"""A sigma or a rate: a number, or an array, so that compiled code serves all values."""
 
 Matrix = ArrayLike | Sequence[Sequence[float]]
 
@@ -35,10 +36,10 @@ class AbstractLaw(eqx.Module):
 
     @abc.abstractmethod
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        """One draw of xi: mean 0, variance 1, uncorrelated components, shaped like `shape`."""
+        """One draw of xi, a pytree like `shape`: mean 0, variance 1, uncorrelated components."""
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
-        """The noise at sigma = 1 that xi stands for."""
+        """The noise at sigma = 1: a linear map of xi, by default xi itself."""
         return xi
 
     def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
@@ -70,20 +71,7 @@ def is_shape(node: Any) -> bool:
 
 def positive_sigma(sigma: Scale) -> Scale:
     """`sigma` as a float, checked to be positive and finite; under tracing as it is."""
-    if is_traced(sigma):
-        return sigma
-    sigma = float(sigma)
-    if not (sigma > 0 and math.isfinite(sigma)):
-        raise InputError(f"sigma must be positive and finite, got {sigma}.")
-    return sigma
-
-
-def positive_integer(what: str, value: float) -> int:
-    """`value` as an integer, checked to be a positive one; `what` begins the message."""
-    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and int(value) == value and value >= 1):
-        raise InputError(f"{what} must be a positive integer, got {value!r}.")
-    return int(value)
+    return sigma if is_traced(sigma) else positive_number("sigma", float(sigma))
 
 
 def draw_subset(key: Key[Array, ""], number: int, size: int) -> Int[Array, " size"]:
@@ -104,12 +92,12 @@ def dropping_rate(rate: Scale) -> Scale:
 
 
 def is_zero(scale: Scale) -> bool:
-    """Whether a sigma or rate is known to be 0; under tracing it is not (`with_scales_as_arrays`)."""
+    """Whether a sigma or rate is 0. Never under tracing: `with_scales_as_arrays` leaves zeros as numbers."""
     return not is_traced(scale) and float(scale) == 0
 
 
 def with_scales_as_arrays(noise: Any) -> Any:
-    """Laws or noises with every sigma and rate but 0 as arrays, so that what is compiled serves them all."""
+    """Laws or noises with every sigma and rate but 0 as an array, so that compiled code serves all values."""
 
     def as_array(path: tuple[Any, ...], leaf: Any) -> Any:
         is_scale = path and getattr(path[-1], "name", None) in ("sigma", "rate")
@@ -125,6 +113,7 @@ def scaled_rate(rate: Scale, factor: float) -> float:
 
 
 def _check_shape(shape: Any) -> Any:
+    """`shape`, checked to be a shape or a pytree of shapes."""
     leaves = jax.tree.leaves(shape, is_leaf=is_shape)
     if not all(is_shape(leaf) and all(axis >= 0 for axis in leaf) for leaf in leaves):
         raise InputError(f"shape must be a tuple of integers or a pytree of such tuples, got {shape!r}.")
@@ -132,7 +121,10 @@ def _check_shape(shape: Any) -> Any:
 
 
 def symmetric_root(covariance: Matrix) -> Array:
-    """The symmetric square root of a covariance, checked to be one."""
+    """The symmetric square root of a covariance.
+
+    Raises `InputError` unless it is finite, not zero, symmetric and positive semidefinite.
+    """
     matrix = np.asarray(covariance, float)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise InputError(f"a covariance must be a finite square matrix, got shape {matrix.shape}.")
@@ -152,50 +144,55 @@ def symmetric_root(covariance: Matrix) -> Array:
 def _draw_leaves(
     key: Key[Array, ""], shape: Any, draw: Callable[[Key[Array, ""], tuple[int, ...]], Array]
 ) -> PyTree[Array]:
+    """`draw(key, shape)` for each shape of a pytree; a single one takes `key` itself."""
     leaves, structure = jax.tree.flatten(shape, is_leaf=is_shape)
     keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
     return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 class _Standardized(AbstractLaw):
-    """A law that is known to be standardized."""
+    """A law of ours, whose draws need no check."""
 
     def check(self) -> None:
         pass
 
 
-class Gaussian(_Standardized):
+class _AbstractEntries(_Standardized):
+    """eta = sigma * xi, the entries of xi independent and of one law."""
+
+    shape: Any = eqx.field(converter=_check_shape)
+    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
+
+    @abc.abstractmethod
+    def _entries(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """An array of entries of xi."""
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        return _draw_leaves(key, self.shape, lambda k, leaf: self._entries(k, leaf, dtype))
+
+
+class Gaussian(_AbstractEntries):
     """eta = sigma * xi with xi standard normal.
 
     `shape` is the shape of one array, such as `(2,)`, or a pytree of shapes.
     """
 
-    shape: Any = eqx.field(converter=_check_shape)
-    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
-
-    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.normal(k, leaf, dtype))
+    def _entries(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return jax.random.normal(key, shape, dtype)
 
 
-class Rademacher(_Standardized):
-    """eta = sigma * xi with xi = +1 or -1, equally likely."""
+class Rademacher(_AbstractEntries):
+    """eta = sigma * xi with xi = +1 or -1, equally likely. `shape` as for `Gaussian`."""
 
-    shape: Any = eqx.field(converter=_check_shape)
-    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
-
-    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.rademacher(k, leaf, dtype))
+    def _entries(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return jax.random.rademacher(key, shape, dtype)
 
 
-class Uniform(_Standardized):
-    """eta = sigma * xi with xi uniform on [-sqrt(3), sqrt(3)], which has variance 1."""
+class Uniform(_AbstractEntries):
+    """eta = sigma * xi with xi uniform on [-sqrt(3), sqrt(3)], of variance 1. `shape` as for `Gaussian`."""
 
-    shape: Any = eqx.field(converter=_check_shape)
-    sigma: Scale = eqx.field(default=1.0, converter=positive_sigma)
-
-    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        edge = math.sqrt(3)
-        return _draw_leaves(key, self.shape, lambda k, leaf: jax.random.uniform(k, leaf, dtype, -edge, edge))
+    def _entries(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        return jax.random.uniform(key, shape, dtype, -math.sqrt(3), math.sqrt(3))
 
 
 class TwoPoint(_Standardized):
@@ -257,7 +254,23 @@ class Law(AbstractLaw):
         return _draw_leaves(key, self.shape, lambda k, leaf: jnp.asarray(self.sampler(k, leaf), dtype))
 
 
-class Correlated(AbstractLaw):
+class _AbstractDerived(AbstractLaw):
+    """A law made from another one, `law`, whose sigma it has."""
+
+    law: eqx.AbstractVar[AbstractLaw]
+
+    @property
+    def sigma(self) -> Scale:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.law.sigma
+
+    def check(self) -> None:
+        self.law.check()
+
+    def scaled(self, factor: float) -> "AbstractLaw":
+        return eqx.tree_at(lambda derived: derived.law, self, self.law.scaled(factor))
+
+
+class Correlated(_AbstractDerived):
     """`law` mixed so that the covariance of eta is sigma^2 `covariance`.
 
     eta = sigma * A xi with A = covariance^(1/2), applied to the noise as one flat vector, in the order
@@ -266,8 +279,8 @@ class Correlated(AbstractLaw):
     **Arguments:**
 
     - `law`: a law of n components in all, such as `zeroloss.Gaussian((n,), sigma=0.1)`.
-    - `covariance`: n x n, symmetric and positive semidefinite; singular ones are welcome.
-    - `root`: A itself, n x n, in the place of a covariance.
+    - `covariance`: n x n, symmetric and positive semidefinite; it may be singular.
+    - `root`: A itself, n x n, in place of a covariance.
     """
 
     law: AbstractLaw
@@ -288,25 +301,15 @@ class Correlated(AbstractLaw):
     def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.law.shape
 
-    @property
-    def sigma(self) -> Scale:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.law.sigma
-
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return self.law.sample(key, dtype)
-
-    def check(self) -> None:
-        self.law.check()
-
-    def scaled(self, factor: float) -> "Correlated":
-        return Correlated(self.law.scaled(factor), root=self.root)
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         flat, unravel = ravel_pytree(self.law.unit(xi))
         return unravel(self.root.astype(flat.dtype) @ flat)
 
 
-class Independent(AbstractLaw):
+class Independent(_AbstractDerived):
     """`number` independent copies of `law`, along a new leading axis: one for each example."""
 
     law: AbstractLaw
@@ -320,21 +323,11 @@ class Independent(AbstractLaw):
     def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return jax.tree.map(lambda leaf: (self.number, *leaf), self.law.shape, is_leaf=is_shape)
 
-    @property
-    def sigma(self) -> Scale:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.law.sigma
-
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         return jax.vmap(lambda k: self.law.sample(k, dtype))(jax.random.split(key, self.number))
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         return jax.vmap(self.law.unit)(xi)
-
-    def check(self) -> None:
-        self.law.check()
-
-    def scaled(self, factor: float) -> "Independent":
-        return Independent(self.law.scaled(factor), self.number)
 
 
 class RandomSubset(Independent):
@@ -347,10 +340,10 @@ class RandomSubset(Independent):
     **Arguments:**
 
     - `law`: of the noise of one example.
-    - `number`: how many examples there are here.
+    - `number`: how many examples eta has.
     - `chosen`: how many have noise.
-    - `total`: how many examples the whole problem has; by default `number`. For a part of them only `unit`
-      has a meaning, because `chosen` are drawn from all of them.
+    - `total`: how many examples the whole problem has; by default `number`. If eta has fewer, only `unit`
+      has a meaning, because `chosen` are drawn from all examples.
     """
 
     chosen: int = eqx.field(static=True)
@@ -380,15 +373,12 @@ class RandomSubset(Independent):
         variance = self.total / self.chosen
         return jax.tree.map(lambda leaf: variance**0.5 * leaf, super().unit(xi))
 
-    def scaled(self, factor: float) -> "RandomSubset":
-        return RandomSubset(self.law.scaled(factor), self.number, self.chosen, self.total)
-
 
 class OneHot(_Standardized):
     """eta_i = e_c - q_i with the class c drawn from the probabilities q_i: labels drawn afresh.
 
-    Its covariance is diag(q) - q q^T, and sigma is 1. Written as xi = e_c / sqrt(q_c) - sqrt(q) + s sqrt(q)
-    with a random sign s, which has covariance I, and `unit` that takes sqrt(q) out again.
+    Its covariance is diag(q) - q q^T, and sigma is 1. xi = e_c / sqrt(q_c) - sqrt(q) + s sqrt(q) with a
+    random sign s: the last term makes its covariance I, and `unit` removes it.
     """
 
     probabilities: Float[Array, "examples classes"]
@@ -416,14 +406,14 @@ class OneHot(_Standardized):
         return root * (xi - root * jnp.sum(root * xi, axis=-1, keepdims=True))
 
     def scaled(self, factor: float) -> AbstractLaw:
-        raise UnsupportedError("labels drawn from probabilities have no scale that could be changed.")
+        raise UnsupportedError("labels drawn from probabilities have no scale to change.")
 
 
 class Joint(AbstractLaw):
-    """Independent laws side by side, as a tuple; each keeps its own sigma.
+    """Independent laws side by side, as a tuple, each with its own sigma.
 
-    `sigma` is that of the first law that has one (sigma > 0); the others enter `unit` by their ratio
-    to it. Without any, sigma is 0 and so is `unit`.
+    `sigma` is that of the first law with sigma > 0, and `unit` multiplies each law by the ratio of its sigma
+    to that one. Where all are 0, sigma is 0 and so is `unit`.
     """
 
     laws: tuple[AbstractLaw, ...]

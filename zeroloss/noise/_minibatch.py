@@ -1,6 +1,5 @@
 """Minibatches: a sampling scheme, averaged exactly and never expanded (theory.md, section 4)."""
 
-import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -8,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int, Key
 
+from zeroloss._arguments import positive_integer, positive_number
 from zeroloss.errors import InputError
-from zeroloss.noise._laws import draw_subset, positive_integer
+from zeroloss.noise._laws import draw_subset
 from zeroloss.noise._noise import AbstractNoise, Listing
 
 
@@ -18,10 +18,7 @@ def _size(size: float) -> int:
 
 
 def _strength(strength: float) -> float:
-    strength = float(strength)
-    if not (strength > 0 and math.isfinite(strength)):
-        raise InputError(f"the strength of a minibatch must be positive and finite, got {strength}.")
-    return strength
+    return positive_number("the strength of a minibatch", strength)
 
 
 class MiniBatch(AbstractNoise):

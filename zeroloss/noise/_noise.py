@@ -1,21 +1,22 @@
-"""What a noise is: something that rewrites a forward pass, and sums of such things."""
+"""A noise rewrites a forward pass; noises can be added."""
 
 import abc
+import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from zeroloss.errors import InputError, UnsupportedError
-from zeroloss.noise._laws import AbstractLaw
+from zeroloss.noise._laws import AbstractLaw, Gaussian, Scale, TwoPoint, scaled_rate
 
 
 class Forward(eqx.Module):
-    """A forward pass about to be made, every piece of it within a noise's reach.
+    """A forward pass before it is evaluated, in pieces that a noise may exchange.
 
     `inputs` and `targets` have a leading axis over examples and are None for a loss without examples;
     `model(params, inputs)` is the network's output, or `model(params)` the loss. `force` is added to
@@ -32,8 +33,7 @@ class Forward(eqx.Module):
 
     def replace(self, **pieces: PyTree) -> "Forward":
         """A copy with some pieces exchanged."""
-        names = ("model", "params", "inputs", "targets", "force", "number")
-        return Forward(**({name: getattr(self, name) for name in names} | pieces))
+        return dataclasses.replace(self, **pieces)
 
     def push(self, force: PyTree) -> "Forward":
         """A copy with `force` added to the force on the parameters."""
@@ -42,7 +42,7 @@ class Forward(eqx.Module):
 
 
 class Listing(NamedTuple):
-    """How a noise is called on the command line and in sentences.
+    """The names of a noise on the command line and in sentences, and its default strength.
 
     - `name`: its name after `--noise`, such as "gaussian-dropout".
     - `label`: its name in sentences, such as "Gaussian dropout"; `plural` where that takes a plural verb.
@@ -67,7 +67,7 @@ class Listing(NamedTuple):
 class AbstractNoise(eqx.Module):
     """A noise, or a sum of noises; `+` combines independent ones.
 
-    `listing` is None for a noise that the command line does not have.
+    `listing` is None for a noise that the command line cannot name.
     """
 
     listing: ClassVar[Listing | None] = None
@@ -84,9 +84,6 @@ class AbstractInjection(AbstractNoise):
     `per` says whether each example has its own eta ("example": then every leaf of eta has a leading
     axis over examples) or a whole step shares one ("step").
 
-    `needs` says what the noise takes beside a loss and its parameters: "examples", "inputs", "targets", "a
-    model with sites"; None if nothing. `zeroloss.Loss` refuses a noise that needs anything.
-
     `as_increments` is for anti-correlated noise alone: training then moves the parameters by
     eta_{k+1} - eta_k at step k, where the analysis shifts them by eta_k.
     """
@@ -96,7 +93,10 @@ class AbstractInjection(AbstractNoise):
 
     @property
     def needs(self) -> str | None:
-        """What the noise takes beside a loss and its parameters; None if nothing."""
+        """The data that the noise takes beside a loss and its parameters; None if it takes none.
+
+        "examples", "inputs", "targets" or "a model with sites". `zeroloss.Loss` refuses a noise with a need.
+        """
         return "examples" if self.per == "example" else None
 
     def check_problem(self, number: int, *, batched: bool) -> None:
@@ -104,12 +104,12 @@ class AbstractInjection(AbstractNoise):
 
     @abc.abstractmethod
     def law(self, forward: Forward) -> AbstractLaw:
-        """The law of eta for the given forward pass; only shapes are looked at."""
+        """The law of eta for a forward pass; only shapes are read."""
 
     def scaled(self, factor: float) -> "AbstractInjection":
-        """The same noise with sigma multiplied by `factor`; `UnsupportedError` where it has none to scale."""
+        """The same noise with sigma multiplied by `factor`. Raises `UnsupportedError` if it has no scale."""
         if not hasattr(self, "sigma"):
-            raise UnsupportedError(f"{type(self).__name__} has no scale that could be changed.")
+            raise UnsupportedError(f"{type(self).__name__} has no scale to change.")
         return eqx.tree_at(lambda noise: noise.sigma, self, factor * self.sigma)  # pyright: ignore
 
     @abc.abstractmethod
@@ -117,8 +117,36 @@ class AbstractInjection(AbstractNoise):
         """The forward pass with the noise in it; the same forward pass when eta = 0."""
 
 
+class AbstractDropping(AbstractInjection):
+    """A noise that drops activations or weights at a `rate`: 1 + eta is 0, or 1 / (1 - rate)."""
+
+    rate: eqx.AbstractVar[Scale]
+
+    def scaled(self, factor: float) -> AbstractInjection:
+        return eqx.tree_at(lambda noise: noise.rate, self, scaled_rate(self.rate, factor))
+
+    def of_shapes(self, shapes: Any) -> AbstractLaw:
+        """The law of eta, of the given shapes."""
+        return TwoPoint(shapes, self.rate)
+
+
+class AbstractGaussian(AbstractInjection):
+    """A noise with independent Gaussian components of standard deviation `sigma`."""
+
+    sigma: eqx.AbstractVar[Scale]
+
+    def of_shapes(self, shapes: Any) -> AbstractLaw:
+        """The law of eta, of the given shapes."""
+        return Gaussian(shapes, self.sigma)
+
+
+def multiplied(value: Array, eta: Array) -> Array:
+    """An activation or a weight with a mask: value * (1 + eta)."""
+    return value * (1 + eta)
+
+
 class Noises(AbstractNoise):
-    """A sum of independent noises. Reg and Sigma of its parts add; each keeps its own sigma."""
+    """A sum of independent noises, each with its sigma. Reg and Sigma of the sum are sums over the parts."""
 
     noises: tuple[AbstractNoise, ...]
 

@@ -1,7 +1,7 @@
 """Noise on the parameters, or on their gradient (theory.md, section 4).
 
-Each of these takes `where`, which picks the parameters that have noise: `where(params)` returns a
-part of the pytree, or a sequence of parts, as in `equinox.tree_at`; None is all of them.
+`where` picks the parameters that have noise: `where(params)` returns a part of the pytree, or a sequence of
+parts, as in `equinox.tree_at`; without it all parameters have noise.
 """
 
 import abc
@@ -18,57 +18,70 @@ from zeroloss.errors import InputError
 from zeroloss.noise._laws import (
     AbstractLaw,
     Correlated,
-    Gaussian,
     Matrix,
     Scale,
-    TwoPoint,
     dropping_rate,
     positive_sigma,
-    scaled_rate,
     symmetric_root,
 )
-from zeroloss.noise._noise import AbstractInjection, Forward, Listing
+from zeroloss.noise._noise import (
+    AbstractDropping,
+    AbstractGaussian,
+    AbstractInjection,
+    Forward,
+    Listing,
+    multiplied,
+)
 
 Where = Callable[[PyTree], PyTree] | None
 
 
+def picker(where: Any) -> Where:
+    """`where`, checked to be None or a function."""
+    if where is None or callable(where):
+        return where
+    raise InputError(
+        "where must be a function that picks the parameters with noise, such as "
+        f'lambda params: params["hidden"], got {where!r}.'
+    )
+
+
 class _AbstractOnParameters(AbstractInjection):
-    """Noise with an array for each chosen leaf of the parameters; eta is a list of them."""
+    """Noise with an array for each chosen leaf of the parameters, one for all examples of a step.
+
+    eta is the list of these arrays.
+    """
 
     where: eqx.AbstractVar[Where]
+    per: Literal["step"] = eqx.field(static=True, default="step", init=False)
 
     @abc.abstractmethod
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
+    def of_shapes(self, shapes: Any) -> AbstractLaw:
         """The law of eta, of the given shapes."""
 
-    @abc.abstractmethod
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
+    def noisy(self, leaf: Array, eta: Array) -> Array:
         """One leaf of the parameters with its noise."""
+        return leaf + eta
 
     def law(self, forward: Forward) -> AbstractLaw:
-        return self._of_shapes([jnp.shape(leaf) for leaf in _chosen(forward.params, self.where)])
+        return self.of_shapes([jnp.shape(leaf) for leaf in _chosen(forward.params, self.where)])
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        return forward.replace(params=_replace(forward.params, self.where, eta, self._noisy))
+        return forward.replace(params=_replace(forward.params, self.where, eta, self.noisy))
 
 
-class _AbstractGaussian(_AbstractOnParameters):
-    """Gaussian noise of one scale on the chosen parameters, the same for all examples of a step."""
+class _AbstractGaussianOnParameters(AbstractGaussian, _AbstractOnParameters):
+    """Gaussian noise of one scale on the chosen parameters."""
 
     sigma: Scale
     where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
 
     def __init__(self, sigma: float, where: Where = None):
         self.sigma = positive_sigma(sigma)
         self.where = picker(where)
-        self.per = "step"
-
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        return Gaussian(shapes, self.sigma)
 
 
-class WeightNoise(_AbstractGaussian):
+class WeightNoise(_AbstractGaussianOnParameters):
     """Gaussian noise on the parameters while the gradient is taken: L(w + sigma * xi).
 
     The regularizer is half the trace of the Hessian (theory.md, section 4).
@@ -81,14 +94,11 @@ class WeightNoise(_AbstractGaussian):
 
     listing: ClassVar[Listing] = Listing("weight", "weight noise", "sigma", 0.01)
 
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
-        return leaf + noise
 
-
-class AntiCorrelated(_AbstractGaussian):
+class AntiCorrelated(_AbstractGaussianOnParameters):
     """Anti-correlated perturbations: w_{k+1} = w_k - alpha grad L(w_k) + eta_{k+1} - eta_k, eta_0 = 0.
 
-    Training runs just this. Its analysis is that of z_k = w_k - eta_k, which takes its gradients at
+    Training runs exactly this. The analysis is that of z_k = w_k - eta_k, whose gradients are taken at
     z_k + eta_k: weight noise, with half the trace of the Hessian as regularizer (theory.md, section 4;
     Orvieto et al. 2022). `sigma` and `where` as for `WeightNoise`.
     """
@@ -97,11 +107,8 @@ class AntiCorrelated(_AbstractGaussian):
 
     as_increments: ClassVar[bool] = True
 
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
-        return leaf + noise
 
-
-class DropConnect(_AbstractOnParameters):
+class DropConnect(AbstractDropping, _AbstractOnParameters):
     """DropConnect: weights are dropped, w -> w * (1 + eta), eta from `zeroloss.TwoPoint(rate)`.
 
     One mask a step. The regularizer is 1/2 sum_j w_j^2 d_jj L (theory.md, section 4; Wan et al. 2013),
@@ -117,24 +124,16 @@ class DropConnect(_AbstractOnParameters):
 
     rate: Scale
     where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
 
     def __init__(self, rate: float, where: Where = None):
         self.rate = dropping_rate(rate)
         self.where = picker(where)
-        self.per = "step"
 
-    def scaled(self, factor: float) -> "DropConnect":
-        return DropConnect(scaled_rate(self.rate, factor), self.where)
-
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        return TwoPoint(shapes, self.rate)
-
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
-        return leaf * (1 + noise)
+    def noisy(self, leaf: Array, eta: Array) -> Array:
+        return multiplied(leaf, eta)
 
 
-class GaussianDropConnect(_AbstractGaussian):
+class GaussianDropConnect(_AbstractGaussianOnParameters):
     """DropConnect with Gaussian masks: w -> w * (1 + sigma * xi), one mask a step.
 
     The regularizer is 1/2 sum_j w_j^2 d_jj L (theory.md, section 4). `where` as for `DropConnect`.
@@ -142,16 +141,16 @@ class GaussianDropConnect(_AbstractGaussian):
 
     listing: ClassVar[Listing] = Listing("gaussian-dropconnect", "Gaussian DropConnect", "sigma", 0.1)
 
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
-        return leaf * (1 + noise)
+    def noisy(self, leaf: Array, eta: Array) -> Array:
+        return multiplied(leaf, eta)
 
 
-class Langevin(_AbstractOnParameters):
+class Langevin(_AbstractGaussianOnParameters):
     """Gaussian noise on the gradient: L(w) + sigma * xi . w, the stochastic gradient Langevin dynamics.
 
     Degenerate and stochastic: an SDE on the zero-loss set, with invariant density proportional to
     det_+(H)^(-1/2) where the noise is isotropic (theory.md, section 4; Welling and Teh 2011). Minibatches
-    do not touch it.
+    do not change it.
 
     **Arguments:**
 
@@ -163,16 +162,11 @@ class Langevin(_AbstractOnParameters):
 
     listing: ClassVar[Listing] = Listing("langevin", "Langevin noise", "sigma", 0.01)
 
-    sigma: Scale
     root: Array | None
-    where: Where = eqx.field(static=True)
-    per: Literal["step"] = eqx.field(static=True)
 
     def __init__(self, sigma: float, where: Where = None, covariance: Matrix | None = None):
-        self.sigma = positive_sigma(sigma)
-        self.where = picker(where)
+        super().__init__(sigma, where)
         self.root = None if covariance is None else symmetric_root(covariance)
-        self.per = "step"
 
     @classmethod
     def from_temperature(cls, temperature: float, step_size: float, where: Where = None) -> "Langevin":
@@ -186,26 +180,16 @@ class Langevin(_AbstractOnParameters):
             )
         return cls(math.sqrt(2 * temperature / step_size), where)
 
-    def _of_shapes(self, shapes: list[tuple[int, ...]]) -> AbstractLaw:
-        law = Gaussian(shapes, self.sigma)
+    def of_shapes(self, shapes: Any) -> AbstractLaw:
+        law = super().of_shapes(shapes)
         return law if self.root is None else Correlated(law, root=self.root)
 
-    def _noisy(self, leaf: Array, noise: Array) -> Array:
-        return noise
+    def noisy(self, leaf: Array, eta: Array) -> Array:
+        return eta
 
     def apply(self, forward: Forward, eta: PyTree) -> Forward:
-        still = jax.tree.map(jnp.zeros_like, forward.params)
-        return forward.push(_replace(still, self.where, eta, self._noisy))
-
-
-def picker(where: Any) -> Where:
-    """`where`, checked to be None or a function."""
-    if where is None or callable(where):
-        return where
-    raise InputError(
-        "where must be a function that picks the parameters with noise, such as "
-        f'lambda params: params["hidden"], got {where!r}.'
-    )
+        zeros = jax.tree.map(jnp.zeros_like, forward.params)
+        return forward.push(_replace(zeros, self.where, eta, self.noisy))
 
 
 def _pick(params: PyTree, where: Where) -> PyTree:
@@ -223,6 +207,7 @@ def _pick(params: PyTree, where: Where) -> PyTree:
 
 
 def _chosen(params: PyTree, where: Where) -> list[Any]:
+    """The leaves that have noise. Raises `InputError` if there are none."""
     leaves = jax.tree.leaves(_pick(params, where))
     if not leaves:
         raise InputError("where chose no parameters.")
@@ -230,7 +215,7 @@ def _chosen(params: PyTree, where: Where) -> list[Any]:
 
 
 def _replace(params: PyTree, where: Where, eta: PyTree, noisy: Callable[[Array, Array], Array]) -> PyTree:
-    """`params` with `noisy(leaf, noise)` in the place of the chosen leaves."""
+    """`params` with `noisy(leaf, eta)` in place of each chosen leaf."""
     leaves, structure = jax.tree.flatten(_pick(params, where))
     new = jax.tree.unflatten(structure, [noisy(*pair) for pair in zip(leaves, eta, strict=True)])
     if where is None:
@@ -240,5 +225,5 @@ def _replace(params: PyTree, where: Where, eta: PyTree, noisy: Callable[[Array, 
     except (TypeError, ValueError) as error:
         raise InputError(
             "where must return parts of the parameters as they are, each once, such as "
-            'lambda params: params["hidden"]; what it returned cannot be found in them.'
+            'lambda params: params["hidden"]; its result is not found in them.'
         ) from error

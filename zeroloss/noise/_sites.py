@@ -1,25 +1,40 @@
-"""Named activations inside a model, and how noise gets at them.
+"""Named activations inside a model, and functions applied there.
 
-`site` is an identity that leaves its name in the jaxpr of the model. `inject` traces the model and
-re-evaluates it with functions applied at the named places. Working on the jaxpr, rather than with a
-global switch read while the model runs, is what makes it right under `jax.jit`: a cached trace cannot
-miss the noise.
+`site` is an identity that leaves its name in the jaxpr of the model. `inject` traces the model and evaluates
+the jaxpr with functions applied at the named places. A global switch, read while the model runs, would fail
+under `jax.jit`: a trace that was cached without noise would be used again.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, Literal, Primitive, jaxprs_in_params
+from jax.extend.core import JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
+from zeroloss._jaxprs import bind, enter, equations, interpret, nested_equations, shape
 from zeroloss.errors import InputError, UnsupportedError
 
-_site_p = Primitive("zeroloss_site")
-_site_p.def_impl(lambda value, name: value)
-_site_p.def_abstract_eval(lambda value, name: value)
-mlir.register_lowering(_site_p, lambda context, value, name: [value])
+
+def _identity(name: str) -> Primitive:
+    """A primitive that returns its operand, and carries the name of a site."""
+    primitive = Primitive(name)
+    primitive.def_impl(lambda value, name: value)
+    primitive.def_abstract_eval(lambda value, name: value)
+    mlir.register_lowering(primitive, lambda context, value, name: [value])
+
+    def batch(args: Any, axes: Any, *, name: str) -> Any:
+        # Examples come first at a site, also when the model maps over them itself.
+        (value,), (axis,) = args, axes
+        return primitive.bind(batching.bdim_at_front(value, axis, value.shape[axis]), name=name), 0
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+_site_p = _identity("zeroloss_site")
+_tangent_p = _identity("zeroloss_site_tangent")
 
 
 def _differentiate(primals: Any, tangents: Any, *, name: str) -> Any:
@@ -32,25 +47,8 @@ def _differentiate(primals: Any, tangents: Any, *, name: str) -> Any:
     return out, _tangent_p.bind(tangent, name=name)
 
 
-_tangent_p = Primitive("zeroloss_site_tangent")
-_tangent_p.def_impl(lambda value, name: value)
-_tangent_p.def_abstract_eval(lambda value, name: value)
-mlir.register_lowering(_tangent_p, lambda context, value, name: [value])
-ad.deflinear2(_tangent_p, lambda cotangent, value, name: [_tangent_p.bind(cotangent, name=name)])
 ad.primitive_jvps[_site_p] = _differentiate
-
-
-def _batch_to_front(primitive: Primitive) -> Callable[..., Any]:
-    # Examples come first at a site, also when the model maps over them itself.
-    def batch(args: Any, axes: Any, *, name: str) -> Any:
-        (value,), (axis,) = args, axes
-        return primitive.bind(batching.bdim_at_front(value, axis, value.shape[axis]), name=name), 0
-
-    return batch
-
-
-batching.primitive_batchers[_site_p] = _batch_to_front(_site_p)
-batching.primitive_batchers[_tangent_p] = _batch_to_front(_tangent_p)
+ad.deflinear2(_tangent_p, lambda cotangent, value, name: [_tangent_p.bind(cotangent, name=name)])
 
 
 def site(value: Array, name: str) -> Array:
@@ -75,8 +73,12 @@ def site_shapes(model: Callable[..., PyTree], params: PyTree, inputs: PyTree) ->
     A name used at several places is an error: noise there would be ambiguous.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    closed, _ = _trace(model, params, inputs)
-    _collect(closed.jaxpr, shapes)
+    for equation in equations(jax.make_jaxpr(model)(params, inputs).jaxpr):
+        if equation.primitive is _site_p:
+            name = equation.params["name"]
+            if name in shapes:
+                raise InputError(f"site {name!r} occurs more than once in the model; names must differ.")
+            shapes[name] = shape(equation.invars[0])
     return shapes
 
 
@@ -85,89 +87,23 @@ def inject(
 ) -> Callable[..., PyTree]:
     """`model` with `handlers[name]` applied to the activation at each site `name`."""
 
+    def rule(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+        name = str(equation.params.get("name"))
+        if equation.primitive is _site_p:
+            value = handlers[name](operands[0]) if name in handlers else operands[0]
+            return [_site_p.bind(value, name=name)]  # the site stays, for a second noise there
+        if equation.primitive is _tangent_p and name in handlers:
+            raise UnsupportedError(
+                f"the model differentiates through site {name!r}; noise at a site inside a derivative that "
+                "the model takes itself is not supported."
+            )
+        if any(nested.primitive is _site_p for nested in nested_equations(equation)):
+            return enter(equation, operands, rule, "a site")
+        return bind(equation, operands)
+
     def noisy_model(params: PyTree, inputs: PyTree) -> PyTree:
-        closed, structure = _trace(model, params, inputs)
-        args = jax.tree.leaves((params, inputs))
-        outputs = _evaluate(closed.jaxpr, closed.consts, args, handlers)
-        return jax.tree.unflatten(structure, outputs)
+        closed, shapes = jax.make_jaxpr(model, return_shape=True)(params, inputs)
+        outputs = interpret(closed.jaxpr, closed.consts, jax.tree.leaves((params, inputs)), rule)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return noisy_model
-
-
-def _trace(model: Callable[..., PyTree], params: PyTree, inputs: PyTree) -> tuple[Any, Any]:
-    closed, shape = jax.make_jaxpr(model, return_shape=True)(params, inputs)
-    return closed, jax.tree.structure(shape)
-
-
-def _collect(jaxpr: Jaxpr, shapes: dict[str, tuple[int, ...]]) -> None:
-    for equation in jaxpr.eqns:
-        if equation.primitive is _site_p:
-            name = equation.params["name"]
-            if name in shapes:
-                raise InputError(f"site {name!r} occurs more than once in the model; names must differ.")
-            shapes[name] = equation.invars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
-        for inner in jaxprs_in_params(equation.params):
-            _collect(inner, shapes)
-
-
-def _mentions(jaxpr: Jaxpr, primitive: Primitive) -> bool:
-    return any(
-        equation.primitive is primitive
-        or any(_mentions(inner, primitive) for inner in jaxprs_in_params(equation.params))
-        for equation in jaxpr.eqns
-    )
-
-
-def _evaluate(
-    jaxpr: Jaxpr, consts: Any, args: Any, handlers: Mapping[str, Callable[[Array], Array]]
-) -> list[Any]:
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, args, strict=True))
-
-    def read(variable: Any) -> Any:
-        return variable.val if isinstance(variable, Literal) else values[variable]
-
-    for equation in jaxpr.eqns:
-        inputs = [read(variable) for variable in equation.invars]
-        if equation.primitive is _site_p:
-            outputs = [_apply_at_site(equation.params["name"], inputs[0], handlers)]
-        elif equation.primitive is _tangent_p and equation.params["name"] in handlers:
-            raise UnsupportedError(
-                f"the model differentiates through site {equation.params['name']!r}; noise at a site "
-                "inside a derivative that the model takes itself is not supported."
-            )
-        elif any(_mentions(inner, _site_p) for inner in jaxprs_in_params(equation.params)):
-            outputs = _evaluate_nested(equation, inputs, handlers)
-        else:
-            parameters = equation.primitive.get_bind_params(equation.params)
-            outputs = equation.primitive.bind(*inputs, **parameters)
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(variable) for variable in jaxpr.outvars]
-
-
-def _apply_at_site(name: str, value: Array, handlers: Mapping[str, Callable[[Array], Array]]) -> Array:
-    if name in handlers:
-        value = handlers[name](value)
-    return _site_p.bind(value, name=name)  # still named, for a second noise at the same site
-
-
-def _evaluate_nested(
-    equation: Any, inputs: Any, handlers: Mapping[str, Callable[[Array], Array]]
-) -> list[Any]:
-    kind = equation.primitive.name
-    if kind in ("jit", "pjit", "closed_call", "core_call"):
-        closed = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
-        return _evaluate(closed.jaxpr, closed.consts, inputs, handlers)
-    if kind in ("checkpoint", "remat", "remat2"):
-        inner = equation.params["jaxpr"]
-        rematerialized = jax.checkpoint(
-            lambda *args: _evaluate(inner, (), args, handlers),
-            policy=equation.params["policy"],
-            prevent_cse=equation.params["prevent_cse"],
-        )
-        return rematerialized(*inputs)
-    raise UnsupportedError(
-        f"a site lies inside jax.{kind}, where zeroloss cannot inject noise; move it outside, "
-        "or unroll the loop."
-    )

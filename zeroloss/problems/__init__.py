@@ -8,7 +8,7 @@ from pathlib import Path
 from zeroloss.errors import InputError
 from zeroloss.problems._digits import digits
 from zeroloss.problems._ellipse import ellipse
-from zeroloss.problems._file import file_of, function_of, is_own, load_own, resolved, write_template
+from zeroloss.problems._file import file_of, function_of, is_own, load_file, resolved, write_template
 from zeroloss.problems._hyperbola import hyperbola
 from zeroloss.problems._matrix_completion import matrix_completion
 from zeroloss.problems._matrix_sensing import matrix_sensing
@@ -28,7 +28,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     "matrix_completion": matrix_completion,
     "phase_retrieval": phase_retrieval,
 }
-"""Those with data of their own."""
+"""The named problems that come with their data."""
 
 _ALL: dict[str, Callable[..., Problem]] = {**PROBLEMS, "table": table}
 
@@ -41,7 +41,6 @@ __all__ = [
     "hyperbola",
     "is_own",
     "load",
-    "load_own",
     "matrix_completion",
     "matrix_sensing",
     "options_of",
@@ -60,10 +59,12 @@ __all__ = [
 def load(name: str, **options: object) -> Problem:
     """The problem called `name`, built with `options`; `InputError` lists the known names.
 
-    A name such as `"path/to/problem.py:make"` is a function in a file, which is executed: see `load_own`.
+    A name such as `"path/to/problem.py:make"` is a function in a file, which is executed. It returns a
+    `zeroloss.LeastSquares` or a `zeroloss.Loss`, then a start, and perhaps a dictionary of functions of the
+    parameters to watch; or a `Problem`.
     """
     if is_own(name):
-        return load_own(name, **options)
+        return load_file(name, **options)
     if name not in _ALL:
         raise InputError(_unknown(name))
     check_options(f"problem {name!r}", _ALL[name], options)
@@ -81,7 +82,7 @@ def load(name: str, **options: object) -> Problem:
 
 
 def _unknown(name: str) -> str:
-    """What to do instead, where a name is not that of a problem."""
+    """The message for a name that is not that of a problem."""
     if Path(name).suffix in FORMATS:
         return (
             f"{name!r} is a file of data, not a problem. On the command line, give it with "
@@ -94,13 +95,13 @@ def _unknown(name: str) -> str:
 
 
 def options_of(name: str) -> Collection[str]:
-    """The names of a problem's options. For one in a file, which is executed, those of its function."""
+    """The names of a problem's options. A problem in a file is executed to find them."""
     function = function_of(name) if is_own(name) else _ALL.get(name)
     return () if function is None else inspect.signature(function).parameters
 
 
 def source(name: str, options: Mapping[str, object]) -> Path | None:
-    """The file of the user's that a problem is made from, or None where there is none."""
+    """The file that a problem is made from; None if it comes with its data."""
     if is_own(name):
         return file_of(name)
     return Path(str(options.get("path"))) if name == "table" else None

@@ -7,24 +7,15 @@ it the Hessian's spectrum is a hundred times wider and all time scales mix.
 
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from zeroloss.errors import InputError
 from zeroloss.noise import SampledLabels
-from zeroloss.problems._networks import hidden_sites, initial_parameters, network, wrong_classes, wrong_signs
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    data_noises,
-    parameter_noises,
-    standardized,
-)
-from zeroloss.systems import LeastSquares
+from zeroloss.problems._networks import network_problem, wrong_classes, wrong_signs
+from zeroloss.problems._problem import Problem, standardized
 
-_PIXELS = 64
 _TOTAL = 1797
 _CLASSES = 10
 
@@ -45,8 +36,8 @@ def digits(
       than examples times outputs.
     - `outputs`: 1 for odd against even, 10 for one-hot targets.
     - `smoothing`: with ten outputs, the part of the targets that is spread evenly over all digits, between 0
-      and 1. The targets are probabilities then, of which the noise `"sampled-labels"` draws a digit at
-      every step; without smoothing it would always draw the right one.
+      and 1. The noise `"sampled-labels"` draws a digit from these probabilities at every step; without
+      smoothing it would always draw the right one.
     - `seed`: for the choice of examples and the initial parameters (Gaussian, variance 1 / fan-in).
     """
     widths = tuple(int(width) for width in widths)
@@ -57,32 +48,26 @@ def digits(
     if outputs not in (1, _CLASSES):
         raise InputError(f"outputs must be 1 or {_CLASSES}, got {outputs}.")
     if smoothing is not None and outputs == 1:
-        raise InputError(f"smoothing is for {_CLASSES} outputs; with one, the targets are no probabilities.")
+        raise InputError(f"smoothing is for {_CLASSES} outputs; with one, targets are not probabilities.")
     if smoothing is not None and not 0 < smoothing < 1:
         raise InputError(f"smoothing must lie strictly between 0 and 1, got {smoothing}.")
     inputs, labels = _data(seed)
-    targets = jnp.asarray(_targets(labels, outputs, smoothing or 0.0))
-    test_error = (
-        eqx.Partial(wrong_signs, inputs[examples:], targets[examples:])
-        if outputs == 1
-        else eqx.Partial(wrong_classes, inputs[examples:], jnp.asarray(labels[examples:]))
+    made = network_problem(
+        "digits",
+        "odd against even digits" if outputs == 1 else "ten digits",
+        (inputs, jnp.asarray(_targets(labels, outputs, smoothing or 0.0))),
+        examples,
+        widths,
+        seed,
+        wrong_signs if outputs == 1 else wrong_classes,
     )
-    noises = activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises()
-    if smoothing is not None:
-        noises[SampledLabels.listing.name] = SampledLabels
-    task = "odd against even digits" if outputs == 1 else "ten digits"
-    return Problem(
-        name="digits",
-        problem=LeastSquares(network, inputs[:examples], targets[:examples]),
-        start=initial_parameters((_PIXELS, *widths, outputs), seed),
-        observables={"test_error": test_error},
-        noises=noises,
-        description=f"{task}, {examples} examples, tanh network "
-        f"{'-'.join(map(str, (_PIXELS, *widths, outputs)))}",
-    )
+    if smoothing is None:
+        return made
+    return made._replace(noises=made.noises | {SampledLabels.listing.name: SampledLabels})
 
 
 def _data(seed: int) -> tuple[Array, np.ndarray]:
+    """Images and labels in random order."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -92,6 +77,7 @@ def _data(seed: int) -> tuple[Array, np.ndarray]:
 
 
 def _targets(labels: np.ndarray, outputs: int, smoothing: float) -> np.ndarray:
+    """+1 and -1, or smoothed one-hot rows."""
     if outputs == 1:
         return np.where(labels % 2 == 1, 1.0, -1.0)
     return (1 - smoothing) * np.eye(_CLASSES)[labels] + smoothing / _CLASSES

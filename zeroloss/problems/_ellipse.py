@@ -1,9 +1,9 @@
-"""An ellipse, to be explored at random: L = (w_1^2 / 4 + w_2^2 - 1)^2 / 2 (theory.md, sections 2 and 4)."""
+"""An ellipse, for random motion along it: L = (w_1^2 / 4 + w_2^2 - 1)^2 / 2 (theory.md, sections 2 and 4)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zeroloss.problems._problem import Problem, parameter_noises
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import Loss
 
 
@@ -16,12 +16,13 @@ def ellipse() -> Problem:
 
     Weight noise drifts to the ends of the long axis, with sin a / cos^4 a decaying as exp(-3 t).
     """
+    problem, start = Loss(loss), jnp.array([2 * jnp.cos(1.2), jnp.sin(1.2)])
     return Problem(
         name="ellipse",
-        problem=Loss(loss),
-        start=jnp.array([2 * jnp.cos(1.2), jnp.sin(1.2)]),
+        problem=problem,
+        start=start,
         observables={"first_squared": first_squared, "angle": angle},
-        noises=parameter_noises(),
+        noises=noises_for(problem, start),
         description="two parameters on an ellipse with half-axes 2 and 1",
     )
 

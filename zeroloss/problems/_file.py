@@ -1,4 +1,4 @@
-"""Problems from a file of the user's own: `path/to/problem.py:make`."""
+"""Problems from a Python file of the user: `path/to/problem.py:make`."""
 
 import importlib.util
 import sys
@@ -9,16 +9,10 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from zeroloss.errors import InputError, RunError, ZerolossError
-from zeroloss.noise._sites import site_shapes
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    check_options,
-    data_noises,
-    parameter_noises,
-)
+from zeroloss.problems._problem import Problem, check_options, noises_for
 from zeroloss.systems import LeastSquares, Loss
 
 _DEFAULT = "make"
@@ -44,8 +38,8 @@ def model(params, inputs):
 def make(width=50, examples=30, seed=0):
     """The options, `--set width=100`, are keyword arguments. Zero loss needs more parameters than examples.
 
-    Returns what is trained, where training starts (it need not have zero loss), and, if you like, functions
-    of the parameters to watch, by name. For a loss that is no least squares, return zl.Loss(function) first.
+    Returns the problem to train, a start (its loss need not be zero), and, if you like, functions of the
+    parameters to watch, by name. For a loss that is not least squares, return zl.Loss(function) first.
     """
     data, first, last = jax.random.split(jax.random.key(seed), 3)
     inputs = jax.random.normal(data, (examples, 5))
@@ -57,11 +51,11 @@ def make(width=50, examples=30, seed=0):
     watch = {{"size_of_out": lambda params: jnp.linalg.norm(params["out"])}}
     return zl.LeastSquares(model, inputs, targets), params, watch
 '''
-"""A working file, with a field for its own name."""
+"""A working file, with a field for the file's name."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a problem's name says that it comes from a file."""
+    """Whether a problem's name is that of a function in a Python file."""
     return _split(name)[0].endswith(".py")
 
 
@@ -72,18 +66,18 @@ def resolved(name: str) -> str:
 
 
 def file_of(name: str) -> Path:
-    """The file that a problem of the user's own comes from."""
+    """The file of a problem that comes from one."""
     return Path(_split(name)[0])
 
 
-def load_own(name: str, **options: object) -> Problem:
+def load_file(name: str, **options: object) -> Problem:
     """The problem that the function in a file makes from `options`. The file is executed.
 
-    The function returns what is trained, a `LeastSquares` or a `Loss`, then a start, and perhaps a dictionary
-    of functions of the parameters to watch; or a `Problem`. Raises `InputError` with the line where the
-    file fails, or what is wrong with what the function returns.
+    The function returns a `LeastSquares` or a `Loss`, then a start, and perhaps a dictionary of functions of
+    the parameters to watch; or a `Problem`. Raises `InputError`, with the line where the file fails, or with
+    the part of the function's result that is wrong.
     """
-    path, function_name = Path(_split(name)[0]), _split(name)[1]
+    path, function_name = file_of(name), _split(name)[1]
     function = function_of(name)
     check_options(f"{function_name} in {path}", function, options)
     made = _run(path, lambda: function(**options))
@@ -92,43 +86,37 @@ def load_own(name: str, **options: object) -> Problem:
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], LeastSquares | Loss)):
         raise InputError(
             f"{function_name} in {path} must return (problem, start) or (problem, start, watch), with a "
-            f"LeastSquares or a Loss first; it returned {_what(made)}."
+            f"LeastSquares or a Loss first; it returned {_kind(made)}."
         )
-    problem, start = made[0], made[1]
-    watch = made[2] if len(made) == 3 else {}
+    problem, start, watch = made if len(made) == 3 else (*made, {})
     if not isinstance(watch, dict) or not all(map(callable, watch.values())):
-        raise InputError(f"what is to be watched must be a dictionary of functions; it is {_what(watch)}.")
-    for each, function in watch.items():
-        _check_number(path, each, function, start)
-    noises: dict[str, Callable[..., Any]] = parameter_noises()
+        raise InputError(f"the functions to watch must be a dictionary of functions, got {_kind(watch)}.")
+    for each, watched in watch.items():
+        _check_number(path, each, watched, start)
     if isinstance(problem, Loss):
         _check_number(path, "the loss", problem.function, start)
-    if isinstance(problem, LeastSquares):
-        floating = jax.numpy.issubdtype(jax.tree.leaves(problem.inputs)[0].dtype, jax.numpy.floating)
-        noises = data_noises(inputs=bool(floating)) | noises
-        sites = tuple(_run(path, lambda: site_shapes(problem.model, start, problem.inputs)))
-        noises = (activation_noises(sites) if sites else {}) | noises
-    size = sum(leaf.size for leaf in map(jax.numpy.asarray, jax.tree.leaves(start)))
+    noises = _run(path, lambda: noises_for(problem, start))
+    size = sum(leaf.size for leaf in map(jnp.asarray, jax.tree.leaves(start)))
     description = f"{function_name} in {path.name}, {size:,} parameters"
     return Problem(path.stem, problem, start, watch, noises, description)
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """The function that makes a problem of the user's own. Its file is executed."""
-    path, function_name = Path(_split(name)[0]), _split(name)[1]
+    """The function in a file that makes a problem. The file is executed."""
+    path, function_name = file_of(name), _split(name)[1]
     function = getattr(_imported(path), function_name, None)
     if not callable(function):
         raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
     return function
 
 
-def _check_number(path: Path, what: object, function: Callable[..., Any], start: Any) -> None:
-    """Raise `InputError` unless a function of the parameters can be called and returns one number."""
+def _check_number(path: Path, name: object, function: Callable[..., Any], start: Any) -> None:
+    """Raise `InputError` unless a function of the parameters, called `name`, returns one number."""
     found = _run(path, lambda: jax.eval_shape(function, start))
     shape = getattr(found, "shape", None)
     if shape != ():
-        told = _what(found) if shape is None else f"an array of shape {shape}"
-        raise InputError(f"{path}: {what} must return one number, it returns {told}.")
+        result = _kind(found) if shape is None else f"an array of shape {shape}"
+        raise InputError(f"{path}: {name} must return one number, it returns {result}.")
 
 
 def write_template(path: Path) -> None:
@@ -145,11 +133,13 @@ def write_template(path: Path) -> None:
 
 
 def _split(name: str) -> tuple[str, str]:
+    """The path of the file and the name of the function, by default "make"."""
     path, colon, function = name.rpartition(":")
     return (path, function) if colon and path.endswith(".py") else (name, _DEFAULT)
 
 
 def _imported(path: Path) -> ModuleType:
+    """The file as a module, executed anew."""
     try:
         path.open("rb").close()
     except OSError as error:
@@ -157,13 +147,13 @@ def _imported(path: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location(f"zeroloss_own_{path.stem}", path)
     assert specification is not None and specification.loader is not None
     module, loader = importlib.util.module_from_spec(specification), specification.loader
-    sys.modules[specification.name] = module  # where dataclasses look for what their fields are
+    sys.modules[specification.name] = module  # dataclasses find the types of their fields there
     _run(path, lambda: loader.exec_module(module))
     return module
 
 
 def _run(path: Path, call: Callable[[], Any]) -> Any:
-    """What `call` returns; what it raises as an error of ours, with the last line of the file involved."""
+    """The result of `call`. Any error becomes an `InputError` with the last line of the file that was run."""
     try:
         return call()
     except ZerolossError:
@@ -176,7 +166,8 @@ def _run(path: Path, call: Callable[[], Any]) -> Any:
         raise InputError(f"{path}{where}: {type(error).__name__}: {error}") from error
 
 
-def _what(value: object) -> str:
+def _kind(value: object) -> str:
+    """The type of a value, in words."""
     if isinstance(value, tuple):
         return f"a tuple of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
     return type(value).__name__

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zeroloss.problems._problem import Problem, data_noises, parameter_noises
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import LeastSquares
 
 
@@ -13,12 +13,13 @@ def hyperbola() -> Problem:
     Label noise, weight noise and Gaussian DropConnect in closed form: with w = (e^s, e^-s), sinh 2s decays
     exponentially under each of them.
     """
+    problem, start = LeastSquares(product, jnp.ones(1), jnp.ones(1)), jnp.array([2.0, 0.5])
     return Problem(
         name="hyperbola",
-        problem=LeastSquares(product, jnp.ones(1), jnp.ones(1)),
-        start=jnp.array([2.0, 0.5]),
+        problem=problem,
+        start=start,
         observables={"log_ratio": log_ratio},
-        noises=data_noises(replace=True) | parameter_noises(),  # there is one example
+        noises=noises_for(problem, start, replace=True),  # there is one example
         description="two parameters with product 1",
     )
 

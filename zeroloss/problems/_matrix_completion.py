@@ -4,16 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from zeroloss._arguments import integer_between
 from zeroloss.noise import site
-from zeroloss.problems._matrix_sensing import initial_factors, low_rank, matrix_observables
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    data_noises,
-    integer_between,
-    parameter_noises,
-    positive_integer,
-)
+from zeroloss.problems._matrix_sensing import factored_problem, matrix_of_rank
+from zeroloss.problems._problem import Problem
 from zeroloss.systems import LeastSquares
 
 
@@ -40,22 +34,13 @@ def matrix_completion(
     - `seed`: for the choice of entries, the truth and the start, which is Gaussian with variance
       1 / sqrt(width).
     """
-    rows, columns = positive_integer("rows", rows), positive_integer("columns", columns)
-    width = positive_integer("width", width)
-    rank = integer_between("rank", rank, 1, min(rows, columns, width))
+    truth = matrix_of_rank(rank, rows, columns, width, seed)
+    rows, columns = truth.shape
     observed = integer_between("observed", observed, max(rows, columns), rows * columns)
-    truth = low_rank(rows, columns, rank, seed)
     entries = _entries(rows, columns, observed, seed)
-    return Problem(
-        name="matrix_completion",
-        problem=LeastSquares(model, entries, truth[entries]),
-        start=initial_factors(rows, columns, width, seed),
-        observables=matrix_observables(truth),
-        noises=activation_noises("hidden") | data_noises(inputs=False, replace=True) | parameter_noises(),
-        description=f"a {rows} x {columns} matrix of rank {rank} from {observed} of its entries, linear "
-        f"network of width {width}",
-        truth=truth,
-    )
+    problem = LeastSquares(model, entries, truth[entries])
+    task = f"a {rows} x {columns} matrix of rank {int(rank)} from {observed} of its entries"
+    return factored_problem("matrix_completion", task, problem, truth, width, seed)
 
 
 def model(
@@ -67,7 +52,7 @@ def model(
 
 
 def _entries(rows: int, columns: int, observed: int, seed: int) -> tuple[Array, Array]:
-    """Which entries are observed: one in every row and column first, the others at random."""
+    """Rows and columns of the observed entries: one in every row and column first, the others at random."""
     rng = np.random.default_rng([seed, 1])
     longest = np.arange(max(rows, columns))
     first = rng.permutation(rows)[longest % rows] * columns + rng.permutation(columns)[longest % columns]

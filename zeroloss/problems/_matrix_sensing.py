@@ -6,15 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss._arguments import integer_between, positive_integer
 from zeroloss.noise import site
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    data_noises,
-    integer_between,
-    parameter_noises,
-    positive_integer,
-)
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import LeastSquares
 
 
@@ -40,22 +34,13 @@ def matrix_sensing(
     - `measurements`: the number N of examples, below rows * columns.
     - `seed`: for the measurements, the truth and the start, which is Gaussian with variance 1 / sqrt(width).
     """
-    rows, columns = positive_integer("rows", rows), positive_integer("columns", columns)
-    width = positive_integer("width", width)
-    rank = integer_between("rank", rank, 1, min(rows, columns, width))
+    truth = matrix_of_rank(rank, rows, columns, width, seed)
+    rows, columns = truth.shape
     measurements = integer_between("measurements", measurements, 1, rows * columns - 1)
-    truth = low_rank(rows, columns, rank, seed)
     inputs = np.random.default_rng([seed, 1]).normal(size=(measurements, rows, columns))
-    return Problem(
-        name="matrix_sensing",
-        problem=LeastSquares(model, jnp.asarray(inputs), jnp.einsum("irc,rc->i", inputs, truth)),
-        start=initial_factors(rows, columns, width, seed),
-        observables=matrix_observables(truth),
-        noises=activation_noises("hidden") | data_noises(replace=True) | parameter_noises(),
-        description=f"a {rows} x {columns} matrix of rank {rank} from {measurements} measurements, linear "
-        f"network of width {width}",
-        truth=truth,
-    )
+    problem = LeastSquares(model, jnp.asarray(inputs), jnp.einsum("irc,rc->i", inputs, truth))
+    task = f"a {rows} x {columns} matrix of rank {int(rank)} from {measurements} measurements"
+    return factored_problem("matrix_sensing", task, problem, truth, width, seed)
 
 
 def model(params: PyTree, inputs: Float[Array, "examples rows columns"]) -> Float[Array, " examples"]:
@@ -69,14 +54,42 @@ def product(params: PyTree) -> Float[Array, "rows columns"]:
     return params["left"] @ params["right"].T
 
 
-def low_rank(rows: int, columns: int, rank: int, seed: int) -> Float[Array, "rows columns"]:
-    """A product of two Gaussian factors, scaled so that its entries have mean square 1."""
+def matrix_of_rank(rank: int, rows: int, columns: int, width: int, seed: int) -> Float[Array, "rows columns"]:
+    """A product of two Gaussian factors, scaled so that its entries have mean square 1.
+
+    Raises `InputError` for sizes that are not positive integers, and for a rank above the number of rows, of
+    columns, or of hidden units, `width`.
+    """
+    rows, columns = positive_integer("rows", rows), positive_integer("columns", columns)
+    rank = integer_between("rank", rank, 1, min(rows, columns, positive_integer("width", width)))
     rng = np.random.default_rng([seed, 0])
     matrix = rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, columns))
     return jnp.asarray(matrix / np.sqrt(np.mean(matrix**2)))
 
 
-def initial_factors(rows: int, columns: int, width: int, seed: int) -> dict[str, Array]:
+def factored_problem(
+    name: str,
+    task: str,
+    problem: LeastSquares,
+    truth: Float[Array, "rows columns"],
+    width: int,
+    seed: int,
+) -> Problem:
+    """The problem of finding `truth` as U V^T, with factors of `width` columns."""
+    rows, columns = truth.shape
+    start = _initial_factors(rows, columns, int(width), seed)
+    return Problem(
+        name=name,
+        problem=problem,
+        start=start,
+        observables={"distance_to_truth": eqx.Partial(_distance_to, truth), "nuclear_norm": _nuclear_norm},
+        noises=noises_for(problem, start, replace=True),
+        description=f"{task}, linear network of width {int(width)}",
+        truth=truth,
+    )
+
+
+def _initial_factors(rows: int, columns: int, width: int, seed: int) -> dict[str, Array]:
     """Gaussian factors whose product has entries of variance 1."""
     left, right = jax.random.split(jax.random.key(seed))
     return {
@@ -85,12 +98,8 @@ def initial_factors(rows: int, columns: int, width: int, seed: int) -> dict[str,
     }
 
 
-def matrix_observables(truth: Float[Array, "rows columns"]) -> dict:
-    """How far the product is from the truth, relative to it, and its nuclear norm."""
-    return {"distance_to_truth": eqx.Partial(_distance_to, truth), "nuclear_norm": _nuclear_norm}
-
-
 def _distance_to(truth: Float[Array, "rows columns"], params: PyTree) -> Float[Array, ""]:
+    """The distance of U V^T to the truth, relative to the truth."""
     return jnp.linalg.norm(product(params) - truth) / jnp.linalg.norm(truth)
 
 

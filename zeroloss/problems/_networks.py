@@ -1,12 +1,15 @@
-"""A tanh network, for problems that train one."""
+"""A tanh network, and the problem of fitting data with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss.noise import site
+from zeroloss.problems._problem import Problem, noises_for
+from zeroloss.systems import LeastSquares
 
 
 def network(params: list[dict[str, Array]], inputs: Float[Array, "examples inputs"]) -> Array:
@@ -30,21 +33,45 @@ def initial_parameters(sizes: Sequence[int], seed: int) -> list[dict[str, Array]
     ]
 
 
-def hidden_sites(widths: Sequence[int]) -> tuple[str, ...]:
-    """The names of the hidden layers."""
-    return tuple(f"hidden_{index + 1}" for index in range(len(widths)))
+def network_problem(
+    name: str,
+    task: str,
+    data: tuple[Array, Array],
+    examples: int,
+    widths: Sequence[int],
+    seed: int,
+    error: Callable[[Array, Array, PyTree], Array],
+) -> Problem:
+    """The problem of fitting the first `examples` rows of `data`, inputs and targets, with a tanh network.
+
+    The observable `test_error` is `error(inputs, targets, params)` on the other rows, if there are any.
+    `task` begins the description.
+    """
+    inputs, targets = data
+    sizes = (inputs.shape[1], *widths, 1 if targets.ndim == 1 else targets.shape[1])
+    problem = LeastSquares(network, inputs[:examples], targets[:examples])
+    start = initial_parameters(sizes, seed)
+    test_error = eqx.Partial(error, inputs[examples:], targets[examples:])
+    return Problem(
+        name=name,
+        problem=problem,
+        start=start,
+        observables={"test_error": test_error} if examples < len(targets) else {},
+        noises=noises_for(problem, start),
+        description=f"{task}, {examples} examples, tanh network {'-'.join(map(str, sizes))}",
+    )
 
 
 def wrong_signs(inputs: Array, targets: Array, params: PyTree) -> Float[Array, ""]:
-    """The share of examples for which the single output has not the sign of the target."""
+    """The share of examples whose single output does not have the sign of the target."""
     return jnp.mean(network(params, inputs) * targets <= 0)
 
 
-def wrong_classes(inputs: Array, labels: Array, params: PyTree) -> Float[Array, ""]:
-    """The share of examples whose largest output is not that of their label."""
-    return jnp.mean(jnp.argmax(network(params, inputs), axis=-1) != labels)
+def wrong_classes(inputs: Array, targets: Array, params: PyTree) -> Float[Array, ""]:
+    """The share of examples whose largest output is not where their largest target is."""
+    return jnp.mean(jnp.argmax(network(params, inputs), axis=-1) != jnp.argmax(targets, axis=-1))
 
 
 def mean_square(inputs: Array, targets: Array, params: PyTree) -> Float[Array, ""]:
-    """The mean square of how far the single output is from the target."""
+    """The mean square of the difference between the single output and the target."""
     return jnp.mean((network(params, inputs) - targets) ** 2)

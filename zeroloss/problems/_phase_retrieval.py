@@ -5,13 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zeroloss.problems._problem import (
-    Problem,
-    data_noises,
-    integer_between,
-    parameter_noises,
-    positive_integer,
-)
+from zeroloss._arguments import integer_between, positive_integer
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import LeastSquares
 
 
@@ -34,12 +29,14 @@ def phase_retrieval(dimension: int = 20, measurements: int = 10, seed: int = 0) 
     rng = np.random.default_rng(seed)
     inputs = jnp.asarray(rng.normal(size=(measurements, dimension)) / np.sqrt(dimension))
     truth = jnp.asarray(rng.normal(size=dimension))
+    problem = LeastSquares(model, inputs, model(truth, inputs))
+    start = jax.random.normal(jax.random.key(seed), (dimension,))
     return Problem(
         name="phase_retrieval",
-        problem=LeastSquares(model, inputs, model(truth, inputs)),
-        start=jax.random.normal(jax.random.key(seed), (dimension,)),
+        problem=problem,
+        start=start,
         observables={"norm": jnp.linalg.norm},
-        noises=data_noises(replace=True) | parameter_noises(),
+        noises=noises_for(problem, start, replace=True),
         description=f"phase retrieval of {dimension} unknowns from {measurements} measurements",
         truth=truth,
     )
@@ -55,7 +52,7 @@ def model(
 def least_norm(
     w: Float[Array, " dimension"], inputs: Float[Array, "examples dimension"]
 ) -> Float[Array, " dimension"]:
-    """Where DropConnect leads from w, a point of the zero-loss set: the closed form above.
+    """The limit of DropConnect from w, a point of the zero-loss set, in closed form (`phase_retrieval`).
 
     **Arguments:**
 

@@ -1,10 +1,11 @@
-"""What a named problem is: something to train, a start, what to watch, and noises by name."""
+"""A named problem: a loss, a start, functions to watch, and noises by name."""
 
 import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -23,6 +24,7 @@ from zeroloss.noise import (
     MiniBatch,
     WeightNoise,
 )
+from zeroloss.noise._sites import site_shapes
 from zeroloss.systems import LeastSquares, Loss
 
 DEFAULT_STRENGTHS = {
@@ -32,10 +34,10 @@ DEFAULT_STRENGTHS = {
 
 
 def strengths_from(rate: Any = None, sigma: Any = None, batch: Any = None) -> dict[str, Any]:
-    """Strengths by noise: `rate` of those that have one, `batch` of minibatches, `sigma` of all others."""
-    given = {"rate": rate, "sigma": sigma, "batch": batch, None: None}
-    values = {name: given[listing.strength] for name, listing in LISTINGS.items()}
-    return {name: value for name, value in values.items() if value is not None}
+    """Strengths by noise: `rate` for noises with one, `batch` for minibatches, `sigma` for all others."""
+    values = {"rate": rate, "sigma": sigma, "batch": batch}
+    strengths = {name: values.get(str(listing.strength)) for name, listing in LISTINGS.items()}
+    return {name: value for name, value in strengths.items() if value is not None}
 
 
 class Problem(NamedTuple):
@@ -44,10 +46,10 @@ class Problem(NamedTuple):
     - `problem`: the clean problem; `.with_noise(...)` makes it a system.
     - `start`: where training starts; not necessarily on the zero-loss set.
     - `observables`: functions of the parameters worth watching, by name.
-    - `noises`: by short name, what makes that noise from its strength (a rate, a sigma or a size); what
-      has no parameters makes a noise without a strength.
-    - `description`: one line for people.
-    - `truth`: what the targets were made with, such as a vector of coefficients, where there is such a thing.
+    - `noises`: by short name, functions that make a noise from its strength (a rate, a sigma or a size). One
+      without parameters makes a noise that has no strength.
+    - `description`: one line for readers.
+    - `truth`: the vector or matrix that the targets were made from, if there is one.
     """
 
     name: str
@@ -64,15 +66,16 @@ def parse_noise(
 ) -> AbstractNoise:
     """The noise that `text` names, such as `"label"`, `"dropout:0.05"` or `"minibatch:32+label:0.1"`.
 
-    A part without a strength takes it from `strengths`, or from `DEFAULT_STRENGTHS` when it is not there; a
-    minibatch without a size, where there are fewer examples than that, takes half of them.
-    Raises `InputError`, listing the known names, or saying what is wrong with a strength.
+    A part without a strength takes it from `strengths`, then from `DEFAULT_STRENGTHS`. If that makes a
+    minibatch larger than the data set, it takes half of the examples.
+    Raises `InputError` for an unknown name, with the known ones, and for a strength that does not suit.
     """
     first, *others = [_parse_part(problem, part.strip(), strengths) for part in text.split("+")]
     return sum(others, start=first)
 
 
 def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> AbstractNoise:
+    """The noise of one summand."""
     name, given, strength = part.partition(":")
     if name not in problem.noises:
         raise InputError(
@@ -102,42 +105,37 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
         raise InputError(f"noise {part!r}: {error}") from error
 
 
-def parameter_noises() -> dict[str, Callable[..., AbstractNoise]]:
-    """The noises on all parameters, or on their gradient, which suit any problem."""
-    noises = (WeightNoise, AntiCorrelated, DropConnect, GaussianDropConnect, Langevin)
-    return {noise.listing.name: noise for noise in noises}
+def noises_for(
+    problem: LeastSquares | Loss, start: PyTree, *, replace: bool = False
+) -> dict[str, Callable[..., AbstractNoise]]:
+    """The noises that suit a problem, as `Problem.noises`; its model is traced to find sites.
 
-
-def data_noises(*, inputs: bool = True, replace: bool = False) -> dict[str, Callable[..., AbstractNoise]]:
-    """The noises on the data of a problem with examples.
-
-    **Arguments:**
-
-    - `inputs`: whether there are floating-point inputs to put noise on.
-    - `replace`: whether minibatches are drawn with replacement, as they must be where there are fewer
-      examples than a minibatch holds.
+    All problems have noises on the parameters and their gradient. Least squares has noises on the data, and
+    on the activations at the sites of its model. With `replace` minibatches are drawn with replacement,
+    which a problem with few examples needs.
     """
-    noises = {LabelNoise.listing.name: LabelNoise} | ({InputNoise.listing.name: InputNoise} if inputs else {})
-    return {**noises, MiniBatch.listing.name: lambda size: MiniBatch(size, replace=replace)}
+    noises: dict[str, Callable[..., AbstractNoise]] = {}
+    if isinstance(problem, LeastSquares):
+        if sites := tuple(site_shapes(problem.model, start, problem.inputs)):
+            noises[Dropout.listing.name] = lambda rate: Dropout(rate, at=sites)
+            noises[GaussianDropout.listing.name] = lambda sigma: GaussianDropout(sigma, at=sites)
+        noises[LabelNoise.listing.name] = LabelNoise
+        if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(problem.inputs)):
+            noises[InputNoise.listing.name] = InputNoise
+        noises[MiniBatch.listing.name] = lambda size: MiniBatch(size, replace=replace)
+    on_parameters = (WeightNoise, AntiCorrelated, DropConnect, GaussianDropConnect, Langevin)
+    return noises | {noise.listing.name: noise for noise in on_parameters}
 
 
-def activation_noises(sites: str | Sequence[str]) -> dict[str, Callable[..., AbstractNoise]]:
-    """The noises on the activations at `sites`."""
-    return {
-        Dropout.listing.name: lambda rate: Dropout(rate, at=sites),
-        GaussianDropout.listing.name: lambda sigma: GaussianDropout(sigma, at=sites),
-    }
-
-
-def check_options(what: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Raise `InputError` where `options` has one that `function`, which makes `what`, does not take."""
+def check_options(maker: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
+    """Raise `InputError` if `function` does not take one of `options`; `maker` names it in the message."""
     known = inspect.signature(function).parameters
     if any(each.kind == inspect.Parameter.VAR_KEYWORD for each in known.values()):
         return
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise InputError(
-            f"{what} has no option {', '.join(map(repr, unknown))}. Its options: "
+            f"{maker} has no option {', '.join(map(repr, unknown))}. Its options: "
             f"{', '.join(known) or 'none'}."
         )
 
@@ -146,24 +144,3 @@ def standardized(values: np.ndarray) -> np.ndarray:
     """Values with mean 0 and variance 1 over the first axis; 0 where they are all the same."""
     spread = values.std(axis=0)
     return (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-
-
-def positive_integer(name: str, value: int) -> int:
-    """The option `name`, checked to be a positive integer."""
-    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}.")
-    return int(value)
-
-
-def integer_between(name: str, value: int, low: int, high: int) -> int:
-    """The option `name`, checked to be an integer from `low` to `high`."""
-    if isinstance(value, bool) or not math.isfinite(value) or int(value) != value or not low <= value <= high:
-        raise InputError(f"{name} must be an integer between {low} and {high}, got {value!r}.")
-    return int(value)
-
-
-def positive_number(name: str, value: float) -> float:
-    """The option `name`, checked to be positive and finite."""
-    if not (value > 0 and math.isfinite(value)):
-        raise InputError(f"{name} must be positive and finite, got {value!r}.")
-    return float(value)

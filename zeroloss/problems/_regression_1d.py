@@ -1,20 +1,14 @@
-"""Regression on a line, where the function that a network has learned can be seen."""
+"""Regression in one dimension, so that a plot shows the whole function that a network has learned."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss._arguments import positive_integer, positive_number
 from zeroloss.errors import InputError
 from zeroloss.noise import site
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    data_noises,
-    parameter_noises,
-    positive_integer,
-    positive_number,
-)
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import LeastSquares
 
 _ACTIVATIONS = {"gelu": jax.nn.gelu, "tanh": jnp.tanh}
@@ -27,9 +21,9 @@ def regression_1d(
     scale: float = 10.0,
     seed: int = 0,
 ) -> Problem:
-    """A two-layer network through a few points of a line; the hidden layer is the site `"hidden"`.
+    """A two-layer network that fits a few points; the hidden layer is the site `"hidden"`.
 
-    It starts with large weights, from where gradient descent finds a wiggly interpolator. Label and weight
+    It starts with large weights, from which gradient descent finds a wiggly interpolator. Label and weight
     noise then make the trace of the Hessian smaller, which with `"gelu"` straightens the function between the
     points; with `"tanh"` it need not, since units that saturate at the points cost nothing there.
 
@@ -48,12 +42,13 @@ def regression_1d(
     scale = positive_number("scale", scale)
     inputs = jnp.linspace(-1.0, 1.0, examples) if examples > 1 else jnp.zeros(1)
     model = Network(activation)
+    problem, start = LeastSquares(model, inputs, jnp.sin(3 * inputs)), _initial_parameters(width, scale, seed)
     return Problem(
         name="regression_1d",
-        problem=LeastSquares(model, inputs, jnp.sin(3 * inputs)),
-        start=_initial_parameters(width, scale, seed),
+        problem=problem,
+        start=start,
         observables={"roughness": eqx.Partial(roughness, model)},
-        noises=activation_noises("hidden") | data_noises(replace=True) | parameter_noises(),
+        noises=noises_for(problem, start, replace=True),
         description=f"{examples} points on a line, {activation} network of width {width}",
     )
 

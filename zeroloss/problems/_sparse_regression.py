@@ -9,13 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from zeroloss.problems._problem import (
-    Problem,
-    data_noises,
-    integer_between,
-    parameter_noises,
-    positive_integer,
-)
+from zeroloss._arguments import integer_between, positive_integer
+from zeroloss.problems._problem import Problem, noises_for
 from zeroloss.systems import LeastSquares
 
 
@@ -48,16 +43,17 @@ def sparse_regression(
     if signed:
         truth *= rng.choice([-1.0, 1.0], dimension)
     target = jnp.asarray(truth)
-
+    problem = LeastSquares(model, jnp.asarray(inputs), jnp.asarray(inputs @ truth))
+    start = {"positive": ones, "negative": ones} if signed else {"positive": ones}
     return Problem(
         name="sparse_regression",
-        problem=LeastSquares(model, jnp.asarray(inputs), jnp.asarray(inputs @ truth)),
-        start={"positive": ones, "negative": ones} if signed else {"positive": ones},
+        problem=problem,
+        start=start,
         observables={
             "distance_to_truth": eqx.Partial(distance_to_truth, target),
             "l1_norm": l1_norm,
         },
-        noises=data_noises() | parameter_noises(),
+        noises=noises_for(problem, start),
         description=f"{nonzeros} nonzeros among {dimension} {'signed' if signed else 'positive'} "
         f"coefficients, {examples} examples, diagonal linear network",
         truth=target,
@@ -71,12 +67,12 @@ def coefficients(params: PyTree) -> Float[Array, " dimension"]:
 
 
 def distance_to_truth(truth: Float[Array, " dimension"], params: PyTree) -> Float[Array, ""]:
-    """How far the coefficients are from the truth, relative to it."""
+    """The distance of the coefficients to the truth, relative to the truth."""
     return jnp.linalg.norm(coefficients(params) - truth) / jnp.linalg.norm(truth)
 
 
 def l1_norm(params: PyTree) -> Float[Array, ""]:
-    """Of the coefficients."""
+    """The sum of the absolute values of the coefficients."""
     return jnp.sum(jnp.abs(coefficients(params)))
 
 

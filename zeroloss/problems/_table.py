@@ -4,29 +4,21 @@ import itertools
 import re
 from pathlib import Path
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from zeroloss._arguments import positive_integer
 from zeroloss.errors import InputError, UnsupportedError
-from zeroloss.problems._networks import hidden_sites, initial_parameters, mean_square, network, wrong_signs
-from zeroloss.problems._problem import (
-    Problem,
-    activation_noises,
-    data_noises,
-    parameter_noises,
-    positive_integer,
-    standardized,
-)
-from zeroloss.systems import LeastSquares
+from zeroloss.problems._networks import mean_square, network_problem, wrong_signs
+from zeroloss.problems._problem import Problem, standardized
 from zeroloss.zero_sets._diagnosis import disagreeing
 from zeroloss.zero_sets._projection import PROJECTED
 
 FORMATS = (".csv", ".npz", ".parquet")
 """The files that can be read."""
 
-_LARGEST = 1e150  # whose square is a number still
-_TRAINED = 0.75  # share of the rows, where the number is not given
+_LARGEST = 1e150  # its square is still a number
+_TRAINED = 0.75  # share of the rows to train on, by default
 
 
 def table(
@@ -73,23 +65,15 @@ def table(
         raise InputError(
             f"the target is {values[0]:g} in all {rows} rows of {path}: there is nothing to fit."
         )
-    _refuse_disagreeing(Path(path), inputs, targets, order[:count])
+    _check_consistent(Path(path), inputs, targets, order[:count])
     signs = len(values) == 2
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
-    x, y = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
-    test_error = eqx.Partial(wrong_signs if signs else mean_square, x[count:], y[count:])
-    shape = "-".join(map(str, sizes))
-    return Problem(
-        name="table",
-        problem=LeastSquares(network, x[:count], y[:count]),
-        start=initial_parameters(sizes, seed),
-        observables={"test_error": test_error} if count < rows else {},
-        noises=activation_noises(hidden_sites(widths)) | data_noises() | parameter_noises(),
-        description=f"{names[-1]} in {Path(path).name}, {count} examples, tanh network {shape}",
-    )
+    data = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
+    task, error = f"{names[-1]} in {Path(path).name}", wrong_signs if signs else mean_square
+    return network_problem("table", task, data, count, widths, seed, error)
 
 
-def _refuse_disagreeing(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:
+def _check_consistent(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:
     """Raise `InputError` where rows to train on have equal inputs and unequal targets."""
     groups, _ = disagreeing(inputs[rows], targets[rows], PROJECTED)
     if groups:
@@ -98,13 +82,14 @@ def _refuse_disagreeing(path: Path, inputs: np.ndarray, targets: np.ndarray, row
         other = first[np.argmax(targets[first] != targets[one])]
         raise InputError(
             f"rows {one + 1} and {other + 1} of {path} have equal inputs but the targets {targets[one]:.9g} "
-            f"and {targets[other]:.9g}, which no model fits exactly; {sum(map(len, groups))} of the "
+            f"and {targets[other]:.9g}, so no model fits both; {sum(map(len, groups))} of the "
             f"{len(rows)} rows to train on are like that (row 1 follows the header). Give rows with equal "
             "inputs one target, such as the mean of theirs, or keep one of them."
         )
 
 
 def _widths(model: str) -> tuple[int, ...]:
+    """The widths in a text such as "mlp:64,64"."""
     if not re.fullmatch(r"mlp:\d+(,\d+)*", model):
         raise InputError(
             f"model must be mlp: and the widths of hidden layers, such as mlp:64,64; got {model!r}."
@@ -115,9 +100,9 @@ def _widths(model: str) -> tuple[int, ...]:
 def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The names of the columns, the target last; inputs `[rows, columns]`; targets `[rows]`."""
     if path.suffix not in FORMATS:
-        own = f" A problem in Python goes without --data: zeroloss classify {path}."
-        own = own if path.suffix == ".py" else ""
-        raise InputError(f"{path} must be one of {', '.join(FORMATS)}.{own}")
+        hint = f" A problem in Python goes without --data: zeroloss classify {path}."
+        hint = hint if path.suffix == ".py" else ""
+        raise InputError(f"{path} must be one of {', '.join(FORMATS)}.{hint}")
     try:
         if not path.is_file():
             raise InputError(f"there is no file {path}.")
@@ -135,6 +120,7 @@ def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.nda
 
 
 def _columns(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """`_read` for a .csv or .parquet file."""
     import pandas
 
     try:
@@ -164,6 +150,7 @@ def _columns(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.
 
 
 def _arrays(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """`_read` for an .npz file."""
     target = "targets" if target is None else target
     try:
         with np.load(path, allow_pickle=False) as file:

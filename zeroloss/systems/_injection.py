@@ -1,7 +1,11 @@
-"""Several injections as one noise: their joint law, and what they do to a forward pass and a step."""
+"""Systems whose noises act on a forward pass: everything that losses and least squares do alike."""
 
+import abc
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
@@ -9,18 +13,22 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss.errors import InputError
 from zeroloss.noise import (
     AbstractInjection,
-    AbstractLaw,
     AbstractNoise,
     Forward,
     Joint,
     MiniBatch,
     describe,
     parts,
+    with_scales_as_arrays,
 )
-from zeroloss.systems._system import Scalar
+from zeroloss.systems._system import AbstractSystem, Scalar, dtype_of
 
 
 def split_noise(noise: AbstractNoise) -> tuple[tuple[AbstractInjection, ...], MiniBatch | None]:
+    """The injections that a noise is the sum of, and its minibatch if it has one.
+
+    Raises `InputError` for several minibatches, and for a part that is neither.
+    """
     batches = [part for part in parts(noise) if isinstance(part, MiniBatch)]
     if len(batches) > 1:
         raise InputError(f"a sum of noises may hold one MiniBatch, got {len(batches)}.")
@@ -31,64 +39,75 @@ def split_noise(noise: AbstractNoise) -> tuple[tuple[AbstractInjection, ...], Mi
     return injections, batches[0] if batches else None  # pyright: ignore[reportReturnType]
 
 
-def joint_law(injections: tuple[AbstractInjection, ...], forward: Forward) -> Joint:
-    return Joint(tuple(injection.law(forward) for injection in injections))
+class AbstractInjectedSystem(AbstractSystem):
+    """A clean problem whose forward pass is changed by injections, one after the other.
 
+    eta is a tuple with one entry for each injection.
+    """
 
-def apply_all(injections: tuple[AbstractInjection, ...], forward: Forward, eta: PyTree) -> Forward:
-    for injection, noise in zip(injections, eta, strict=True):
-        forward = injection.apply(forward, noise)
-    return forward
+    problem: eqx.AbstractVar[Any]
+    injections: eqx.AbstractVar[tuple[AbstractInjection, ...]]
 
+    @abc.abstractmethod
+    def clean_forward(self, params: PyTree) -> Forward:
+        """The forward pass of the whole problem, without noise."""
 
-def residuals_of(forward: Forward) -> Array:
-    return forward.model(forward.params, forward.inputs) - forward.targets
+    def noise_law(self, params: PyTree) -> Joint:
+        return self.joint_law(self.clean_forward(params))
 
+    def joint_law(self, forward: Forward) -> Joint:
+        """The law of eta for a forward pass."""
+        return Joint(tuple(injection.law(forward) for injection in self.injections))
 
-def check_only_pushes(injection: AbstractInjection, before: Forward, after: Forward) -> None:
-    pieces = ("model", "params", "inputs", "targets")
-    changed = [piece for piece in pieces if getattr(before, piece) is not getattr(after, piece)]
-    if changed or injection.per == "example":
-        what = f"also changes its {', '.join(changed)}" if changed else "does so per example"
-        raise InputError(
-            f"{type(injection).__name__} puts a force on the parameters and {what}; a noise with a force "
-            'must have per="step" and nothing else. Split it into two noises and add them.'
+    def apply(self, forward: Forward, eta: PyTree) -> Forward:
+        """The forward pass with all noises in it."""
+        for injection, noise in zip(self.injections, eta, strict=True):
+            forward = injection.apply(forward, noise)
+        return forward
+
+    def draw(self, forward: Forward, key: Key[Array, ""]) -> PyTree:
+        """Draw eta for the gradient of one step, with 0 for anti-correlated noise (see `perturbation`)."""
+        eta = self.joint_law(forward).draw(key, dtype_of(forward.params))
+        return tuple(
+            jax.tree.map(jnp.zeros_like, part) if injection.as_increments else part
+            for injection, part in zip(self.injections, eta, strict=True)
         )
+
+    def noise_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        """The key for eta, from the key of a step."""
+        return key
+
+    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
+        if not any(injection.as_increments for injection in self.injections):
+            return None
+        shifted = forward = self.clean_forward(params)
+        # All of eta, as `draw` draws it, so that the anti-correlated noises get the same numbers.
+        eta = self.joint_law(forward).draw(self.noise_key(key), dtype_of(params))
+        for injection, part in zip(self.injections, eta, strict=True):
+            if injection.as_increments:
+                shifted = injection.apply(shifted, part)
+        return jax.tree.map(jnp.subtract, shifted.params, forward.params)
+
+    def clean_problem(self) -> Any:
+        return self.problem
+
+    def with_scales_as_arrays(self) -> "AbstractInjectedSystem":
+        return dataclasses.replace(self, injections=with_scales_as_arrays(self.injections))
+
+    def scaled(self, factor: float) -> "AbstractInjectedSystem":
+        return dataclasses.replace(self, injections=tuple(each.scaled(factor) for each in self.injections))
+
+    def describe(self) -> str:
+        return " + ".join(map(describe, self.injections))
 
 
 def work_of(force: PyTree | None, forward: Callable[[PyTree], Forward], params: PyTree) -> Scalar | float:
-    """<force, params>. Its gradient is the force, also where `forward` makes that of the parameters."""
+    """<force, params>, whose gradient is the force.
+
+    A force may depend on the parameters, so it is computed again, by `forward`, from parameters without a
+    derivative.
+    """
     if force is None:
         return 0.0
-    fixed = forward(jax.lax.stop_gradient(params)).force
-    return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), fixed, params)))
-
-
-def draw_eta(
-    injections: tuple[AbstractInjection, ...], law: AbstractLaw, params: PyTree, key: Key[Array, ""]
-) -> PyTree:
-    """The noise that the gradient of one step sees; anti-correlated noise enters elsewhere."""
-    eta = law.draw(key, jnp.result_type(*jax.tree.leaves(params)))
-    return tuple(
-        jax.tree.map(jnp.zeros_like, part) if injection.as_increments else part
-        for injection, part in zip(injections, eta, strict=True)
-    )
-
-
-def perturbation_of(
-    injections: tuple[AbstractInjection, ...], forward: Forward, key: Key[Array, ""]
-) -> PyTree | None:
-    """How far the anti-correlated noises shift the parameters; they are drawn as `_draw` would."""
-    if not any(injection.as_increments for injection in injections):
-        return None
-    dtype = jnp.result_type(*jax.tree.leaves(forward.params))
-    eta = joint_law(injections, forward).draw(key, dtype)
-    shifted = forward
-    for injection, part in zip(injections, eta, strict=True):
-        if injection.as_increments:
-            shifted = injection.apply(shifted, part)
-    return jax.tree.map(jnp.subtract, shifted.params, forward.params)
-
-
-def describe_all(noises: tuple[AbstractNoise, ...]) -> str:
-    return " + ".join(describe(noise) for noise in noises)
+    constant = forward(jax.lax.stop_gradient(params)).force
+    return sum(jax.tree.leaves(jax.tree.map(lambda one, other: jnp.sum(one * other), constant, params)))

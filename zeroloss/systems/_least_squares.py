@@ -11,26 +11,9 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._pytrees import check_finite, check_parameters, is_traced
 from zeroloss.errors import InputError
-from zeroloss.noise import (
-    AbstractInjection,
-    AbstractNoise,
-    Forward,
-    Joint,
-    MiniBatch,
-    with_scales_as_arrays,
-)
-from zeroloss.systems._injection import (
-    apply_all,
-    check_only_pushes,
-    describe_all,
-    draw_eta,
-    joint_law,
-    perturbation_of,
-    residuals_of,
-    split_noise,
-    work_of,
-)
-from zeroloss.systems._system import AbstractSystem, Scalar, check_geometry
+from zeroloss.noise import AbstractInjection, AbstractNoise, Forward, Joint, MiniBatch, describe
+from zeroloss.systems._injection import AbstractInjectedSystem, split_noise, work_of
+from zeroloss.systems._system import Scalar, check_geometry, dtype_of
 
 _PRECISIONS = ("float64", "mixed")
 
@@ -48,13 +31,13 @@ class LeastSquares(eqx.Module):
     - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" goes through the
       Gram matrix of all m = N k residuals, O(m^2) memory and O(m^3) operations. "matrix-free" iterates, with
       N^2 k memory for a preconditioner (at most 2 GiB), and serves `project`; `classify` and `limit` of white
-      label noise and of noise that drifts on the fast scale; `drift` of the former. Residuals must then be
-      independent. "auto" factorizes up to 20,000 residuals.
+      label noise and of noise that drifts on the fast scale; `drift` of white label noise. Residuals must
+      then be independent. "auto" factorizes up to 20,000 residuals.
     - `precision`: "float64", or "mixed": projections and grad tr H run the model in float32, with m x m
       algebra in float64; residuals stay in float64, so that points lie as exactly on the set. Drifts are good
       to some 1e-6. Where the spectrum is needed, it is computed in float64. Residuals must be independent.
     - `max_memory`: bytes that intermediate results of Jacobians may take, by default 256 MiB, beside the
-      model's own forward pass and m x m matrices. What would take more is computed in parts.
+      model's own forward pass and m x m matrices. Larger results are computed in parts.
     """
 
     model: Callable[[PyTree, PyTree], Array]
@@ -114,71 +97,63 @@ class LeastSquares(eqx.Module):
         return LeastSquaresSystem(self, injections, minibatch)
 
 
-class LeastSquaresSystem(AbstractSystem):
+class LeastSquaresSystem(AbstractInjectedSystem):
     """Least squares under noise. Its geometry needs only the Jacobian of the residuals."""
 
     problem: LeastSquares
     injections: tuple[AbstractInjection, ...]
     minibatch: MiniBatch | None
 
-    def noise_law(self, params: PyTree) -> Joint:
-        return self.law_of(params, self.problem.inputs, self.problem.targets)
+    def clean_forward(self, params: PyTree) -> Forward:
+        return self._clean_forward(params, self.problem.inputs, self.problem.targets)
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         """L_hat(w, eta) over all examples, without minibatch."""
         return self._loss_of(params, self.problem.inputs, self.problem.targets, eta)
 
-    def clean_problem(self) -> LeastSquares:
-        return self.problem
-
-    def with_scales_as_arrays(self) -> "LeastSquaresSystem":
-        return LeastSquaresSystem(self.problem, with_scales_as_arrays(self.injections), self.minibatch)
-
-    def scaled(self, factor: float) -> "LeastSquaresSystem":
-        injections = tuple(each.scaled(factor) for each in self.injections)
-        return LeastSquaresSystem(self.problem, injections, self.minibatch)
+    def law_of(self, params: PyTree, inputs: PyTree, targets: Array) -> Joint:
+        """The law of eta for some examples."""
+        return self.joint_law(self._clean_forward(params, inputs, targets))
 
     def residuals(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Array:
-        """Noisy residuals of some examples. `eta` is a tuple with one entry per injection."""
-        return residuals_of(self._forward(params, inputs, targets, eta))
+        """Noisy residuals of some examples."""
+        return _residuals(self._forward(params, inputs, targets, eta))
 
     def force(self, params: PyTree, eta: PyTree) -> PyTree | None:
-        """What the noise adds to the gradient beside the residuals; None if it adds nothing."""
-        return self._forward(params, self.problem.inputs, self.problem.targets, eta).force
+        """The force that the noise adds to the gradient beside the residuals; None if it adds none."""
+        return self.apply(self.clean_forward(params), eta).force
 
     def pushing(self, params: PyTree) -> tuple[int, ...]:
-        """Which of the injections put a force on the parameters. Those do nothing else."""
+        """The indices of the injections that put a force on the parameters.
+
+        Raises `InputError` for one that does anything else beside.
+        """
         found: list[int] = []
 
         def trace(eta: PyTree) -> None:
-            forward = self._clean_forward(params, self.problem.inputs, self.problem.targets)
+            forward = self.clean_forward(params)
             for index, (injection, part) in enumerate(zip(self.injections, eta, strict=True)):
                 before, forward = forward, injection.apply(forward, part)
                 if forward.force is not before.force:
-                    check_only_pushes(injection, before, forward)
+                    _check_only_pushes(injection, before, forward)
                     found.append(index)
 
         jax.eval_shape(trace, self.noise_law(params).zeros())
         return tuple(found)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
-        inputs, targets = self.problem.inputs, self.problem.targets
-
         def draw(inputs: PyTree, targets: Array) -> PyTree:
-            return draw_eta(
-                self.injections, self.law_of(params, inputs, targets), params, self._noise_key(key)
-            )
+            return self.draw(self._clean_forward(params, inputs, targets), self.noise_key(key))
 
-        counts = None
+        counts, inputs, targets = None, self.problem.inputs, self.problem.targets
         if self.minibatch is None:
             eta = draw(inputs, targets)
         elif self.minibatch.strength != 1:  # every example has a part in the gradient
-            dtype = jnp.result_type(*jax.tree.leaves(params))
-            counts = self.minibatch.counts(jax.random.split(key)[0], self.problem.number, dtype)
+            counts = self.minibatch.counts(jax.random.split(key)[0], self.problem.number, dtype_of(params))
             eta = draw(inputs, targets)
         else:
             batch = self.minibatch.indices(jax.random.split(key)[0], self.problem.number)
-            if self.minibatch.replace:  # an example drawn twice keeps one noise: draw it for all
+            if self.minibatch.replace:  # an example drawn twice has one noise: draw it for all
                 eta = self.per_example(lambda leaf: leaf[batch], draw(inputs, targets))
                 inputs, targets = jax.tree.map(lambda leaf: leaf[batch], (inputs, targets))
             else:
@@ -186,23 +161,9 @@ class LeastSquaresSystem(AbstractSystem):
                 eta = draw(inputs, targets)
         return jax.grad(lambda p: self._loss_of(p, inputs, targets, eta, counts))(params)
 
-    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        forward = self._clean_forward(params, self.problem.inputs, self.problem.targets)
-        return perturbation_of(self.injections, forward, self._noise_key(key))
-
-    def describe(self) -> str:
-        return describe_all((*self.injections, *([self.minibatch] if self.minibatch else [])))
-
-    def check(self, params: PyTree) -> None:
-        if is_traced((self, params)):
-            return
-        check_parameters(params)
-        self._check_model(params)
-        super().check(params)
-
-    def law_of(self, params: PyTree, inputs: PyTree, targets: Array) -> Joint:
-        """The law of eta for some examples."""
-        return joint_law(self.injections, self._clean_forward(params, inputs, targets))
+    def noise_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
+        # The other half of the key draws the batch. Splitting costs as much as drawing two numbers.
+        return key if self.minibatch is None else jax.random.split(key)[1]
 
     def per_example(self, function: Callable[[Array], Array], eta: PyTree) -> PyTree:
         """`eta` with `function` applied where it has an axis over examples, the rest untouched."""
@@ -211,25 +172,33 @@ class LeastSquaresSystem(AbstractSystem):
             for injection, part in zip(self.injections, eta, strict=True)
         )
 
-    def _noise_key(self, key: Key[Array, ""]) -> Key[Array, ""]:
-        """The key for the noise of one step; splitting costs as much as drawing two numbers."""
-        return key if self.minibatch is None else jax.random.split(key)[1]
+    def describe(self) -> str:
+        batch = [] if self.minibatch is None else [self.minibatch]
+        return " + ".join(map(describe, (*self.injections, *batch)))
+
+    def check(self, params: PyTree) -> None:
+        if is_traced((self, params)):
+            return
+        check_parameters(params)
+        self._check_model(params)
+        super().check(params)
 
     def _clean_forward(self, params: PyTree, inputs: PyTree, targets: Array) -> Forward:
         return Forward(self.problem.model, params, inputs, targets, number=self.problem.number)
 
     def _forward(self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree) -> Forward:
-        return apply_all(self.injections, self._clean_forward(params, inputs, targets), eta)
+        return self.apply(self._clean_forward(params, inputs, targets), eta)
 
     def _loss_of(
         self, params: PyTree, inputs: PyTree, targets: Array, eta: PyTree, counts: Array | None = None
     ) -> Scalar:
         """The noisy loss of some examples, each weighted by its count; by default all alike."""
         noisy = self._forward(params, inputs, targets, eta)
-        force = work_of(noisy.force, lambda params: self._forward(params, inputs, targets, eta), params)
-        return _half_mean_square(residuals_of(noisy), counts) + force
+        work = work_of(noisy.force, lambda params: self._forward(params, inputs, targets, eta), params)
+        return _half_mean_square(_residuals(noisy), counts) + work
 
     def _check_model(self, params: PyTree) -> None:
+        """Raise `InputError` unless outputs have the shape of the targets and examples are independent."""
         problem = self.problem
         outputs = jax.eval_shape(problem.model, params, problem.inputs)
         shape = getattr(outputs, "shape", None)
@@ -264,18 +233,37 @@ _WITHOUT_EXAMPLES = (
     "zeroloss.Gaussian(targets.shape, sigma)) is label noise; zeroloss.System takes any other noise that you "
     "write into its loss."
 )
-"""Said of models that are not functions of one example at a time."""
+"""The advice for a model that is not a function of one example at a time."""
+
+
+def _check_only_pushes(injection: AbstractInjection, before: Forward, after: Forward) -> None:
+    """Raise `InputError` if an injection that puts a force on the parameters changes anything else."""
+    pieces = ("model", "params", "inputs", "targets")
+    changed = [piece for piece in pieces if getattr(before, piece) is not getattr(after, piece)]
+    if changed or injection.per == "example":
+        also = f"also changes its {', '.join(changed)}" if changed else "does so per example"
+        raise InputError(
+            f"{type(injection).__name__} puts a force on the parameters and {also}; a noise with a force "
+            'must have per="step" and nothing else. Split it into two noises and add them.'
+        )
 
 
 @eqx.filter_jit
 def _together_and_alone(problem: LeastSquares, params: PyTree) -> tuple[Array, Array]:
+    """The outputs for all examples together, and for each example alone."""
+
     def alone(inputs: PyTree) -> Array:
         return problem.model(params, jax.tree.map(lambda leaf: leaf[None], inputs))[0]
 
     return problem.model(params, problem.inputs), jax.vmap(alone)(problem.inputs)
 
 
+def _residuals(forward: Forward) -> Array:
+    return forward.model(forward.params, forward.inputs) - forward.targets
+
+
 def _half_mean_square(residuals: Array, counts: Array | None = None) -> Scalar:
+    """1/(2N) sum_i c_i |r_i|^2, by default with all c_i = 1."""
     squares = residuals**2
     if counts is not None:
         squares = counts.reshape(-1, *(1,) * (squares.ndim - 1)) * squares

@@ -1,31 +1,16 @@
-"""A loss of the parameters: `System` has noise written into it, `Loss` none, `LossSystem` added noise."""
+"""Losses without examples: `System` has noise in its formula, `Loss` is clean, `LossSystem` adds noise."""
 
 import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss.errors import InputError
-from zeroloss.noise import (
-    AbstractInjection,
-    AbstractLaw,
-    AbstractNoise,
-    Forward,
-    with_scales_as_arrays,
-)
-from zeroloss.systems._injection import (
-    apply_all,
-    describe_all,
-    draw_eta,
-    joint_law,
-    perturbation_of,
-    split_noise,
-    work_of,
-)
-from zeroloss.systems._system import AbstractSystem, Scalar, check_geometry
+from zeroloss.noise import AbstractInjection, AbstractLaw, AbstractNoise, Forward, with_scales_as_arrays
+from zeroloss.systems._injection import AbstractInjectedSystem, split_noise, work_of
+from zeroloss.systems._system import AbstractSystem, Scalar, check_geometry, dtype_of
 
 
 class System(AbstractSystem):
@@ -75,43 +60,28 @@ class _WithoutNoise(eqx.Module):
     law: AbstractLaw
 
     def __call__(self, params: PyTree) -> Array:
-        return self.loss(params, self.law.zeros(jnp.result_type(*jax.tree.leaves(params))))
+        return self.loss(params, self.law.zeros(dtype_of(params)))
 
 
-class LossSystem(AbstractSystem):
-    """A plain loss with noise on what it is given."""
+class LossSystem(AbstractInjectedSystem):
+    """A `Loss` with noise on its parameters or on their gradient."""
 
     problem: "Loss"
     injections: tuple[AbstractInjection, ...]
 
-    def noise_law(self, params: PyTree) -> AbstractLaw:
-        return joint_law(self.injections, Forward(self.problem.function, params))
+    def clean_forward(self, params: PyTree) -> Forward:
+        return Forward(self.problem.function, params)
 
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
         def forward(params: PyTree) -> Forward:
-            return apply_all(self.injections, Forward(self.problem.function, params), eta)
+            return self.apply(self.clean_forward(params), eta)
 
         noisy = forward(params)
         return noisy.model(noisy.params) + work_of(noisy.force, forward, params)
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
-        eta = draw_eta(self.injections, self.noise_law(params), params, key)
+        eta = self.draw(self.clean_forward(params), key)
         return jax.grad(self.noisy_loss)(params, eta)
-
-    def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        return perturbation_of(self.injections, Forward(self.problem.function, params), key)
-
-    def clean_problem(self) -> "Loss":
-        return self.problem
-
-    def with_scales_as_arrays(self) -> "LossSystem":
-        return LossSystem(self.problem, with_scales_as_arrays(self.injections))
-
-    def scaled(self, factor: float) -> "LossSystem":
-        return LossSystem(self.problem, tuple(each.scaled(factor) for each in self.injections))
-
-    def describe(self) -> str:
-        return describe_all(self.injections)
 
 
 class Loss(eqx.Module):
@@ -123,8 +93,8 @@ class Loss(eqx.Module):
     - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" takes the whole
       Hessian up to 2000 parameters, beyond that a basis of its range, and serves everything. "matrix-free"
       iterates with Hessian-vector products, whatever the dimension of the normal space, and serves `project`;
-      `classify` and `limit` of noise that drifts on the fast scale. "auto" does the former while the basis
-      takes at most 1 GiB.
+      `classify` and `limit` of noise that drifts on the fast scale. "auto" factorizes while the basis takes
+      at most 1 GiB.
     """
 
     function: Callable[[PyTree], Scalar]

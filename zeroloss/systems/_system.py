@@ -7,13 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
 from zeroloss._pytrees import check_parameters, is_traced
 from zeroloss.errors import InputError, LossError
-from zeroloss.noise import (
-    AbstractLaw,
-)
+from zeroloss.noise import AbstractLaw
 
 Scalar = Float[Array, ""]
 
@@ -29,7 +27,7 @@ class AbstractSystem(eqx.Module):
 
     @abc.abstractmethod
     def noise_law(self, params: PyTree) -> AbstractLaw:
-        """The law of eta; only the shapes of `params` are looked at."""
+        """The law of eta; only the shapes of `params` are read."""
 
     @abc.abstractmethod
     def noisy_loss(self, params: PyTree, eta: PyTree) -> Scalar:
@@ -41,7 +39,7 @@ class AbstractSystem(eqx.Module):
 
     @abc.abstractmethod
     def with_scales_as_arrays(self) -> "AbstractSystem":
-        """The same system, with sigmas and rates that compiled code takes as arguments."""
+        """The same system with its sigmas and rates as arrays, so that compiled code serves all values."""
 
     @abc.abstractmethod
     def scaled(self, factor: float) -> "AbstractSystem":
@@ -49,7 +47,7 @@ class AbstractSystem(eqx.Module):
 
     @abc.abstractmethod
     def describe(self) -> str:
-        """The noise in a few words, for tables and messages."""
+        """The noise in one line, for tables and messages."""
 
     def clean_loss(self, params: PyTree) -> Array:
         """L(w)."""
@@ -57,16 +55,15 @@ class AbstractSystem(eqx.Module):
 
     def noisy_gradient(self, params: PyTree, key: Key[Array, ""]) -> PyTree:
         """The gradient that one step of training uses. One gradient."""
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        eta = self.noise_law(params).draw(key, dtype)
+        eta = self.noise_law(params).draw(key, dtype_of(params))
         return jax.grad(self.noisy_loss)(params, eta)
 
     def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        """What anti-correlated noise adds to the parameters at the step with this key; None without it."""
+        """The shift of the parameters by anti-correlated noise at the step with this key; None without it."""
         return None
 
     def check(self, params: PyTree) -> None:
-        """Raise an error of ours when `params` does not suit the system. Does nothing under tracing."""
+        """Raise `InputError` or `LossError` if `params` does not suit the system. No-op under tracing."""
         if is_traced((self, params)):
             return
         check_parameters(params)
@@ -78,7 +75,7 @@ class AbstractSystem(eqx.Module):
         clean, at_zero = float(clean), float(at_zero)
         if not np.isfinite(clean):
             raise LossError(f"the loss at params is {clean}; it must be finite.")
-        rounding = 1e3 * float(jnp.finfo(jnp.result_type(*jax.tree.leaves(params))).eps)
+        rounding = 1e3 * float(jnp.finfo(dtype_of(params)).eps)
         if clean < -rounding:
             raise LossError(
                 f"the loss at params is {clean:.6g}; a loss with a zero-loss set must be >= 0. "
@@ -91,6 +88,11 @@ class AbstractSystem(eqx.Module):
             )
 
 
+def dtype_of(params: PyTree) -> DTypeLike:
+    """The widest type of the parameters, in which noise is drawn."""
+    return jnp.result_type(*jax.tree.leaves(params))
+
+
 @eqx.filter_jit
 def _clean_and_at_zero_noise(system: AbstractSystem, params: PyTree) -> tuple[Scalar, Scalar]:
     zero = system.noise_law(params).zeros()
@@ -98,5 +100,6 @@ def _clean_and_at_zero_noise(system: AbstractSystem, params: PyTree) -> tuple[Sc
 
 
 def check_geometry(geometry: str) -> None:
+    """Raise `InputError` unless `geometry` is one of the known names."""
     if geometry not in _GEOMETRIES:
         raise InputError(f"geometry must be one of {', '.join(_GEOMETRIES)}, got {geometry!r}.")
