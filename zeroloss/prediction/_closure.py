@@ -13,7 +13,6 @@ from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
 from zeroloss.prediction._recursion import decay
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import GramSpectrum
 
 _DRAWS = 64
 _TINY = 1e-300
@@ -68,7 +67,6 @@ def neglected(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Arr
     batches = expansion.excess_covariance(state.w, spectrum, state.covariance) - still
     used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, spectrum) + still
     if higher is not None:
-        assert isinstance(spectrum, GramSpectrum)
         used = used + higher.covariance(spectrum)
     law = decay(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
     share = jnp.diag(law.gain / jnp.where(law.rate > 0, law.rate, jnp.inf)) * spectrum.eigenvalues

@@ -14,7 +14,7 @@ from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay, geometric, responses
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractSpectrum, GramSpectrum, length, spectrum_of
+from zeroloss.zero_sets import AbstractSpectrum, length, spectrum_of
 
 _FEWER = 8  # times fewer draws for a change of the force than for the force
 _TINY = 1e-300
@@ -184,7 +184,6 @@ class MeanPath(eqx.Module):
         """What the noise adds beyond first order; None where nothing is known to be added."""
         if self.higher_orders is None:
             return None
-        assert isinstance(state.spectrum, GramSpectrum)
         return self.higher_orders.at(state.w, state.spectrum, jax.random.fold_in(key, _HIGHER))
 
     def _kicked(self, state: State, kick: Vector | float) -> State:
@@ -236,7 +235,6 @@ class MeanPath(eqx.Module):
         expansion, sigma = self.expansion, self.average.sigma
         own = sigma**2 * expansion.normal_covariance(w, spectrum)
         if excess is not None:
-            assert isinstance(spectrum, GramSpectrum)
             own = own + excess.covariance(spectrum)
         law = decay(self.optimizer, step_size, relaxation(spectrum, excess) + self.optimizer.weight_decay)
         sums = geometric(law.rate, steps)
@@ -301,7 +299,6 @@ def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array
     """The curvatures that fluctuations relax with: those of H, and what the noise adds to them."""
     if excess is None:
         return spectrum.eigenvalues
-    assert isinstance(spectrum, GramSpectrum)
     return jnp.maximum(spectrum.eigenvalues + excess.curvatures(spectrum), 0.0)
 
 

@@ -48,7 +48,7 @@ from zeroloss.prediction._integrator import (
 )
 from zeroloss.prediction._mean_path import MeanPath, State
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import GramZeroSet, largest_eigenvalue, length, locate, project, zero_set_of
+from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, zero_set_of
 
 _PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _ORDER = 0.75  # of the integration's error in its tolerance: 1 in theory, 0.7 to 0.9 where it was measured
@@ -216,7 +216,7 @@ def mean_path_of(system: AbstractSystem, params: PyTree, rule: SGD) -> tuple[Mea
     """
     w, unravel = flatten(params)
     zero_set, on_set = zero_set_of(system, w, unravel), w
-    if not isinstance(zero_set, GramZeroSet):
+    if not zero_set.has_residuals:
         zero_set, on_set = locate(system, project(system, params))
     elif expand(system, zero_set).moving_law(w) is not None:
         # Without a zero-loss set that is regular, the start has to do.

@@ -19,7 +19,7 @@ from zeroloss.problems._problem import (
     standardized,
 )
 from zeroloss.systems import LeastSquares
-from zeroloss.zero_sets._diagnosis import disagreeing
+from zeroloss.zero_sets._contradictions import disagreeing
 from zeroloss.zero_sets._projection import PROJECTED
 
 FORMATS = (".csv", ".npz", ".parquet")

@@ -1,4 +1,4 @@
-"""A linear system by iteration, where not converging is an answer too."""
+"""A linear system by iteration; a solution that was not found is NaN."""
 
 from typing import Any
 
