@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss._tolerances import ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
@@ -29,9 +30,6 @@ from zeroloss.zero_sets import (
 FAST: Literal["1/(alpha sigma^2)"] = "1/(alpha sigma^2)"
 SLOW: Literal["1/(alpha^2 sigma^2)"] = "1/(alpha^2 sigma^2)"
 TimeScale = Literal["1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"]
-
-ZERO = 1e-6
-"""A dimensionless measure of motion below this counts as no motion."""
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
+from zeroloss._tolerances import PROJECTED
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.problems._networks import hidden_sites, initial_parameters, mean_square, network, wrong_signs
 from zeroloss.problems._problem import (
@@ -20,7 +21,6 @@ from zeroloss.problems._problem import (
 )
 from zeroloss.systems import LeastSquares
 from zeroloss.zero_sets._contradictions import disagreeing
-from zeroloss.zero_sets._projection import PROJECTED
 
 FORMATS = (".csv", ".npz", ".parquet")
 """The files that can be read."""

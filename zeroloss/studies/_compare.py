@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
+from zeroloss._tolerances import SHOWN_STEPS
 from zeroloss.drifts._verdict import TimeScale, Verdict, classify, slow_time, steps_for
 from zeroloss.dynamics._descend import descend
 from zeroloss.dynamics._limit import limit
@@ -25,7 +26,6 @@ from zeroloss.studies._answers import what_took_longer, which_answer
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, project
 
-_TRIVIAL_STEPS = 20_000
 _STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
 
 
@@ -246,7 +246,7 @@ def compare(
     sigma = system.noise_law(point).sigma
     verdict = classify(system, point)
     if verdict.time_scale is None:
-        shared = _save_steps(min(steps, _TRIVIAL_STEPS), saves)
+        shared = _save_steps(min(steps, SHOWN_STEPS), saves)
         ts, save_steps = shared / shared[-1], [shared for _ in step_sizes]
     else:
         ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, steps, t1, saves)

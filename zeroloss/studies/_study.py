@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NOWHERE, Checkpoint
 from zeroloss._pytrees import refuse_tracing
+from zeroloss._tolerances import BOUND_STEPS
 from zeroloss.drifts._verdict import Verdict, classify, power_of_step_size
 from zeroloss.dynamics._descend import ensemble, train
 from zeroloss.errors import InputError
@@ -24,7 +25,6 @@ from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, spectrum_at
 
 _REPLICAS = 16  # that bound a trivial drift
-_TRIVIAL_STEPS = 100_000
 _ONE_SIDED = 1.753  # 95 % of Student's t with 15 degrees of freedom
 
 
@@ -275,7 +275,7 @@ def _bound(
         return (perf_counter() - began) / 100
 
     per_step = checkpoint.once("seconds_per_step", seconds_per_step)
-    steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
+    steps = int(np.clip(60 * budget / 2 / per_step, 100, BOUND_STEPS))
     last = _Last()
     train(run, states, np.array([steps]), last, progress, checkpoint / "bound")
     moved = np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(last.items[-1]["states"] - w)))

@@ -10,13 +10,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss._linalg import eigh, orthonormal
-from zeroloss._pytrees import Vector
+from zeroloss._pytrees import Columns, Vector, Vectors
+from zeroloss._tolerances import LARGEST_HESSIAN, RANK_OF_HESSIAN
 from zeroloss.systems import LeastSquares, Loss, Scalar
 from zeroloss.zero_sets._regularity import with_rank_of
-from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, newton_residual, spectrum_at
-
-LARGEST_HESSIAN = 2000
-"""Parameters up to which the whole Hessian is formed: 32 MB, and some seconds for its spectrum."""
+from zeroloss.zero_sets._zero_set import (
+    AbstractSpectrum,
+    AbstractZeroSet,
+    Coordinates,
+    newton_residual,
+    spectrum_at,
+)
 
 _SMALL_RANK = 4  # a rank is small where so many times it is at most d
 
@@ -28,10 +32,10 @@ class DenseSpectrum(AbstractSpectrum):
     eigenvalues: Float[Array, " q"]
     is_normal: Bool[Array, " q"]
 
-    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+    def coordinates(self, vector: Vectors) -> Coordinates:
         return self.vectors.T @ vector
 
-    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+    def embed(self, coordinates: Coordinates) -> Vectors:
         return self.vectors @ coordinates
 
     @property
@@ -46,17 +50,17 @@ class DenseSpectrum(AbstractSpectrum):
 class DenseZeroSet(AbstractZeroSet):
     """For up to some thousand parameters, or any number where the rank q is some thousand at most.
 
-    Deciding on the rank costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition; or, with
-    `columns` > q, 3 Hessian-vector products for each of as many random vectors. Once it is fixed, and small
-    against d, a point costs 3 q products, d x q memory and O(d q^2).
+    To decide the rank costs a Hessian (d gradients), d x d memory and an O(d^3) decomposition; or, with
+    `columns` > q, 3 Hessian-vector products for each of `columns` random vectors. Once the rank is fixed, and
+    small against d, a point costs 3 q products, d x q memory and O(d q^2).
     """
 
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     columns: int | None = eqx.field(static=True, default=None)
-    rank_tolerance: ClassVar[float] = 1e-8
-    fall_tolerance: ClassVar[float] = 1e-8
+    rank_tolerance: ClassVar[float] = RANK_OF_HESSIAN
+    fall_tolerance: ClassVar[float] = RANK_OF_HESSIAN
     has_spectrum: ClassVar[bool] = True
 
     def spectrum(self, w: Vector) -> DenseSpectrum:
@@ -92,9 +96,7 @@ class DenseZeroSet(AbstractZeroSet):
             jnp.where(is_normal, vectors, 0.0), jnp.where(is_normal, eigenvalues, 0.0), is_normal
         )
 
-    def _times_hessian(
-        self, w: Vector, vectors: Float[Array, "parameters columns"]
-    ) -> Float[Array, "parameters columns"]:
+    def _times_hessian(self, w: Vector, vectors: Columns) -> Columns:
         return jax.vmap(self.product(w), in_axes=1, out_axes=1)(vectors)
 
     def spaces(self, w: Vector) -> DenseSpectrum:
@@ -115,7 +117,7 @@ class DenseZeroSet(AbstractZeroSet):
     def trace(self, w: Vector) -> Scalar:
         if self.columns is None or self.rank is None:
             return jnp.trace(jax.hessian(self.loss)(w))
-        # On the set tr H and its slope along the set are those of H restricted to the normal space.
+        # On the set, H restricted to the normal space has the same trace, and the same slope of the trace.
         basis = self._from_products(jax.lax.stop_gradient(w), self.rank).vectors
         return jnp.sum(basis * self._times_hessian(w, basis))
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss._linalg import TINY, Inverse
-from zeroloss._pytrees import Vector
+from zeroloss._linalg import Inverse
+from zeroloss._pytrees import Columns, Vector, Vectors
+from zeroloss._tolerances import FALL_OF_GRAM, RANK_OF_GRAM, TINY
 from zeroloss.errors import PrecisionError
 from zeroloss.jacobians import Structure
 from zeroloss.jacobians._jacobian import (
@@ -30,6 +31,7 @@ from zeroloss.zero_sets._zero_set import (
     AbstractSpaces,
     AbstractSpectrum,
     AbstractZeroSet,
+    Coordinates,
     length,
     spectrum_at,
 )
@@ -58,18 +60,18 @@ class GramSpaces(AbstractSpaces):
     inverse: Inverse
     passes: int = eqx.field(static=True, default=2)
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return vector - self.tangent(vector) if self.passes > 2 else self._once(vector)
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def tangent(self, vector: Vectors) -> Vectors:
         for _ in range(self.passes):
             vector = vector - self._once(vector)
         return vector
 
-    def _once(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def _once(self, vector: Vectors) -> Vectors:
         return self.lift(self.jacobian.mv(vector))
 
-    def lift(self, residuals: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
+    def lift(self, residuals: Float[Array, " residuals *more"]) -> Vectors:
         """J^T K^+ u, the shortest v with J v = u."""
         return self.jacobian.rmv(self.inverse.mv(residuals))
 
@@ -87,13 +89,13 @@ class GramSpectrum(AbstractSpectrum):
     is_normal: Bool[Array, " q"]
     parameters: int = eqx.field(static=True)
 
-    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+    def coordinates(self, vector: Vectors) -> Coordinates:
         return self.scaled_rotation.T @ self.jacobian.mv(vector)
 
-    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+    def embed(self, coordinates: Coordinates) -> Vectors:
         return self.jacobian.rmv(self.scaled_rotation @ coordinates)
 
-    def lift(self, residuals: Float[Array, " residuals *more"]) -> Float[Array, " parameters *more"]:
+    def lift(self, residuals: Float[Array, " residuals *more"]) -> Vectors:
         """J^T K^+ u, the shortest v with J v = u."""
         return self.embed(self.scaled_rotation.T @ residuals)
 
@@ -138,12 +140,7 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
         """R(w)."""
         return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
 
-    def third(
-        self,
-        w: Vector,
-        left: Float[Array, "parameters columns"],
-        right: Float[Array, "parameters columns"],
-    ) -> Vector:
+    def third(self, w: Vector, left: Columns, right: Columns) -> Vector:
         # d_w tr(J(w) M J(w)^T) / N with M frozen = d_w <J(w), J M + J M^T> / N. The part of T[M] from
         # the Hessians of the residuals is normal, J^T(...), and left out.
         jacobian = self.jacobians.at(w)
@@ -170,7 +167,7 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
 
 
 class GramZeroSet(AbstractLeastSquaresZeroSet):
-    """Costs O(m^3) operations at every point, and those of K.
+    """For least squares with some thousand residuals: O(m^3) operations at every point, and the cost of K.
 
     `spectrum` takes an eigendecomposition; `spaces` takes a Cholesky factorization, twenty times less, unless
     the residuals are redundant.
@@ -185,8 +182,8 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure | None = None
     rough: Structure | None = None
-    rank_tolerance: ClassVar[float] = 1e-12
-    fall_tolerance: ClassVar[float] = 1e-20
+    rank_tolerance: ClassVar[float] = RANK_OF_GRAM
+    fall_tolerance: ClassVar[float] = FALL_OF_GRAM
     has_spectrum: ClassVar[bool] = True
 
     def spectrum(self, w: Vector) -> GramSpectrum:

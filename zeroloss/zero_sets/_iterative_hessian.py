@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
-from zeroloss._pytrees import Vector
+from zeroloss._pytrees import Columns, Vector, Vectors
+from zeroloss._tolerances import MOST_ITERATIONS, RANK_BY_ITERATION
 from zeroloss.errors import RankError
 from zeroloss.systems import LeastSquares, Loss, Scalar
 from zeroloss.zero_sets._dense import DenseZeroSet, is_small
-from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
+from zeroloss.zero_sets._iterative_solve import solve
 from zeroloss.zero_sets._regularity import (
     check_curvature,
     listing,
@@ -58,7 +59,7 @@ class Nystrom(eqx.Module):
     Frangella, Tropp and Udell 2023. Columns of U beyond the rank of H are zero.
     """
 
-    basis: Float[Array, "parameters columns"]
+    basis: Columns
     eigenvalues: Float[Array, " columns"]
 
     @property
@@ -98,8 +99,8 @@ class IterativeZeroSet(AbstractZeroSet):
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
-    rank_tolerance: ClassVar[float] = 1e-11
-    fall_tolerance: ClassVar[float] = 1e-11
+    rank_tolerance: ClassVar[float] = RANK_BY_ITERATION
+    fall_tolerance: ClassVar[float] = RANK_BY_ITERATION
     has_spectrum: ClassVar[bool] = False
 
     def spaces(self, w: Vector) -> "HessianSpaces":
@@ -210,10 +211,10 @@ class HessianSpaces(AbstractSpaces):
     w: Vector
     preconditioner: Nystrom
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return by_column(lambda column: self._normal(column)[0], vector)
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def tangent(self, vector: Vectors) -> Vectors:
         return vector - self.normal(vector)
 
     def iterations(self, vector: Vector) -> Array:

@@ -13,13 +13,14 @@ import lineax as lx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss._linalg import cholesky, eigh, power_iteration
-from zeroloss._pytrees import Vector
+from zeroloss._pytrees import Vector, Vectors
+from zeroloss._tolerances import FALL_OF_GRAM, MOST_ITERATIONS, RANK_OF_GRAM
 from zeroloss.errors import RankError
 from zeroloss.jacobians import Structure
 from zeroloss.jacobians._jacobian import StructuredJacobian, StructuredJacobians
 from zeroloss.systems import LeastSquares, Scalar
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet
-from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
+from zeroloss.zero_sets._iterative_solve import solve
 from zeroloss.zero_sets._zero_set import AbstractSpaces, AbstractZeroSet, by_column
 
 TOLERANCE = 1e-10
@@ -93,10 +94,10 @@ class ResidualSpaces(AbstractSpaces):
     blocks: OutputBlocks
     tolerance: float = eqx.field(static=True, default=TOLERANCE)
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return vector - self.tangent(vector)
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def tangent(self, vector: Vectors) -> Vectors:
         """P_T v, the residual of v as a combination of the rows of J."""
         return by_column(self._tangent, vector)
 
@@ -141,8 +142,8 @@ class IterativeGramZeroSet(AbstractLeastSquaresZeroSet):
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure = eqx.field(kw_only=True)
     rough: Structure | None = None
-    rank_tolerance: ClassVar[float] = 1e-12
-    fall_tolerance: ClassVar[float] = 1e-20
+    rank_tolerance: ClassVar[float] = RANK_OF_GRAM
+    fall_tolerance: ClassVar[float] = FALL_OF_GRAM
     has_spectrum: ClassVar[bool] = False
 
     def spaces(self, w: Vector) -> ResidualSpaces:

@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
 
-MOST_ITERATIONS = 3000
-
 
 def solve(
     operator: lx.AbstractLinearOperator,

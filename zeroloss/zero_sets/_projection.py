@@ -10,19 +10,16 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from zeroloss._pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
+from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, PROJECTED
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.systems import AbstractSystem, LeastSquares, Scalar
 from zeroloss.zero_sets._contradictions import contradiction, number, proof
 from zeroloss.zero_sets._diagnosis import Visit, diagnosis, endless_fall, no_descent
-from zeroloss.zero_sets._regularity import ON_SET, check_smooth
+from zeroloss.zero_sets._regularity import check_smooth
 from zeroloss.zero_sets._selection import zero_set_of
 from zeroloss.zero_sets._zero_set import AbstractZeroSet, length, spectrum_at
 
-PROJECTED = 1e-10
-"""Largest relative residual of a point that `project` returns."""
-
 _FIRST_DESCENT = 200  # steps
-_NEWTON_ITERATIONS = 30
 _SHORT_JUMP = 0.02  # of |w|
 _LOST = 1e-15  # a loss that is zero but for rounding, of terms of the order of one
 _ROUNDING = 1e-13  # relative rise of the loss that rounding explains
@@ -42,9 +39,9 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     """The zero-loss set around `point`, after checking that `point` is a regular point of it.
 
     Raises `NotOnSetError` when the loss at `point` is not zero and `RankError` when the set is not a
-    manifold of constant rank there. Under tracing nothing can be checked, and every point decides on
-    the rank by its own spectrum. Costs some ten gradients, and about ten
-    eigendecompositions unless the residuals are independent.
+    manifold of constant rank there. Under tracing nothing can be checked, and the spectrum
+    at every point decides the rank. Costs some ten gradients, and about ten eigendecompositions unless the
+    residuals are independent.
     """
     require_float64("the geometry of the zero-loss set")
     system.check(point)
@@ -137,19 +134,11 @@ def _residual_loss_onto(zero_set: AbstractZeroSet, w: Vector) -> tuple[Scalar, S
     return zero_set.relative_residual(w), zero_set.loss(w), zero_set.is_onto(w)
 
 
-class _Attempt(NamedTuple):
-    """The point that Newton found, None if it failed; its distance relative to |w|; the loss before."""
-
-    found: Vector | None
-    moved: float
-    loss: float
-
-
-def _attempt(zero_set: AbstractZeroSet, w: Vector) -> _Attempt:
-    """Newton from w."""
+def _attempt(zero_set: AbstractZeroSet, w: Vector) -> tuple[Vector | None, float, float]:
+    """Newton from w: the point, None if it failed; its distance relative to |w|; the loss at w."""
     zero_set = zero_set.with_rank_beside(w)
     point, start, residual, step, loss = _newton(zero_set, w)
-    failed = _Attempt(None, np.inf, float(start))
+    failed = None, np.inf, float(start)
     # A difference of losses, such as cross-entropy less the entropy of its targets, keeps their rounding.
     is_lost = abs(loss) <= _LOST and step <= PROJECTED and residual <= ON_SET
     if not (residual <= PROJECTED or is_lost):
@@ -158,7 +147,7 @@ def _attempt(zero_set: AbstractZeroSet, w: Vector) -> _Attempt:
         decided = spectrum_at(zero_set.with_rank(None), point).codimension
         if int(decided) != zero_set.rank:
             return failed
-    return _Attempt(point, float(jnp.linalg.norm(point - w) / length(w)), float(start))
+    return point, float(jnp.linalg.norm(point - w) / length(w)), float(start)
 
 
 def _refuse(why: str | None) -> None:
@@ -183,7 +172,7 @@ def _check_found(zero_set: AbstractZeroSet, found: Vector, before: Vector, visit
 def _newton(zero_set: AbstractZeroSet, w: Vector) -> tuple[Vector, Scalar, Scalar, Scalar, Scalar]:
     """The point, the loss at w; the relative residual, the last step relative to |w| and the loss there."""
     # One further step after convergence costs little and gains the last digits.
-    point = zero_set.retract(w, _NEWTON_ITERATIONS)
+    point = zero_set.retract(w, NEWTON_ITERATIONS)
     last = zero_set.correction(point)
     point = point + last
     finite = jnp.all(jnp.isfinite(point))

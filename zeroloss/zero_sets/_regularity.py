@@ -9,19 +9,17 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._pytrees import Vector
+from zeroloss._tolerances import ON_SET
 from zeroloss.errors import LossError, RankError
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, length, spectrum_of
 
-ON_SET = 1e-8
-"""Largest relative residual of a point that counts as being on the set."""
-
 NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
-"""How far from a point, relative to |w|, its neighbours on the set are looked for."""
+"""Distances from a point, relative to |w|, of its neighbours on the set."""
 
 _NEIGHBOURS = 5
 
-_AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
+_AROUND = 1e-2  # half the length of the segment that is searched for kinks, relative to |w|
 _PLACES = 65
 _SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _CLOSE = 1e-7  # relative to |w|
@@ -148,7 +146,7 @@ def check_smooth(zero_set: AbstractZeroSet, w: Vector) -> None:
 
 
 def looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""] | None = None) -> bool:
-    """Whether the loss has no kinks, as of ReLU units, around w. 65 Hessian-vector products."""
+    """Whether the loss is free of kinks, such as of ReLU units, around w. 65 Hessian-vector products."""
     return bool(_looks_smooth(zero_set, w, jax.random.key(0) if key is None else key))
 
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from zeroloss._pytrees import Vector, in_float32
+from zeroloss._tolerances import LARGEST_HESSIAN
 from zeroloss.errors import InputError
 from zeroloss.jacobians import MAX_MEMORY, Structure, structure_of
 from zeroloss.systems import AbstractSystem, LeastSquares
-from zeroloss.zero_sets._dense import LARGEST_HESSIAN, DenseZeroSet
+from zeroloss.zero_sets._dense import DenseZeroSet
 from zeroloss.zero_sets._gram import GramZeroSet
 from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
 from zeroloss.zero_sets._iterative_residuals import IterativeGramZeroSet

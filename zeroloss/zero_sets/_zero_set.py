@@ -14,24 +14,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from zeroloss._linalg import power_iteration
-from zeroloss._pytrees import Vector
+from zeroloss._pytrees import Columns, Vector, Vectors
+from zeroloss._tolerances import RETRACTION_ITERATIONS, RETRACTION_TOLERANCE
 from zeroloss.errors import UnsupportedError
 from zeroloss.systems import LeastSquares, Loss, Scalar
 
-RETRACTION_TOLERANCE = 1e-7
-"""A correction below this, relative to |w|, is the last: the next would be of the order of its square."""
-
-RETRACTION_ITERATIONS = 12
+Coordinates = Float[Array, " q *more"]  # in the normal space
 
 
 class AbstractSpaces(eqx.Module):
     """Normal space, range(H), and tangent space of the zero-loss set at a point."""
 
     @abc.abstractmethod
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         """P_N v, the part in range(H)."""
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def tangent(self, vector: Vectors) -> Vectors:
         """P_T v = v - P_N v. Projected twice, so that rounding leaves nothing normal behind."""
         once = vector - self.normal(vector)
         return once - self.normal(once)
@@ -48,11 +46,11 @@ class AbstractSpectrum(AbstractSpaces):
     is_normal: eqx.AbstractVar[Bool[Array, " q"]]
 
     @abc.abstractmethod
-    def coordinates(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " q *more"]:
+    def coordinates(self, vector: Vectors) -> Coordinates:
         """Q^T v."""
 
     @abc.abstractmethod
-    def embed(self, coordinates: Float[Array, " q *more"]) -> Float[Array, " parameters *more"]:
+    def embed(self, coordinates: Coordinates) -> Vectors:
         """Q c."""
 
     @property
@@ -64,10 +62,10 @@ class AbstractSpectrum(AbstractSpaces):
         """Q^T Q_other, which maps coordinates at another point close by to coordinates here."""
         return self.coordinates(other.basis)
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return self.embed(self.coordinates(vector))
 
-    def pseudo_inverse(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def pseudo_inverse(self, vector: Vectors) -> Vectors:
         """H^+ v."""
         coordinates = self.coordinates(vector)
         return self.embed(self.inverses.reshape((-1,) + (1,) * (coordinates.ndim - 1)) * coordinates)
@@ -184,12 +182,7 @@ class AbstractZeroSet(eqx.Module):
         """Tr H, and its standard error where it is estimated, None where it is exact."""
         return self.trace(w), None
 
-    def third(
-        self,
-        w: Vector,
-        left: Float[Array, "parameters columns"],
-        right: Float[Array, "parameters columns"],
-    ) -> Vector:
+    def third(self, w: Vector, left: Columns, right: Columns) -> Vector:
         """T[M]_i = d_i tr(M hess L), with M = left @ right.T frozen (theory.md, section 2).
 
         Implementations may leave out a part normal to the set; after P_T the result is exact.
