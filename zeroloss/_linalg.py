@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float
 
+from zeroloss._tolerances import TINY
+
 WIDE = 1e-9
 """A spectrum wider than this, smallest over largest, is taken from singular values, an inverse from it."""
 
@@ -174,6 +176,3 @@ def power_iteration(product: Callable[[Array], Array], size: int) -> Array:
 
 
 _POWER_ITERATIONS = 1000
-
-TINY = 1e-300
-"""Of a rank that is fixed, an eigenvalue that rounding has brought below this is taken to be this."""

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, PyTree
 from zeroloss.errors import InputError, PrecisionError, UnsupportedError
 
 Vector = Float[Array, " parameters"]
+Vectors = Float[Array, " parameters *more"]  # a vector, or columns of a matrix
+Columns = Float[Array, "parameters columns"]
 
 
 def require_float64(purpose: str) -> None:

@@ -12,14 +12,8 @@ import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import NotOnSetError, NotReachedError
 from zeroloss.zero_sets import _projection, locate, zero_set_of
-from zeroloss.zero_sets._diagnosis import (
-    _FACTORS,
-    Visit,
-    _grows_on,
-    _places_of_endless_fall,
-    disagreeing,
-    number,
-)
+from zeroloss.zero_sets._contradictions import disagreeing, number
+from zeroloss.zero_sets._diagnosis import _FACTORS, Visit, _grows_on, _places_of_endless_fall
 
 RNG = np.random.default_rng(0)
 ROWS = jnp.asarray(RNG.normal(size=(6, 10)))

@@ -10,7 +10,7 @@ from problems_for_tests import flat
 import zeroloss as zl
 from zeroloss._pytrees import flatten
 from zeroloss.errors import LossError, NotOnSetError, RankError, UnsupportedError
-from zeroloss.zero_sets import DenseZeroSet, IterativeZeroSet, _selection, locate
+from zeroloss.zero_sets import DenseZeroSet, IterativeZeroSet, _iterative_hessian, _selection, locate
 
 
 class Sensing:
@@ -49,8 +49,8 @@ WIDE = Sensing(size=8, rank=6, measurements=30)
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch):
     """96 parameters are too many for a Hessian, and 24 dimensions the most for a basis."""
-    monkeypatch.setattr(_selection, "_LARGEST_HESSIAN", 90)
-    monkeypatch.setattr(_selection, "_COLUMNS", (8, 24, 80))
+    monkeypatch.setattr(_selection, "LARGEST_HESSIAN", 90)
+    monkeypatch.setattr(_iterative_hessian, "_BASIS_COLUMNS", (8, 24, 80))
 
 
 def projected(sensing, vector):

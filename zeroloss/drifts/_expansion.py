@@ -18,7 +18,13 @@ from zeroloss._chunks import over_rows
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.noise import AbstractLaw, Joint, LabelNoise
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, AbstractZeroSet, GramSpectrum, GramZeroSet
+from zeroloss.zero_sets import (
+    AbstractLeastSquaresZeroSet,
+    AbstractSpaces,
+    AbstractSpectrum,
+    AbstractZeroSet,
+    GramSpectrum,
+)
 
 
 class AbstractExpansion(eqx.Module):
@@ -72,8 +78,7 @@ class AbstractExpansion(eqx.Module):
 
     def normal_factor(self, w: Vector, spectrum: AbstractSpectrum) -> Float[Array, "q noise"]:
         """Q^T G, for the noises of `tangential_law`."""
-        basis = spectrum.embed(jnp.eye(spectrum.eigenvalues.shape[0]))
-        return _columns(self.factor(w).T.mv, basis).T
+        return _columns(self.factor(w).T.mv, spectrum.basis).T
 
     def tangential_variance(self, w: Vector, spaces: AbstractSpaces) -> Scalar:
         """Tr P_T Sigma P_T."""
@@ -160,7 +165,7 @@ class LeastSquaresExpansion(AbstractExpansion):
     """
 
     system: LeastSquaresSystem
-    zero_set: GramZeroSet
+    zero_set: AbstractLeastSquaresZeroSet
 
     def regularizer(self, w: Vector) -> Scalar:
         own, shared = self._sensitivities(w)
@@ -301,7 +306,7 @@ class LeastSquaresExpansion(AbstractExpansion):
 def expand(system: AbstractSystem, zero_set: AbstractZeroSet) -> AbstractExpansion:
     """The expansion of a system's noise around its zero-loss set."""
     system = system.with_scales_as_arrays()
-    if isinstance(system, LeastSquaresSystem) and isinstance(zero_set, GramZeroSet):
+    if isinstance(system, LeastSquaresSystem) and isinstance(zero_set, AbstractLeastSquaresZeroSet):
         return LeastSquaresExpansion(system, zero_set)
     return GeneralExpansion(system, zero_set)
 

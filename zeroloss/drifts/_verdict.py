@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss._tolerances import ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
@@ -26,9 +27,6 @@ from zeroloss.zero_sets import (
     neighbours,
     spectrum_of,
 )
-
-ZERO = 1e-6
-"""A dimensionless measure of motion below this counts as no motion."""
 
 CLASSIFIED_POINTS = 6
 """How many points of the set decide, by default."""

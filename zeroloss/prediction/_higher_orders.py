@@ -22,7 +22,7 @@ from zeroloss.jacobians._jacobian import (
     StructuredJacobians,
 )
 from zeroloss.systems import LeastSquares, LeastSquaresSystem, Scalar
-from zeroloss.zero_sets import GramSpectrum
+from zeroloss.zero_sets import spectrum_of
 
 _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
 _FEWEST_DRAWS = 4  # of all examples
@@ -37,16 +37,18 @@ class Excess(eqx.Module):
 
     - `noise`: Cov grad L_hat - sigma^2 Sigma.
     - `hessian`: (E[J(eta)^T J(eta)] - J^T J) / N.
+
+    Its methods take the `GramSpectrum` at a point.
     """
 
     noise: Float[Array, "residuals residuals"]
     hessian: Float[Array, "residuals residuals"]
 
-    def covariance(self, spectrum: GramSpectrum) -> Float[Array, "q q"]:
+    def covariance(self, spectrum: Any) -> Float[Array, "q q"]:
         """The addition to the noise, in the coordinates of a spectrum close by."""
         return spectrum.scaled_rotation.T @ self.noise @ spectrum.scaled_rotation
 
-    def curvatures(self, spectrum: GramSpectrum) -> Float[Array, " q"]:
+    def curvatures(self, spectrum: Any) -> Float[Array, " q"]:
         """The addition to the Hessian, along each eigenvector of H."""
         return jnp.sum(spectrum.scaled_rotation * (self.hessian @ spectrum.scaled_rotation), axis=0)
 
@@ -74,7 +76,7 @@ class HigherOrders(eqx.Module):
     model: _NoisyResiduals
     jacobians: AbstractJacobians
 
-    def at(self, w: Vector, spectrum: GramSpectrum, key: Key[Array, ""]) -> Excess:
+    def at(self, w: Vector, spectrum: Any, key: Key[Array, ""]) -> Excess:
         """An estimate at w, with `spectrum` there.
 
         The noise is sum_i Cov[Q^T J_i(eta)^T r_i(eta)] / N^2, with minibatches times E[c_i^2]. Its first
@@ -179,7 +181,7 @@ def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> 
     """The size of the excess near w: of the noise relative to sigma^2 Sigma, of the Hessian relative to H."""
     zero_set = expansion.zero_set
     near = w + _NEAR * jnp.linalg.norm(w) * jax.random.normal(jax.random.key(0), w.shape) / w.size**0.5
-    spectrum = zero_set.spectrum(near)
+    spectrum: Any = spectrum_of(zero_set, near)
     excess = found.at(near, spectrum, jax.random.key(1))
     sigma = expansion.system.noise_law(zero_set.unravel(near)).sigma
     noise = sigma**2 * expansion.normal_covariance(near, spectrum)

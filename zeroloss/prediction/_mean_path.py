@@ -14,7 +14,7 @@ from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay_of, geometric, responses
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractSpectrum, GramSpectrum, length, spectrum_of
+from zeroloss.zero_sets import AbstractSpectrum, length, spectrum_of
 
 _FEWER = 8  # a change of the force takes so many times fewer draws than the force itself
 _TINY = 1e-300
@@ -196,7 +196,6 @@ class MeanPath(eqx.Module):
         """The terms of the noise beyond first order; None where there are none."""
         if self.higher_orders is None:
             return None
-        assert isinstance(state.spectrum, GramSpectrum)
         return self.higher_orders.at(state.w, state.spectrum, jax.random.fold_in(key, _HIGHER))
 
     def _displaced(self, state: State, displacement: Vector | float) -> State:
@@ -249,7 +248,6 @@ class MeanPath(eqx.Module):
         expansion, sigma = self.expansion, self.average.sigma
         own = sigma**2 * expansion.normal_covariance(w, spectrum)
         if excess is not None:
-            assert isinstance(spectrum, GramSpectrum)
             own = own + excess.covariance(spectrum)
         decay = decay_of(
             self.optimizer, step_size, relaxation(spectrum, excess) + self.optimizer.weight_decay
@@ -318,7 +316,6 @@ def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array
     """The curvatures with which fluctuations relax: the eigenvalues of H, and the addition by the noise."""
     if excess is None:
         return spectrum.eigenvalues
-    assert isinstance(spectrum, GramSpectrum)
     return jnp.maximum(spectrum.eigenvalues + excess.curvatures(spectrum), 0.0)
 
 

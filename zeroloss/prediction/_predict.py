@@ -45,7 +45,7 @@ from zeroloss.prediction._snapshots import (
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import GramZeroSet, largest_eigenvalue, locate, project, zero_set_of
+from zeroloss.zero_sets import largest_eigenvalue, locate, project, zero_set_of
 
 _PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
@@ -205,7 +205,7 @@ def mean_path_of(system: AbstractSystem, params: PyTree, optimizer: SGD) -> tupl
     """
     w, unravel = flatten(params)
     zero_set, on_set = zero_set_of(system, w, unravel), w
-    if not isinstance(zero_set, GramZeroSet):
+    if not zero_set.has_residuals:
         zero_set, on_set = locate(system, project(system, params))
     elif expand(system, zero_set).tangential_law(w) is not None:
         # Without a zero-loss set that is regular, the start has to do.

@@ -13,7 +13,6 @@ from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
 from zeroloss.prediction._recursion import decay_of
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import GramSpectrum
 
 _DRAWS = 64
 _TINY = 1e-300
@@ -67,7 +66,6 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     batches = expansion.excess_covariance(state.w, spectrum, state.covariance) - constant
     used = mean_path.average.sigma**2 * expansion.normal_covariance(state.w, spectrum) + constant
     if higher is not None:
-        assert isinstance(spectrum, GramSpectrum)
         used = used + higher.covariance(spectrum)
     decay = decay_of(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
     share = jnp.diag(decay.gain / jnp.where(decay.rate > 0, decay.rate, jnp.inf)) * spectrum.eigenvalues

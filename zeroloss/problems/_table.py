@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zeroloss._arguments import positive_integer
+from zeroloss._tolerances import PROJECTED
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.problems._networks import mean_square, network_problem, wrong_signs
 from zeroloss.problems._problem import Problem, standardized
-from zeroloss.zero_sets._diagnosis import disagreeing
-from zeroloss.zero_sets._projection import PROJECTED
+from zeroloss.zero_sets._contradictions import disagreeing
 
 FORMATS = (".csv", ".npz", ".parquet")
 """The files that can be read."""

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss._pytrees import flatten
+from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET
 from zeroloss.dynamics import Trajectory
 from zeroloss.dynamics._trajectory import flat_trajectories
 from zeroloss.errors import ZerolossError
@@ -32,8 +33,6 @@ _STILL, _NEARBY = 1e-6, 0.25  # of |w|: paths no longer stand still; what is sho
 _RESOLUTION = 150  # points of a set along an axis
 _SEEDS = {2: 60, 3: 22}  # along an axis, by number of parameters
 _DRAWN, _MOST_ENDS = 5, 400  # replicas
-_NEWTON_ITERATIONS = 30
-_ON_SET = 1e-8
 
 
 def views(
@@ -168,13 +167,13 @@ def _zero_loss_set(system: AbstractSystem, trajectories: Mapping[str, Trajectory
 
     @jax.jit
     def reach(seeds: Array) -> tuple[Array, Array]:
-        points = jax.lax.map(lambda seed: zero_set.retract(seed, _NEWTON_ITERATIONS), seeds)
+        points = jax.lax.map(lambda seed: zero_set.retract(seed, NEWTON_ITERATIONS), seeds)
         return points, jax.vmap(zero_set.loss)(points)
 
     points, loss = map(np.asarray, reach(jnp.asarray(seeds)))
     scale = max(float(np.max(np.asarray(jax.vmap(zero_set.loss)(jnp.asarray(seeds))))), 1e-300)
     with np.errstate(invalid="ignore"):
-        near = ((points >= low) & (points <= high)).all(axis=1) & (np.abs(loss) <= _ON_SET**2 * scale)
+        near = ((points >= low) & (points <= high)).all(axis=1) & (np.abs(loss) <= ON_SET**2 * scale)
     points = points[near]
     cells = np.round((points - low) / np.max(high - low) * _RESOLUTION)
     points = points[np.unique(cells, axis=0, return_index=True)[1]]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
+from zeroloss._tolerances import SHOWN_STEPS
 from zeroloss.drifts._expansion import expand
 from zeroloss.drifts._slow_time import TimeScale, slow_time, steps_for
 from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
@@ -30,7 +31,6 @@ from zeroloss.zero_sets import largest_eigenvalue, locate, project
 
 _LIMIT_REPLICAS = 200  # of a stochastic limit, and of its prediction
 _COUNT = 26  # times saved
-_TRIVIAL_STEPS = 20_000  # enough to see that training stays; zeroloss.study bounds its motion with more
 _STILL = 1e-9  # of |w|: what a limit travels less than that is rounding
 
 
@@ -241,8 +241,8 @@ def compare(
     for step_size in step_sizes:
         SGD(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
-    manifold, start = locate(system, point)
-    expansion = expand(system, manifold)
+    zero_set, start = locate(system, point)
+    expansion = expand(system, zero_set)
     verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
     ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, saves, in_steps=t1 is None)
     limit_key, training_key = jax.random.split(key)
@@ -303,7 +303,7 @@ def _times(
     end = int(saves.steps()[-1]) if in_steps else float(saves.times()[-1])
     count = saves.count or _COUNT
     if time_scale is None:
-        shared = _save_steps(min(int(end), _TRIVIAL_STEPS) if in_steps else _TRIVIAL_STEPS, count)
+        shared = _save_steps(min(int(end), SHOWN_STEPS) if in_steps else SHOWN_STEPS, count)
         return shared / shared[-1], [shared for _ in step_sizes]
     t1 = float(slow_time(int(end), time_scale, min(step_sizes), sigma)) if in_steps else end
     coarsest = max(step_sizes)

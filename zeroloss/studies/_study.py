@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import refuse_tracing
+from zeroloss._tolerances import BOUND_STEPS
 from zeroloss.drifts._slow_time import power_of_step_size
 from zeroloss.drifts._verdict import Verdict, classify
 from zeroloss.dynamics._training import ensemble_of, train
@@ -25,7 +26,6 @@ from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, spectrum_at
 
 _REPLICAS = 16  # that bound a trivial drift
-_TRIVIAL_STEPS = 100_000
 _ONE_SIDED = 1.753  # 95 % of Student's t with 15 degrees of freedom
 
 
@@ -270,7 +270,7 @@ def _bound(
         return seconds_for(ensemble, states, 100)
 
     per_step = checkpoint.computed_once("seconds_per_step", seconds_per_step)
-    steps = int(np.clip(60 * budget / 2 / per_step, 100, _TRIVIAL_STEPS))
+    steps = int(np.clip(60 * budget / 2 / per_step, 100, BOUND_STEPS))
     items = train(
         ensemble, states, np.array([steps]), lambda w: {"params": np.asarray(w)}, checkpoint / "bound"
     )

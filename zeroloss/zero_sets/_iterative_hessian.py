@@ -3,22 +3,39 @@
 The normal space is the range of the Hessian H (theory.md, section 1).
 """
 
+import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
-from zeroloss._linalg import power_iteration
-from zeroloss._pytrees import Vector
-from zeroloss.errors import UnsupportedError
+from zeroloss._pytrees import Columns, Vector, Vectors
+from zeroloss._tolerances import MOST_ITERATIONS, RANK_BY_ITERATION
+from zeroloss.errors import RankError
 from zeroloss.systems import LeastSquares, Loss, Scalar
-from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
-from zeroloss.zero_sets._zero_set import AbstractSpaces, AbstractZeroSet, by_column, length, newton_residual
+from zeroloss.zero_sets._dense import DenseZeroSet, is_small
+from zeroloss.zero_sets._iterative_solve import solve
+from zeroloss.zero_sets._regularity import (
+    check_curvature,
+    listing,
+    neighbours_on_set,
+    refuse_isolated,
+    with_rank_of,
+)
+from zeroloss.zero_sets._zero_set import (
+    AbstractSpaces,
+    AbstractZeroSet,
+    by_column,
+    length,
+    newton_residual,
+    spectrum_at,
+)
 
 TOLERANCE = 1e-11
 """The |H (v - x)| / (lambda_max |v|) at which a projection x of v is done. Rounding allows little less."""
@@ -29,15 +46,20 @@ PROBES = 32
 _COLUMNS = 128  # of the preconditioner
 _FAINTEST = 1e-12  # of its eigenvalues, relative to the largest
 _NEWTON_TOLERANCE = 1e-4
+_BASIS_COLUMNS = (64, 256, 1024, 4096)  # tried for a basis of the normal space
+_LARGEST_BASIS = 2**30  # bytes
+_SAMPLE = 16  # eigenvalues that are checked where there is no basis
+_ISOLATED = 1e-6  # share of a random vector that is tangent, below which the set is a point
+_LOG = logging.getLogger(__name__)
 
 
 class Nystrom(eqx.Module):
-    """A randomized approximation U Lambda U^T of H from below, to precondition H + s I with.
+    """A randomized approximation U Lambda U^T of H from below, which preconditions H + s I.
 
     Frangella, Tropp and Udell 2023. Columns of U beyond the rank of H are zero.
     """
 
-    basis: Float[Array, "parameters columns"]
+    basis: Columns
     eigenvalues: Float[Array, " columns"]
 
     @property
@@ -69,29 +91,26 @@ def nystrom(product: Callable[[Vector], Vector], size: int) -> Nystrom:
 class IterativeZeroSet(AbstractZeroSet):
     """For any number of parameters, and a normal space of any dimension.
 
-    Its dimension is not found out, nor the spectrum of H on it: what needs those raises `UnsupportedError`.
-    A projection, or a step of Newton, costs 128 Hessian-vector products for a preconditioner and one for
-    each iteration, of which there are the fewer, the narrower the spectrum. 1 kB of memory per parameter.
+    Neither that dimension nor the spectrum of H is computed. A projection, or a step of Newton, costs 128
+    Hessian-vector products for a preconditioner and one for each iteration; a narrow spectrum takes few
+    iterations. 1 kB of memory per parameter.
     """
 
     problem: Loss | LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
-    rank_tolerance: ClassVar[float] = 1e-11
-    fall_tolerance: ClassVar[float] = 1e-11
+    rank_tolerance: ClassVar[float] = RANK_BY_ITERATION
+    fall_tolerance: ClassVar[float] = RANK_BY_ITERATION
+    has_spectrum: ClassVar[bool] = False
 
     def spaces(self, w: Vector) -> "HessianSpaces":
-        """Those at the point of the set that Newton finds from w.
+        """The spaces at the point of the set that Newton finds from w.
 
-        Beside the set H is curved in tangent directions too, and nothing tells those from normal ones.
+        Beside the set H is curved in tangent directions too, and nothing tells them from normal directions.
         """
         w = self.retract(w)
         w = w + self.correction(w)
         return HessianSpaces(self, w, nystrom(self.product(w), w.shape[0]))
-
-    def largest(self, w: Vector) -> Scalar:
-        """By power iteration, at most 1000 products."""
-        return power_iteration(self.product(w), w.shape[0])
 
     def correction(self, w: Vector) -> Vector:
         return self._newton(w)[0]
@@ -99,8 +118,8 @@ class IterativeZeroSet(AbstractZeroSet):
     def _newton(self, w: Vector) -> tuple[Vector, Scalar]:
         """-(H + s)^-1 grad L, with s = |grad L| / |w|, and the largest eigenvalue of H.
 
-        Beside the set H has curvature of that order, of either sign, in directions that are tangent on it; so
-        regularized, Newton converges quadratically all the same (Li, Fukushima, Qi and Yamashita 2004).
+        Beside the set H has curvature of the order of s, of either sign, in directions that are tangent on
+        it. With this shift Newton still converges quadratically (Li, Fukushima, Qi and Yamashita 2004).
         """
         gradient, product = jax.linearize(jax.grad(self.loss), w)
         preconditioner = nystrom(product, w.shape[0])
@@ -115,7 +134,7 @@ class IterativeZeroSet(AbstractZeroSet):
     def trace_and_error(self, w: Vector) -> tuple[Scalar, Scalar]:
         """By Hutch++ (Meyer, Musco, Musco and Woodruff 2021), always with the same random vectors.
 
-        The trace on the range of the preconditioner, and an estimate of what remains outside of it.
+        The trace on the range of the preconditioner is exact; the trace outside of it is estimated.
         """
         product = self.product(w)
         basis = nystrom(product, w.shape[0]).basis
@@ -138,46 +157,64 @@ class IterativeZeroSet(AbstractZeroSet):
     def rank_above(self, w: Vector, floor: Scalar) -> Array:
         return jnp.asarray(0)
 
-    @property
-    def has_spectrum(self) -> bool:
-        return False
+    def with_checked_rank(self, w: Vector, is_onto: bool) -> AbstractZeroSet:
+        """By a basis of the normal space where that is small, else by iteration, with fewer checks."""
+        if self.problem.geometry != "matrix-free":
+            for columns in _BASIS_COLUMNS:
+                if not is_small(columns, w) or columns * w.size * w.dtype.itemsize > _LARGEST_BASIS:
+                    break
+                dense = DenseZeroSet(self.problem, self.unravel, columns=columns)
+                spectrum = spectrum_at(dense, w)
+                rank = int(spectrum.codimension)
+                if rank < columns:
+                    _LOG.debug("Hessian of %d parameters, rank %d: by a basis of its range", w.size, rank)
+                    return with_rank_of(dense, w, spectrum)
+            _LOG.info("%d parameters: the zero-loss set is treated matrix-free, by iteration", w.size)
+        self._check(w)
+        return self
 
-    def spectrum(self, w: Vector) -> NoReturn:
-        self._refuse(w)
+    def _check(self, w: Vector) -> None:
+        """Raise `RankError` or `LossError` where w is seen not to be a regular point, without its rank."""
+        sample = DenseZeroSet(self.problem, self.unravel, columns=min(_SAMPLE, w.size))
+        spectrum = spectrum_at(sample, w)
+        check_curvature(spectrum)
+        share, shown = float(_tangent_share(self, w)), f"from {listing(spectrum)} down"
+        if np.isnan(share):
+            raise RankError(
+                "the projection onto the tangent space did not converge: the spectrum of the Hessian is too "
+                f'wide for iteration. Pass geometry="factorized" where memory allows. Spectrum: {shown}.'
+            )
+        if share < _ISOLATED:
+            refuse_isolated("all directions are normal", shown)
+        neighbours_on_set(self, w, f"{w.size} parameters", shown)
 
-    def third(self, w: Vector, left: Array, right: Array) -> NoReturn:
-        self._refuse(w)
+    def for_tracing(self) -> AbstractZeroSet:
+        """Through the whole Hessian, unless the problem asks for iteration."""
+        return DenseZeroSet(self.problem, self.unravel) if self.problem.geometry == "auto" else self
 
-    def third_of_normal(self, w: Vector, spectrum: Any, covariance: Array) -> NoReturn:
-        self._refuse(w)
 
-    def acceleration(self, w: Vector, spectrum: Any, vector: Vector) -> NoReturn:
-        self._refuse(w)
-
-    def _refuse(self, w: Vector) -> NoReturn:
-        raise UnsupportedError(
-            f"this needs the spectrum of the Hessian of {w.shape[0]} parameters, and the loss is treated "
-            "matrix-free, by iteration, which serves noise that drifts on the fast scale in `project`, "
-            '`classify` and `limit`. Pass geometry="factorized" where memory allows a basis of the normal '
-            "space."
-        )
+@eqx.filter_jit
+def _tangent_share(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
+    """The length of the tangent part of a random unit vector."""
+    direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
+    return jnp.linalg.norm(zero_set.spaces(w).tangent(direction)) / jnp.linalg.norm(direction)
 
 
 class HessianSpaces(AbstractSpaces):
     """P_N v = H^+ H v by conjugate gradients, preconditioned by `Nystrom`.
 
-    An iteration costs a Hessian-vector product. What has not converged after `MOST_ITERATIONS` is NaN.
-    Directions whose curvature is below 1e-11 of the largest count as tangent.
+    An iteration costs a Hessian-vector product. A projection that has not converged after `MOST_ITERATIONS`
+    is NaN. Directions whose curvature is below 1e-11 of the largest count as tangent.
     """
 
     zero_set: IterativeZeroSet
     w: Vector
     preconditioner: Nystrom
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return by_column(lambda column: self._normal(column)[0], vector)
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def tangent(self, vector: Vectors) -> Vectors:
         return vector - self.normal(vector)
 
     def iterations(self, vector: Vector) -> Array:
@@ -199,7 +236,7 @@ def _conjugate_gradients(
     shift: Scalar,
     tolerance: float,
 ) -> tuple[Vector, Array]:
-    """The x in the range with (H + s I) x = lambda_max v, and the iterations; NaN where not found."""
+    """The x in the range with (H + s I) x = lambda_max v, NaN where it is not found, and the iterations."""
     structure = jax.ShapeDtypeStruct(vector.shape, vector.dtype)
     scale = preconditioner.largest
 

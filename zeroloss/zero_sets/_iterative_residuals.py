@@ -1,32 +1,45 @@
-"""Normal and tangent space of a least-squares problem by iteration, without an m x m matrix.
+"""The zero-loss set of least squares by iteration, without an m x m matrix.
 
 The normal space is spanned by the rows of J = dr/dw (theory.md, section 3).
 """
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from zeroloss._linalg import cholesky, eigh
-from zeroloss._pytrees import Vector
-from zeroloss.jacobians._jacobian import StructuredJacobian
-from zeroloss.zero_sets._iterative_solve import MOST_ITERATIONS, solve
-from zeroloss.zero_sets._zero_set import AbstractSpaces, by_column
+from zeroloss._linalg import cholesky, eigh, power_iteration
+from zeroloss._pytrees import Vector, Vectors
+from zeroloss._tolerances import FALL_OF_GRAM, MOST_ITERATIONS, RANK_OF_GRAM
+from zeroloss.errors import RankError
+from zeroloss.jacobians import Structure
+from zeroloss.jacobians._jacobian import StructuredJacobian, StructuredJacobians
+from zeroloss.systems import LeastSquares, Scalar
+from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet
+from zeroloss.zero_sets._iterative_solve import solve
+from zeroloss.zero_sets._zero_set import AbstractSpaces, AbstractZeroSet, by_column
 
 TOLERANCE = 1e-10
-"""What iterations stop at: |A^T r| / (|A| |r|) for the preconditioned A = J^T V L^-T."""
+"""The |A^T r| / (|A| |r|) at which iterations stop, for the preconditioned A = J^T V L^-T."""
+
+_ONTO = 1e-4
+"""How well J must reach a random u to count as onto."""
 
 _BLOCK_MEMORY = 2**31  # bytes, of the preconditioner of residuals
+_RIDGE = 1e4  # times the rounding of the largest diagonal element, for a factor to exist
+_MOST_CONDITION = 1e14  # after preconditioning
 
 
 class OutputBlocks(eqx.Module):
     """Preconditions K = J J^T: the blocks of its outputs, in their principal axes.
 
-    With V the eigenvectors of sum_i J_i J_i^T, k x k, the N x N matrices K_v of the scalars v^T f, v in V,
-    are what K has on its diagonal after a rotation of every example's outputs by V. Their Cholesky factors
-    take k N^2 memory, a k-th of that of K; beyond 2 GiB examples are divided into groups.
+    V are the eigenvectors of sum_i J_i J_i^T, k x k. After a rotation of every example's outputs by V, the
+    diagonal of K holds the N x N matrices K_v of the scalars v^T f, v in V. Their Cholesky factors take k N^2
+    memory, a k-th of the memory of K; beyond 2 GiB examples are divided into groups.
     """
 
     axes: Float[Array, "outputs outputs"]
@@ -70,26 +83,22 @@ def output_blocks(jacobian: StructuredJacobian, memory: int = _BLOCK_MEMORY) -> 
     return OutputBlocks(axes, jax.lax.map(of_axis, axes.T), number)
 
 
-_RIDGE = 1e4  # times the rounding of the largest diagonal element, for a factor to exist
-_MOST_CONDITION = 1e14  # after preconditioning
-
-
 class ResidualSpaces(AbstractSpaces):
     """P_N = J^T K^+ J by LSMR (Fong and Saunders 2011), preconditioned by `OutputBlocks`.
 
-    An iteration costs a product with J, one with J^T and two with the preconditioner. What has not converged
-    after `MOST_ITERATIONS` is NaN.
+    An iteration costs a product with J, one with J^T and two with the preconditioner. A projection that has
+    not converged after `MOST_ITERATIONS` is NaN.
     """
 
     jacobian: StructuredJacobian
     blocks: OutputBlocks
     tolerance: float = eqx.field(static=True, default=TOLERANCE)
 
-    def normal(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
+    def normal(self, vector: Vectors) -> Vectors:
         return vector - self.tangent(vector)
 
-    def tangent(self, vector: Float[Array, " parameters *more"]) -> Float[Array, " parameters *more"]:
-        """P_T v, what no combination of the rows of J takes away from v."""
+    def tangent(self, vector: Vectors) -> Vectors:
+        """P_T v, the residual of v as a combination of the rows of J."""
         return by_column(self._tangent, vector)
 
     def lift(self, residuals: Float[Array, " residuals"]) -> Float[Array, " parameters"]:
@@ -107,7 +116,7 @@ class ResidualSpaces(AbstractSpaces):
 
     @property
     def _rows(self) -> lx.AbstractLinearOperator:
-        """J^T V L^-T, whose columns span the normal space, and are nearly orthonormal."""
+        """J^T V L^-T: its columns span the normal space and are nearly orthonormal."""
         residuals = self.jacobian.structure.number * self.jacobian.structure.maker.outputs
         shape = jax.ShapeDtypeStruct((residuals,), jnp.float64)
         return lx.FunctionLinearOperator(lambda z: self.jacobian.rmv(self.blocks.whiten_transposed(z)), shape)
@@ -116,6 +125,59 @@ class ResidualSpaces(AbstractSpaces):
 def _least_squares(
     operator: lx.AbstractLinearOperator, vector: Array, tolerance: float
 ) -> tuple[Array, Array]:
-    """The shortest x with least |A x - b|, and the iterations; NaN where that has not been found."""
+    """The shortest x with least |A x - b|, NaN where it has not been found, and the iterations."""
     solver = lx.LSMR(rtol=tolerance, atol=0.0, max_steps=MOST_ITERATIONS, conlim=_MOST_CONDITION)
     return solve(operator, vector, solver)
+
+
+class IterativeGramZeroSet(AbstractLeastSquaresZeroSet):
+    """For any number of independent residuals: K is never formed, and J has to be of full rank m.
+
+    A projection costs some gradients for each of its iterations (`ResidualSpaces`). With `rough`, of float32,
+    the preconditioner comes from that structure.
+    """
+
+    problem: LeastSquares
+    unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
+    rank: int | None = eqx.field(static=True, default=None)
+    structure: Structure = eqx.field(kw_only=True)
+    rough: Structure | None = None
+    rank_tolerance: ClassVar[float] = RANK_OF_GRAM
+    fall_tolerance: ClassVar[float] = FALL_OF_GRAM
+    has_spectrum: ClassVar[bool] = False
+
+    def spaces(self, w: Vector) -> ResidualSpaces:
+        jacobian = self._jacobian(w, self.structure)
+        rough = jacobian if self.rough is None else self._jacobian(w, self.rough)
+        return ResidualSpaces(jacobian, output_blocks(rough))
+
+    def _jacobian(self, w: Vector, structure: Structure) -> StructuredJacobian:
+        return StructuredJacobians(structure, self.unravel).at(w)
+
+    def correction(self, w: Vector) -> Vector:
+        return -self.spaces(w).lift(self.residuals(w).reshape(-1))
+
+    def largest(self, w: Vector) -> Scalar:
+        """By at most 1000 products with K."""
+        jacobian = self.jacobians.at(w)
+        square = power_iteration(lambda u: jacobian.mv(jacobian.rmv(u)), self.problem.targets.size)
+        return square / self.problem.number
+
+    def rank_above(self, w: Vector, floor: Scalar) -> Array:
+        """All m: where the rank falls, iterations do not converge."""
+        return jnp.asarray(self.problem.targets.size)
+
+    def is_onto(self, w: Vector) -> Bool[Array, ""]:
+        wanted = jax.random.normal(jax.random.key(0), (self.problem.targets.size,))
+        missed = self.jacobians.at(w).mv(self.spaces(w).lift(wanted)) - wanted
+        return jnp.linalg.norm(missed) <= _ONTO * jnp.linalg.norm(wanted)
+
+    def with_checked_rank(self, w: Vector, is_onto: bool) -> AbstractZeroSet:
+        residuals = self.problem.targets.size
+        if is_onto and residuals < w.size:
+            return self.with_rank(residuals)
+        raise RankError(
+            f"matrix-free, the Jacobian of the {residuals} residuals by {w.size} parameters was not found to "
+            "be of full rank: the residuals are redundant, or nearly so. "
+            'zeroloss.LeastSquares(..., geometry="factorized") copes with a lower rank.'
+        )

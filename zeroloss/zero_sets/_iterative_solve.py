@@ -1,12 +1,10 @@
-"""A linear system by iteration, where not converging is an answer too."""
+"""A linear system by iteration; a solution that was not found is NaN."""
 
 from typing import Any
 
 import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array
-
-MOST_ITERATIONS = 3000
 
 
 def solve(

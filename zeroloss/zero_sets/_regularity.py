@@ -1,4 +1,4 @@
-"""Whether a point of the zero-loss set is a regular one: a smooth loss, and a manifold of constant rank."""
+"""Whether a point of the zero-loss set is regular: the loss is smooth, and the set a manifold around it."""
 
 from typing import NoReturn
 
@@ -9,142 +9,83 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._pytrees import Vector
-from zeroloss.errors import LossError, PrecisionError, RankError
+from zeroloss._tolerances import ON_SET
+from zeroloss.errors import LossError, RankError
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets._dense import DenseZeroSet
-from zeroloss.zero_sets._gram import GramZeroSet
-from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
-from zeroloss.zero_sets._selection import with_basis
-from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, length, spectrum_at
-
-ON_SET = 1e-8
-"""Largest relative residual of a point that counts as being on the set."""
+from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, length, spectrum_of
 
 NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
-"""How far from a point, relative to |w|, its neighbours on the set are looked for."""
+"""Distances from a point, relative to |w|, of its neighbours on the set."""
 
 _NEIGHBOURS = 5
-_SAMPLE = 16  # eigenvalues looked at where there is no spectrum
-_ISOLATED = 1e-6
-_LEFT = 1e-4
+
+_AROUND = 1e-2  # half the length of the segment that is searched for kinks, relative to |w|
+_PLACES = 65
+_SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
+_CLOSE = 1e-7  # relative to |w|
+_FAR = 1e-5  # the same, where the rounding of a gradient counts a hundredth
+_FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
+_MISMATCH = 1e-6
 
 
-def with_checked_rank(zero_set: AbstractZeroSet, w: Vector, is_onto: bool) -> AbstractZeroSet:
-    """`zero_set` with the rank at w fixed: that of all residuals, or one that some neighbours agree with."""
-    size = w.shape[0]
-    if isinstance(zero_set, GramZeroSet) and zero_set.rough is not None and not zero_set.matrix_free:
-        _check_float32(zero_set, w, is_onto)
-    if is_onto and isinstance(zero_set, GramZeroSet) and zero_set.problem.targets.size < size:
-        return zero_set.with_rank(zero_set.problem.targets.size)
-    if isinstance(zero_set, GramZeroSet) and zero_set.matrix_free:
-        raise RankError(
-            f"matrix-free, the Jacobian of the {zero_set.problem.targets.size} residuals by {size} "
-            "parameters was not found to be of full rank: the residuals are redundant, or nearly so. "
-            'zeroloss.LeastSquares(..., geometry="factorized") copes with a lower rank.'
-        )
-    if isinstance(zero_set, IterativeZeroSet):
-        smaller = with_basis(zero_set, w)
-        if smaller is None:
-            _check_by_iteration(zero_set, w)
-            return zero_set
-        zero_set, spectrum = smaller
-    else:
-        spectrum = spectrum_at(zero_set, w)
-    rank = int(spectrum.codimension)
-    listing = _listing(spectrum)
-    _check_signs(spectrum, rank)
-    if rank == size:
-        _refuse_isolated(f"the Hessian has full rank {rank}", listing)
+def with_rank_of(zero_set: AbstractZeroSet, w: Vector, spectrum: AbstractSpectrum) -> AbstractZeroSet:
+    """`zero_set` with the rank of its `spectrum` at w, once the neighbours of w agree with that rank.
+
+    Raises `LossError` for negative curvature and `RankError` where the set is not a manifold around w.
+    """
+    rank, shown = int(spectrum.codimension), listing(spectrum)
+    check_curvature(spectrum)
+    if rank == w.size:
+        refuse_isolated(f"the Hessian has full rank {rank}", shown)
     fixed = zero_set.with_rank(rank)
-    _check_neighbours(fixed, zero_set, w, rank, listing)
+    points, distance = neighbours_on_set(fixed, w, f"rank {rank} of {w.size}", shown)
+    ranks = {int(rank_there) for rank_there in _ranks(zero_set, points)}
+    if ranks != {rank}:
+        raise RankError(
+            f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the zero-loss set "
+            f"within {distance:g} of it (relative to |w|): no manifold of constant rank. Spectrum: {shown}."
+        )
     return fixed
 
 
-def _check_float32(zero_set: GramZeroSet, w: Vector, is_onto: bool) -> None:
-    """Raise `PrecisionError` where projections through float32 leave too much."""
-    left = float(eqx.filter_jit(zero_set.left_normal)(w)) if is_onto else np.nan
-    if not left <= _LEFT:
-        share = "all" if np.isnan(left) else f"{left:.2g}"
-        raise PrecisionError(
-            'precision="mixed" does not serve here: the residuals are too nearly dependent for float32. '
-            f"Projections leave {share} of the normal part of a vector, and may leave {_LEFT:g}. "
-            'Use precision="float64".'
-        )
-
-
-def _check_signs(spectrum: AbstractSpectrum, rank: int) -> None:
-    """Raise an error for a Hessian with negative curvature, or with none at all."""
-    listing = _listing(spectrum)
+def check_curvature(spectrum: AbstractSpectrum) -> None:
+    """Raise `LossError` for a Hessian with negative curvature, `RankError` for a Hessian of zero."""
     if float(jnp.min(spectrum.eigenvalues)) < 0:
         raise LossError(
             "the Hessian of the loss has a negative eigenvalue here: the loss is negative nearby, and "
-            f"a loss with a zero-loss set must be >= 0. Spectrum: {listing}."
+            f"a loss with a zero-loss set must be >= 0. Spectrum: {listing(spectrum)}."
         )
-    if rank == 0:
+    if int(spectrum.codimension) == 0:
         raise RankError(
             "the Hessian of the loss vanishes at this point, so the zero-loss set is not a manifold with "
-            f"a nondegenerate normal direction there. Spectrum: {listing}."
+            f"a nondegenerate normal direction there. Spectrum: {listing(spectrum)}."
         )
 
 
-def _refuse_isolated(reason: str, listing: str) -> NoReturn:
+def refuse_isolated(reason: str, shown: str) -> NoReturn:
+    """Raise `RankError` for a set that is a single point. `shown`: the spectrum as text."""
     raise RankError(
-        f"the zero-loss set is an isolated point: {reason}, nothing can drift. Spectrum: {listing}."
+        f"the zero-loss set is an isolated point: {reason}, nothing can drift. Spectrum: {shown}."
     )
 
 
-def _check_by_iteration(zero_set: IterativeZeroSet, w: Vector) -> None:
-    """What can be checked of a regular point without its rank."""
-    sample = DenseZeroSet(zero_set.problem, zero_set.unravel, columns=min(_SAMPLE, w.size))
-    spectrum = spectrum_at(sample, w)
-    _check_signs(spectrum, int(spectrum.codimension))
-    share = float(_tangent_share(zero_set, w))
-    listing = f"from {_listing(spectrum)} down"
-    if np.isnan(share):
-        raise RankError(
-            "the projection onto the tangent space did not converge: the spectrum of the Hessian is too "
-            f'wide for iteration. Pass geometry="factorized" where memory allows. Spectrum: {listing}.'
-        )
-    if share < _ISOLATED:
-        _refuse_isolated("all directions are normal", listing)
-    _check_neighbours(zero_set, zero_set, w, None, listing)
+def neighbours_on_set(
+    zero_set: AbstractZeroSet, w: Vector, known: str, shown: str
+) -> tuple[Float[Array, "count parameters"], float]:
+    """Points of the set around w, and their relative distance.
 
-
-@eqx.filter_jit
-def _tangent_share(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
-    """The length of the tangent part of a random unit vector."""
-    direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
-    return jnp.linalg.norm(zero_set.spaces(w).tangent(direction)) / jnp.linalg.norm(direction)
-
-
-def _check_neighbours(
-    fixed: AbstractZeroSet, free: AbstractZeroSet, w: Vector, rank: int | None, listing: str
-) -> None:
-    """Raise `RankError` unless the tangent directions at w lead to points of the set, of the same rank.
-
-    `fixed` and `free`: the set with its rank fixed, and with every point deciding. None for a `rank` unknown.
+    Raises `RankError` where the tangent directions at w do not lead to any. `known` and `shown`: the rank and
+    the spectrum as text.
     """
     residuals = jnp.inf
     for distance in NEIGHBOUR_DISTANCES:
-        points, residuals = neighbours(fixed, w, jax.random.key(0), _NEIGHBOURS, distance)
-        if not bool(jnp.all(residuals <= ON_SET)):
-            continue
-        if rank is None:
-            return
-        ranks = {int(rank_at) for rank_at in _ranks(free, points)}
-        if ranks == {rank}:
-            return
-        raise RankError(
-            f"the Hessian has rank {rank} at this point but {sorted(ranks)} at points of the "
-            f"zero-loss set within {distance:g} of it (relative to |w|): no manifold of constant rank. "
-            f"Spectrum: {listing}."
-        )
-    known = f"rank {rank} of {w.size}" if rank is not None else f"{w.size} parameters"
+        points, residuals = neighbours(zero_set, w, jax.random.key(0), _NEIGHBOURS, distance)
+        if bool(jnp.all(residuals <= ON_SET)):
+            return points, distance
     raise RankError(
-        f"moving along the kernel of the Hessian ({known}) leaves the zero-loss set: the "
-        f"smallest relative residual within {NEIGHBOUR_DISTANCES[-1]:g} is "
-        f"{float(jnp.min(residuals)):.3g}. The set is no manifold of constant rank here. "
-        f"Spectrum: {listing}."
+        f"moving along the kernel of the Hessian ({known}) leaves the zero-loss set: the smallest relative "
+        f"residual within {NEIGHBOUR_DISTANCES[-1]:g} is {float(jnp.min(residuals)):.3g}. The set is not a "
+        f"manifold of constant rank here. Spectrum: {shown}."
     )
 
 
@@ -176,6 +117,21 @@ def _neighbours(zero_set: AbstractZeroSet, w: Vector, keys: Array, distance: Sca
     return jax.lax.map(one, keys)
 
 
+def listing(spectrum: AbstractSpectrum) -> str:
+    """The eigenvalues for a message: all of up to eight, else the ends of the list."""
+    values = np.asarray(spectrum.eigenvalues)
+    if len(values) <= 8:
+        return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
+    kept = values[np.asarray(spectrum.is_normal)]
+    ends = [f"{value:.3g}" for value in (*kept[:3], *kept[-3:])]
+    return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"
+
+
+@eqx.filter_jit
+def _ranks(zero_set: AbstractZeroSet, points: Float[Array, "count parameters"]) -> Array:
+    return jax.lax.map(lambda w: spectrum_of(zero_set, w).codimension, points)
+
+
 def check_smooth(zero_set: AbstractZeroSet, w: Vector) -> None:
     """Raise `LossError` when the loss has no second derivative at w, as at the kink of a ReLU."""
     relative, coarse, fine = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_CLOSE)))
@@ -190,7 +146,7 @@ def check_smooth(zero_set: AbstractZeroSet, w: Vector) -> None:
 
 
 def looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""] | None = None) -> bool:
-    """Whether the loss has no kinks, as of ReLU units, around w. 65 Hessian-vector products."""
+    """Whether the loss is free of kinks, such as of ReLU units, around w. 65 Hessian-vector products."""
     return bool(_looks_smooth(zero_set, w, jax.random.key(0) if key is None else key))
 
 
@@ -217,27 +173,19 @@ def _looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Array) -> Array:
     return ~(fine > coarse / _SMOOTH_RATIO) | ~(coarse > 1e-9 * scale)
 
 
-_AROUND = 1e-2  # how far around the point kinks are looked for, relative to |w|
-_PLACES = 65
-_SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
-_CLOSE = 1e-7  # relative to |w|
-_FAR = 1e-5  # the same, where the rounding of a gradient counts a hundredth
-_FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
-_MISMATCH = 1e-6
-
-
 def _is_rounding(zero_set: AbstractZeroSet, w: Vector, coarse: float) -> bool:
-    """Whether the mismatch all but goes over a larger distance, as that by rounding does."""
+    """Whether the mismatch nearly vanishes over a larger distance, as a mismatch by rounding does."""
     relative, far, _ = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_FAR)))
     return far <= coarse / 10 and relative <= _FAINT
 
 
 @eqx.filter_jit
 def _mismatch(zero_set: AbstractZeroSet, w: Vector, distance: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-    """How far the Hessian is from central differences of the gradient over `distance` |w|, and half of it.
+    """How far the Hessian is from central differences of the gradient over `distance` |w| and half of it.
 
-    Relative and absolute over the former, absolute over the latter. Along one direction, in which every
-    parameter moves, so that it crosses any kink at w. Some six gradients.
+    Returns the relative and the absolute mismatch over the whole distance, and the absolute one over half.
+    The direction is random, so that every parameter moves and the line crosses any kink at w. Some six
+    gradients.
     """
     gradient = jax.grad(zero_set.loss)
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
@@ -255,17 +203,3 @@ def _mismatch(zero_set: AbstractZeroSet, w: Vector, distance: Scalar) -> tuple[S
     coarse, fine = difference(ahead, behind, steps[0]), difference(nearer_ahead, nearer_behind, steps[2])
     scale = jnp.maximum(jnp.linalg.norm(product), coarse)
     return coarse / jnp.where(scale > 0, scale, 1.0), coarse, fine
-
-
-@eqx.filter_jit
-def _ranks(zero_set: AbstractZeroSet, points: Float[Array, "count parameters"]) -> Array:
-    return jax.lax.map(lambda w: zero_set.spectrum(w).codimension, points)
-
-
-def _listing(spectrum: AbstractSpectrum) -> str:
-    values = np.asarray(spectrum.eigenvalues)
-    if len(values) <= 8:
-        return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
-    kept = values[np.asarray(spectrum.is_normal)]
-    ends = [f"{value:.3g}" for value in (*kept[:3], *kept[-3:])]
-    return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"
