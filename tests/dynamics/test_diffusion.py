@@ -190,7 +190,7 @@ def test_least_squares_and_loss_agree():
     "arguments,message",
     [
         ({"dt": 0.0}, "dt must be positive"),
-        ({"replicas": 0}, "replicas must be at least 1"),
+        ({"replicas": 0}, "replicas must be a positive integer"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -191,7 +191,7 @@ def test_leaving_the_region_of_constant_rank():
         ({"at": [1.0, 0.5]}, "increasing"),
         ({"at": [-1.0, 0.5]}, "not negative"),
         ({"at": []}, "non-empty"),
-        ({"count": 1, "end": 1.0}, "at least 2"),
+        ({"count": 1, "end": 1.0}, "between 2"),
         ({"replicas": 3}, "deterministic"),
     ],
 )

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts._expansion import expand
 from zeroloss.dynamics._recorder import Recorder
-from zeroloss.dynamics._saves import Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._training import ensemble_of, train
 from zeroloss.dynamics._trajectory import Trajectory
-from zeroloss.errors import InputError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, zero_set_of
@@ -58,8 +58,7 @@ def descend(
     """
     saves = as_saves(steps)
     times = saves.steps()
-    if replicas is not None and not is_positive_integer(replicas):
-        raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    replicas = None if replicas is None else positive_integer("replicas", replicas)
     refuse_tracing((system, params, step_size), "descend")
     optimizer = as_optimizer(step_size)
     system.check(params)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts._expansion import AbstractExpansion, expand
@@ -14,7 +15,7 @@ from zeroloss.dynamics._diffusion import Diffusion
 from zeroloss.dynamics._driver import drive
 from zeroloss.dynamics._flow import Flow, KinkError
 from zeroloss.dynamics._recorder import Recorder
-from zeroloss.dynamics._saves import Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import InputError
 from zeroloss.systems import AbstractSystem
@@ -73,8 +74,7 @@ def limit(
         raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
     if dt is not None and not (dt > 0 and np.isfinite(dt)):
         raise InputError(f"dt must be positive and finite, got {dt}.")
-    if replicas is not None and not is_positive_integer(replicas):
-        raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    replicas = None if replicas is None else positive_integer("replicas", replicas)
     saves = as_saves(t1)
     saves.times()  # raises for times that make no sense, before anything long
     refuse_tracing((system, point), "limit")

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from zeroloss._arguments import integer_between, positive_integer, positive_number
 from zeroloss.errors import InputError
 
 Observables = Mapping[str, Callable[[PyTree], Array]]
 
-_COUNT = 50
+_COUNT, _LARGEST_COUNT = 50, 10**7
 _LONGEST_NAME = 200  # bytes, which fit into the name of a file
 _RESERVED = (
     "params",
@@ -69,18 +70,17 @@ class Saves:
             raise InputError("Saves needs `end`, the last time, or `at`, the times to save at.")
         if self.at is not None and self.count is not None:
             raise InputError("Saves takes `count` or `at`, not both.")
-        if self.count is not None and not (is_positive_integer(self.count) and self.count >= 2):
-            raise InputError(f"count must be an integer of at least 2, got {self.count}.")
+        if self.count is not None:
+            integer_between("count", self.count, 2, _LARGEST_COUNT)
         for name in self.observables:
             _check_name(name)
 
     def steps(self) -> np.ndarray:
         """The training steps to save at, as integers."""
-        if self.end is not None and not is_positive_integer(self.end):
-            raise InputError(f"steps must be a positive integer, got {self.end}.")
+        end = None if self.end is None else positive_integer("steps", self.end)
         if self.at is None:
-            assert self.end is not None
-            return np.unique(np.linspace(0, self.end, self.count or _COUNT).round().astype(int))
+            assert end is not None
+            return np.unique(np.linspace(0, end, self.count or _COUNT).round().astype(int))
         times = np.asarray(self.at)
         if times.size and not np.issubdtype(times.dtype, np.integer):
             raise InputError(f"training steps to save at must be integers, got {times.dtype} {times}.")
@@ -88,9 +88,7 @@ class Saves:
 
     def times(self) -> np.ndarray:
         """The slow times to save at."""
-        end = self.end
-        if end is not None and not (_is_number(end) and end > 0 and np.isfinite(end)):
-            raise InputError(f"t1 must be positive and finite, got {end}.")
+        end = None if self.end is None else positive_number("t1", self.end)
         if self.at is None:
             assert end is not None
             return np.linspace(0.0, end, self.count or _COUNT)
@@ -114,15 +112,6 @@ class Saves:
 def as_saves(value: Any) -> Saves:
     """`value` itself if it is a `Saves`; otherwise the saves of a verb that ends at the number `value`."""
     return value if isinstance(value, Saves) else Saves(value)
-
-
-def is_positive_integer(value: object) -> bool:
-    """Whether `value` is an integer of at least 1."""
-    return isinstance(value, int | np.integer) and bool(value >= 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating)
 
 
 def _check_name(name: str) -> None:

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.dynamics._driver import Item, drive
 from zeroloss.dynamics._recorder import Recorder
-from zeroloss.dynamics._saves import Observables, Saves, as_saves, is_positive_integer
+from zeroloss.dynamics._saves import Observables, Saves, as_saves
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import (
     BudgetError,
@@ -109,8 +110,7 @@ def predict(
     """
     saves, tolerance = as_saves(steps), as_tolerance(rtol)
     times = saves.steps()
-    if replicas is not None and not is_positive_integer(replicas):
-        raise InputError(f"replicas must be at least 1 or None, got {replicas}.")
+    replicas = None if replicas is None else positive_integer("replicas", replicas)
     require_float64("predict")
     refuse_tracing((system, params, step_size), "predict")
     optimizer = as_optimizer(step_size)
