@@ -109,6 +109,12 @@ class Series:
     z: np.ndarray | None = None
 
 
+def path(points: np.ndarray, style: Style, key: str, hover: str = "") -> Series:
+    """Points `[number, dimension]` in two or three dimensions."""
+    z = points[:, 2] if points.shape[1] == 3 else None
+    return Series(points[:, 0], points[:, 1], style, key, hover, z=z)
+
+
 def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: Style, key: str) -> Series:
     """The area between two curves, where both are finite."""
     finite = np.isfinite(low) & np.isfinite(high)

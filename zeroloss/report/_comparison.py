@@ -263,10 +263,8 @@ def _distance(row: Row, results: xr.DataTree) -> Curves:
 def _parts(row: Row, results: xr.DataTree) -> tuple[Axis, float, float | None, tuple[Any, Any, Any]]:
     """The axis of time, its end, where the training diverged, and limit, training and prediction."""
     time, step, group = time_axis(row), row.get("diverged_at"), results[row["noise"]]
-    limit, training, predicted = (
-        group[name].to_dataset() if name in group.children else None
-        for name in ("limit", "training_0", "prediction_0")
-    )
+    limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
+    predicted = group["prediction_0"].to_dataset() if "prediction_0" in group.children else None
     diverged = None if step is None else step / (time.steps_per_unit or 1.0)
     end = max(_times(training, time)[-1], diverged or 0.0)
     if time.steps_per_unit:  # a limit without drift has no time
@@ -291,11 +289,9 @@ def panel(shown: Curves, limits: tuple[float, float], verdict: str) -> Panel:
     of_distance = shown.quantity == DISTANCE
     series: list[Series] = []
     if reference.quantiles is not None:
-        for style, (low, high) in (
-            (_WIDE, reference.quantiles[[0, 3]]),
-            (_NARROW, reference.quantiles[[1, 2]]),
-        ):
-            series.append(_chart.band(reference.x, low, high, style, "limit-spread"))
+        lowest, low, high, highest = reference.quantiles
+        series.append(_chart.band(reference.x, lowest, highest, _WIDE, "limit-spread"))
+        series.append(_chart.band(reference.x, low, high, _NARROW, "limit-spread"))
     for curve, style in ((reference, LIMIT), (training, TRAINING)):
         if curve.error is not None:
             series.append(_chart.band(curve.x, curve.low, curve.high, style.area(), style.color))
@@ -400,8 +396,8 @@ def _quantity_figure(shown: Sequence[Curves], verdicts: Mapping[str, str]) -> Fi
 def figures(config: Mapping[str, Any], results: xr.DataTree) -> list[Figure]:
     """The figures of the files.
 
-    `overview` shows the trace of the Hessian, and the test error where there is one, for all noises; `picture`
-    what the problem looks like, where it has a picture; then each noise has a figure with every quantity.
+    `overview` shows the trace of the Hessian, and the test error where there is one, for all noises. Where
+    the problem has a picture, it follows; then each noise has a figure with every quantity.
     """
     shown, rows = curves(results), comparison_rows(results)
     verdicts = {row["noise"]: _sentences.verdict_in_words(row) for row in rows}

@@ -16,8 +16,8 @@ _ERRORS = 2.0  # standard errors in an error bar
 class Points(NamedTuple):
     """Positive measurements with the ends of their error bars.
 
-    Where `resolved` is False the measurement is zero within its error: `y`, `low` and `high` are then the upper
-    end of its error bar.
+    Where `resolved` is False the measurement is zero within its error: `y`, `low` and `high` are then the
+    upper end of its error bar.
     """
 
     x: np.ndarray
@@ -35,7 +35,7 @@ class Ladder(NamedTuple):
     """Rungs that differ in one parameter only, from the coarsest. All arrays have the axis `[rung]`.
 
     - `kind`: "step size" or "sigma"; `x`: its values. `step_sizes`: relative to 1 / lambda_max.
-    - `steps`: for the drift; `steps_error`: the standard error of its logarithm; `theory`: steps of the limit.
+    - `steps`: for the drift; `steps_error`: the standard error of its logarithm; `theory`: of the limit.
     - `distance`: from the limit at the same slow time, relative to the drift, and its standard error.
     - `exponent`, `approach`: the fits, or None.
     """

@@ -149,7 +149,14 @@ def _annotate(axes: Axes, note: Note) -> None:
 
 def _steps_on_top(axes: Axes, steps_per_unit: float) -> None:
     """Training steps on a second axis, above a panel over slow time."""
-    top = axes.secondary_xaxis("top", functions=(lambda t: t * steps_per_unit, lambda k: k / steps_per_unit))
+
+    def steps(t: Any) -> Any:
+        return t * steps_per_unit
+
+    def slow_time(k: Any) -> Any:
+        return k / steps_per_unit
+
+    top = axes.secondary_xaxis("top", functions=(steps, slow_time))
     top.set_xlabel(f"training steps k, {number(steps_per_unit, 4)} in 1", fontsize=8.5, color=LIGHT["muted"])
     top.xaxis.set_major_locator(MaxNLocator(4, steps=_ROUND_STEPS))
     top.xaxis.set_major_formatter(_THOUSANDS)
@@ -159,7 +166,7 @@ def _steps_on_top(axes: Axes, steps_per_unit: float) -> None:
 
 def _legend(drawing: Drawing, figure: Figure) -> None:
     """One legend below all panels."""
-    handles = [tuple(map(_handle, entry.styles)) for entry in figure.legend]
+    handles: list[Any] = [tuple(map(_handle, entry.styles)) for entry in figure.legend]
     names = [entry.text.replace("$", r"\$") for entry in figure.legend]
     if handles:
         room = 16 * drawing.get_figwidth()  # characters in a line

@@ -72,7 +72,7 @@ class Page:
 
 def render(page: Page, config: Mapping[str, Any], source: str) -> bytes:
     """The page as HTML, with the configuration of the run and the name of its source."""
-    shown = [page.picture] * (page.picture is not None) + list(page.figures)
+    shown = [*([] if page.picture is None else [page.picture]), *page.figures]
     plots = [plot(panel) for figure in shown for panel in figure.panels]
     versions = config.get("versions") or {}
     settings = {name: value for name, value in config.items() if name != "versions"}
@@ -111,7 +111,7 @@ def _template() -> Any:
 
 
 def _visible(value: Any) -> Any:
-    """Marks that turn the direction of writing are replaced, so that no text of a run can disguise another."""
+    """Text whose marks that turn the direction of writing are replaced: no text can disguise another."""
     return value if isinstance(value, Markup) else _DIRECTIONS.sub("\ufffd", str(value))
 
 

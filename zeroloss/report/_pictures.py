@@ -34,6 +34,7 @@ from zeroloss.report._chart import (
     Series,
     Style,
     in_rows,
+    path,
 )
 from zeroloss.report._text import number
 from zeroloss.runs._validation import load
@@ -133,7 +134,7 @@ def _is_small(name: str, options: Mapping[str, Any], results: xr.DataTree) -> bo
 
 
 def _fits(group: xr.DataTree, start: PyTree) -> bool:
-    """Whether a group holds finite parameters shaped like those at the start of the problem, or none at all."""
+    """Whether a group holds finite parameters of the shapes of the problem, or none at all."""
     if "limit" not in group.children:
         return True
     shapes = {_name(where): leaf.shape for where, leaf in jax.tree_util.tree_leaves_with_path(start)}
@@ -185,33 +186,33 @@ def _figure(runs: Sequence[_Run], draw: Callable[[_Run], Panel], *legend: Entry)
 def _hyperbola(problem: Problem, runs: Sequence[_Run]) -> Figure:
     largest = 1.2 * max(np.abs(run.limit).max() for run in runs)
     s = np.linspace(-np.log(largest), np.log(largest), 200)
-    axes = [Axis(title, (0.0, float(largest))) for title in ("w₁", "w₂")]
+    x, y = (Axis(title, (0.0, float(largest))) for title in ("w₁", "w₂"))
 
     def draw(run: _Run) -> Panel:
         curve = Series(np.exp(s), np.exp(-s), _CURVE, "set")
         text = f"The limit and the ends of training on the hyperbola under {run.noise}."
-        return Panel("", text, [curve, *_on_curve(run)], *axes, equal=True, height=330)
+        return Panel("", text, [curve, *_on_curve(run)], x, y, equal=True, height=330)
 
     return _figure(runs, draw, *_CURVE_LEGEND)
 
 
 def _ellipse(problem: Problem, runs: Sequence[_Run]) -> Figure:
     angle = np.linspace(0, 2 * np.pi, 400)
-    around = 2 * np.cos(angle), np.sin(angle)
+    around = np.stack([2 * np.cos(angle), np.sin(angle)], axis=1)
     slope = np.sqrt(4 * np.sin(angle) ** 2 + np.cos(angle) ** 2)  # |grad g| = ds/da
     exact = _outwards(angle, 1 / (2 * np.pi * slope))
 
     def draw(run: _Run) -> Panel:
-        series = [Series(*around, _CURVE, "set")]
+        series = [path(around, _CURVE, "set")]
         if run.limit.shape[0] == 1:
             series += _on_curve(run)
         else:
             series = [
-                Series(*exact, Style("truth").area(0.25), "exact"),
-                Series(*around, Style("paper").area(1.0), "exact"),
+                path(exact, Style("truth").area(0.25), "exact"),
+                path(around, Style("paper").area(1.0), "exact"),
                 *series,
                 *_densities(run),
-                Series(*run.limit[0, :1].T, START, "start", "start"),
+                path(run.limit[0, :1], START, "start", "start"),
             ]
         text = f"Limit and training on the ellipse under {run.noise}."
         return Panel("", text, series, Axis("w₁", (-2.8, 2.8)), Axis("w₂", (-1.75, 1.75)), equal=True)
@@ -228,13 +229,13 @@ def _on_curve(run: _Run) -> list[Series]:
     """The limit as a line from a dot to a dot, or its ends, and where the training runs ended."""
     series = []
     if run.limit.shape[0] == 1:
-        series.append(Series(*run.limit[0].T, _PATH, "limit"))
-        series.append(Series(*run.limit[0, -1:].T, LIMIT.points(size=10), "limit-end", "the limit ends"))
+        series.append(path(run.limit[0], _PATH, "limit"))
+        series.append(path(run.limit[0, -1:], LIMIT.points(size=10), "limit-end", "the limit ends"))
     else:
-        series.append(Series(*run.limit[:, -1].T, replace(LIMIT.points(), opacity=0.3), "limit-end"))
-    series.append(Series(*run.limit[0, :1].T, START, "start", "start"))
+        series.append(path(run.limit[:, -1], replace(LIMIT.points(), opacity=0.3), "limit-end"))
+    series.append(path(run.limit[0, :1], START, "start", "start"))
     if run.training is not None:
-        series.append(Series(*run.training[:, -1].T, _TRAINED, "training", "training ends"))
+        series.append(path(run.training[:, -1], _TRAINED, "training", "training ends"))
     return series
 
 
@@ -262,15 +263,15 @@ def _densities(run: _Run) -> list[Series]:
         heights = np.repeat(counts / (len(late) * np.diff(edges)), 20)
         fine = np.linspace(-np.pi, np.pi, len(heights))
         outline = _outwards(fine, heights / np.sqrt(4 * np.sin(fine) ** 2 + np.cos(fine) ** 2))
-        series.append(Series(*outline, Style(kind, 1.2), f"{kind}-density"))
+        series.append(path(outline, Style(kind, 1.2), f"{kind}-density"))
     return series
 
 
 def _outwards(angle: np.ndarray, height: np.ndarray) -> np.ndarray:
     """Points at a height above the ellipse, along its outer normal."""
-    normal = np.stack([np.cos(angle), 2 * np.sin(angle)])
-    normal = normal / np.linalg.norm(normal, axis=0)
-    return np.stack([2 * np.cos(angle), np.sin(angle)]) + _DENSITY * height * normal
+    normal = np.stack([np.cos(angle), 2 * np.sin(angle)], axis=1)
+    normal = normal / np.linalg.norm(normal, axis=1, keepdims=True)
+    return np.stack([2 * np.cos(angle), np.sin(angle)], axis=1) + _DENSITY * height[:, None] * normal
 
 
 def _sparse_regression(problem: Problem, runs: Sequence[_Run]) -> Figure:

@@ -54,8 +54,8 @@ def _layout(panel: Panel) -> dict[str, Any]:
         layout["xaxis"] |= {"visible": False, "constrain": "domain"}
     if solid:
         titles = {"x": panel.x.title, "y": panel.y.title, "z": "w₃"}
-        layout["scene"] = {f"{axis}axis": _solid_axis(title) for axis, title in titles.items()}
-        layout["scene"]["aspectmode"] = "data"
+        axes = {f"{axis}axis": _solid_axis(title) for axis, title in titles.items()}
+        layout["scene"] = axes | {"aspectmode": "data"}
     return layout
 
 
@@ -122,7 +122,8 @@ def _trace(series: Series | HeatMap) -> dict[str, Any]:
     if series.low is not None and series.high is not None:
         trace["error_y"] = {
             "type": "data", "symmetric": False, "array": _finite(series.high - series.y),
-            "arrayminus": _finite(series.y - series.low), "color": f"@{style.color}", "thickness": 1.5, "width": 3,
+            "arrayminus": _finite(series.y - series.low), "color": f"@{style.color}", "thickness": 1.5,
+            "width": 3,
         }  # fmt: skip
     return trace
 

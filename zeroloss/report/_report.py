@@ -91,7 +91,7 @@ def _file_name(name: str, taken: set[str]) -> str:
 
 
 def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
-    """The config and the results of a run; `results.attrs["failure"]` is the reason why it failed, or None."""
+    """Config and results of a run; `results.attrs["failure"]` is the reason why it failed, or None."""
     run = runs.open_run(folder)
     config, results = run.config, run.results
     results.attrs["failure"] = run.failure

@@ -69,7 +69,7 @@ def unfinished(config: Mapping[str, Any], results: xr.DataTree, folder: str = ""
 
 
 def measured(rows: Sequence[_Row]) -> list[str]:
-    """The quantities in the table of a comparison, without the loss, in the order in which people read them."""
+    """The quantities in the table of a comparison but the loss, in the order in which people read them."""
     columns = dict.fromkeys(name for row in rows for name in row if name.endswith("_limit"))
     names = [name.removesuffix("_limit") for name in columns]
     return sorted((name for name in names if name not in ("seconds", "loss")), key=reading_order)
@@ -177,7 +177,8 @@ def _spread(row: _Row, quantity: str, label: str) -> str:
     return (
         f"After {count(row['steps'])} steps the {label}, {number(start)} at the start, has the mean "
         f"{interval(trained, error)} (standard error) and the standard deviation {number(spread)}; "
-        f"the limit says {interval(limit, limit_error)} and {number(limit_spread)}{_predicted(row, quantity)}."
+        f"the limit says {interval(limit, limit_error)} and {number(limit_spread)}"
+        f"{_predicted(row, quantity)}."
     )
 
 
@@ -407,8 +408,8 @@ def _bound(found: NoiseStudy, bound: Mapping[str, float], strengths: _Strengths)
     )
     return (
         f"{noise} {'do' if is_plural(found.noise) else 'does'} nothing on either time scale: after "
-        f"{count(bound['steps'])} steps of size {number(bound['step_size'])} training had {moved} along the set "
-        f"of zero loss (95 % confidence, {bound['replicas']:.0f} runs)."
+        f"{count(bound['steps'])} steps of size {number(bound['step_size'])} training had {moved} along the "
+        f"set of zero loss (95 % confidence, {bound['replicas']:.0f} runs)."
     )
 
 

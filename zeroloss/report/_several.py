@@ -99,7 +99,7 @@ def figures(runs: Sequence[NamedRun]) -> list[Figure]:
 
 
 def _paths(run: NamedRun, noise: str) -> list[tuple[xr.Dataset, bool]]:
-    """The trajectories of a run under one noise, and whether each is the limit of a comparison, over steps."""
+    """The trajectories of a run under one noise; True marks the limit of a comparison, over steps."""
     group = run.results.children.get(noise)
     if group is None:
         return []

@@ -31,11 +31,11 @@ from zeroloss.report._text import greek, interval, joined, number
 _FIT, _DOTS = replace(TRAINING, width=1.6), TRAINING.points(size=8)
 _DISTANCE = Style("degenerate").points("square-open", 10)
 _BOUND = "triangle-down-open"
-_AXES = {"step size": "step size α, relative to 1 / λ_max", "sigma": "noise scale σ, relative to the largest"}
+_AXES = {"step size": "step size α, relative to 1 / λ_max", "sigma": "noise scale σ / largest"}
 _EXPONENTS = {"step size": "exponent p, steps ∝ α^-p", "sigma": "exponent q, steps ∝ σ^-q"}
 _HINT = (
-    "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark values that are "
-    "zero within two standard errors, at the upper end of these."
+    "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark values "
+    "that are zero within two standard errors, at the upper end of these."
 )
 _QUESTION = (
     "Does training with noise drift on the time scale that theory says, and does it approach the limit as "
@@ -192,7 +192,7 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     if isinstance(budget, int | float):
         known = f" of {budget:g} minute{'' if budget == 1 else 's'} for all noises"
     drifting = any(study.ladders for study in found)
-    ladders = "ladders of step sizes and of noise, trained to the same drift as the limit" if drifting else ""
+    ladders = "ladders of step sizes and noise, trained to the same drift as the limit" if drifting else ""
     seconds = f"{number(sum(study.seconds for study in found), 2)} seconds in all"
     return Page(
         kind="study",
@@ -211,8 +211,8 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
         nothing="No noise here makes training drift, so there is nothing to draw.",
         more=Section(
             "How step sizes, sigmas and numbers of runs were chosen",
-            f"They were chosen so that the budget{known} is kept as far as possible: the shortest ladders may "
-            "take longer.",
+            f"They were chosen so that the budget{known} is kept as far as possible: the shortest ladders "
+            "may take longer.",
             [(study.noise, study.choices or ("Nothing had to be chosen.",)) for study in found],
         ),
     )

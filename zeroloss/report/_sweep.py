@@ -38,7 +38,7 @@ _ENDINGS = {
     "prediction": ("prediction", ""),
     "limit": ("limit", "limit_error"),
 }
-"""The endings of the columns of a comparison that hold where a quantity ends, and its standard error."""
+"""The endings of the columns of a comparison with the end of a quantity, and its standard error."""
 
 _MEASURED = ("_exponent", "_order")  # endings of the columns of a study
 _MOST_PANELS = 60  # of a quantity
@@ -50,7 +50,7 @@ _DOTS = ENDS | {"training": STYLES["training"].points()}
 
 
 class Layout(NamedTuple):
-    """The axes of a grid in a figure: one across, one in colours, the others in panels; seeds are averaged."""
+    """The axes of a grid in a figure: one across, one in colours, others in panels; seeds are averaged."""
 
     across: str
     colors: str | None
@@ -233,7 +233,7 @@ def _colored(index: int, kind: str, dots: bool) -> Style:
 
 
 def _mean(table: xr.Dataset, column: Column, across: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """A quantity over one axis with its standard error: over seeds, or where there are none that of its runs."""
+    """A quantity over one axis with its standard error: over seeds, or without seeds over its runs."""
     if across != SEED and table.sizes.get(SEED) == 1:
         table = table.isel({SEED: 0})
     x, values = table[across].values, table[column.name]

@@ -1,4 +1,4 @@
-"""The zero-loss set, the function learned and the spectrum of the Hessian, from what the run saved of them."""
+"""The zero-loss set, the function learned and the spectrum of the Hessian, as a run has saved them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +22,7 @@ from zeroloss.report._chart import (
     Series,
     Style,
     in_rows,
+    path,
 )
 from zeroloss.report._text import greek, is_slow, number
 from zeroloss.runs._geometry import FUNCTION, SET, SPECTRUM
@@ -36,7 +37,7 @@ def figures(
 ) -> list[Figure]:
     """A figure for each of `views` that the run has, with a panel for each noise.
 
-    `kind` is what the trajectories of a run are that has only one for each noise: training, prediction or limit.
+    `kind` names the trajectories of runs with only one for each noise: training, prediction or limit.
     """
     found = []
     for view in views:
@@ -129,23 +130,24 @@ def _function(data: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
 def _zero_loss_set(data: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
     points = data["point"].values
     series, entries, subtitles = (
-        [_path(points, _SET, "set")],
+        [path(points, _SET, "set")],
         [Entry("set", "points of zero loss", [_SET])],
         [],
     )
     names = [name for name in STYLES if name in data]
+    place = "(%{x:.4~g}, %{y:.4~g}, %{z:.4~g})" if points.shape[1] == 3 else "(%{x:.4~g}, %{y:.4~g})"
     for name in names:
-        paths, ends = data[name].values, data[f"{name}_end"].values
+        ends = data[f"{name}_end"].values
         several = len(ends) > 1
         style = STYLES[name].thin() if several else STYLES[name]
-        series += [_path(path, style, name) for path in paths]
-        series.append(_path(ends, ENDS[name], name, f"{name} ends at"))
+        series += [path(each, style, name) for each in data[name].values]
+        series.append(path(ends, ENDS[name], name, f"{name} ends at {place}"))
         if several:
             total = max(replicas.get(name, 1), len(ends))
             all_ends = "all ends" if len(ends) == total else f"{len(ends)} ends"
-            subtitles.append(f"{name}: {len(paths)} of {total:,} paths, and {all_ends}")
+            subtitles.append(f"{name}: {len(data[name])} of {total:,} paths, and {all_ends}")
         entries.append(Entry(name, f"{name}, and where it ends", [style, ENDS[name]]))
-    series.append(_path(data[names[0]].values[:1, 0], START, "start", "start"))
+    series.append(path(data[names[0]].values[:1, 0], START, "start", f"start {place}"))
     entries.append(Entry("start", "start", [START]))
     low, high = points.min(axis=0), points.max(axis=0)
     ranges = [(float(a - 0.03 * (b - a)), float(b + 0.03 * (b - a))) for a, b in zip(low, high, strict=True)]
@@ -154,12 +156,6 @@ def _zero_loss_set(data: xr.Dataset, replicas: Mapping[str, int]) -> _Drawn:
         Axis("w₁", ranges[0]), Axis("w₂", ranges[1]), "; ".join(subtitles), equal=True, height=380,
     )  # fmt: skip
     return panel, entries
-
-
-def _path(values: np.ndarray, style: Style, key: str, name: str = "") -> Series:
-    z = values[:, 2] if values.shape[1] == 3 else None
-    hover = f"{name} (%{{x:.4~g}}, %{{y:.4~g}}{'' if z is None else ', %{z:.4~g}'})" if name else ""
-    return Series(values[:, 0], values[:, 1], style, key, hover, z=z)
 
 
 _VIEWS: dict[str, tuple[str, Callable[[xr.Dataset, Mapping[str, int]], Any]]] = {
