@@ -107,7 +107,7 @@ def test_functions_go_through_the_points_once_they_do():
     figure = picture(
         {"problem": "regression_1d", "options": options}, results_of(problem, point, noises=("label",))
     )
-    curve = drawn(figure.panels[0], "moment-4")
+    curve = drawn(figure.panels[0], "limit")
     reached = np.interp(problem.problem.inputs, *curve.T)
     np.testing.assert_allclose(reached, problem.problem.targets, atol=1e-8)  # the points are on its grid
 

@@ -10,7 +10,7 @@ from reading import HOSTILE, Reader, check_hostile, check_plots
 from zeroloss import report, runs
 from zeroloss.report import _study
 from zeroloss.report import study as sentences_of
-from zeroloss.report._chart import log_range, log_ticks
+from zeroloss.report._chart import log_range
 from zeroloss.report._ladders import studies
 from zeroloss.report._page import render
 from zeroloss.report._sentences import STUDY_HEAD, study_table
@@ -169,10 +169,3 @@ def test_hostile_names_appear_escaped_only(tmp_path):
 def test_findings_keep_to_what_is_there(found):
     assert len(sentences_of(found[1], {})) == 1
     assert all("nan" not in sentence for study in found for sentence in sentences_of(study, {}))
-
-
-@pytest.mark.parametrize("ends", [(1.0, 1.5), (0.02, 0.3), (1e-3, 0.1), (200, 2e5), (1e-9, 1e7)])
-def test_ticks_of_logarithmic_axes(ends):
-    ticks = log_ticks(*ends)
-    assert 2 <= len(ticks) <= 5
-    assert ends[0] <= min(ticks) and max(ticks) <= ends[1]

@@ -70,7 +70,7 @@ TRAINING, LIMIT = Style("training", 2.5), Style("limit", 1.8, "dash")
 PREDICTION, FAINT = Style("prediction", 2.0, "dashdot"), Style("muted", 1.8, "dot")
 STYLES = {"training": TRAINING, "limit": LIMIT, "prediction": PREDICTION}
 ENDS = {
-    "training": TRAINING.points("x", 6),
+    "training": TRAINING.points("x-thin", 8),
     "limit": LIMIT.points(),
     "prediction": PREDICTION.points("diamond"),
 }
@@ -120,6 +120,13 @@ def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, style: Style, key: st
     finite = np.isfinite(low) & np.isfinite(high)
     x, low, high = x[finite], low[finite], high[finite]
     return Series(np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]]), style, key)
+
+
+def with_error(line: Series, error: np.ndarray | None) -> list[Series]:
+    """The line of a mean, on a band of two standard errors where its error is known."""
+    if error is None:
+        return [line]
+    return [band(line.x, line.y - 2 * error, line.y + 2 * error, line.style.area(), line.key), line]
 
 
 @dataclass(frozen=True)

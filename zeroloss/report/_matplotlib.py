@@ -143,7 +143,8 @@ def _annotate(axes: Axes, note: Note) -> None:
         note.text, (0.03 if note.left else 0.97, note.y), (0, offset), textcoords="offset points",
         xycoords=("axes fraction", "data" if note.in_data else "axes fraction"),
         ha="left" if note.left else "right", va="top" if note.below else "bottom", fontsize=9,
-        color=LIGHT[note.color], bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5},
+        color=LIGHT[note.color], parse_math=False,
+        bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
 
 

@@ -320,7 +320,7 @@ def _matrices(problem: Problem, runs: Sequence[_Run]) -> Figure:
         ends = run.times[[0, -1]].astype(float)
         series = [Series(ends, np.full(2, value), _TRUTH, "truth") for value in true_values]
         series += [Series(run.times, each, Style("limit", 1.6), "limit", "%{y:.3~g}") for each in values.T]
-        y = Axis("singular values", (max(1e-6, 0.5 * values.min()), 2 * float(values.max())), log=True)
+        y = Axis.logarithmic("singular values", np.maximum(values, 1e-6), true_values)
         return Panel(run.noise, f"Singular values under {run.noise}.", series, Axis("slow time t"), y)
 
     ends = [image(f"{run.noise}, end", product(run.limit_at(-1))) for run in runs]
@@ -371,16 +371,10 @@ def _regression_1d(problem: Problem, runs: Sequence[_Run]) -> Figure:
 
     def draw(run: _Run) -> Panel:
         chosen = _moments(run.times)
-        series = [
-            Series(
-                x,
-                np.asarray(model(run.limit_at(index))),
-                style,
-                key,
-                f"t = {number(run.times[index])}: %{{y:.3~g}}",
-            )
-            for index, style, key in zip(chosen, styles[-len(chosen) :], _KEYS[-len(chosen) :], strict=True)
-        ]
+        series = []
+        for index, style in zip(chosen, styles[-len(chosen) :], strict=True):
+            hover = f"t = {number(run.times[index])}: %{{y:.3~g}}"
+            series.append(Series(x, np.asarray(model(run.limit_at(index))), style, "limit", hover))
         trained = run.trained()
         if trained is not None:
             series.append(Series(x, np.asarray(model(trained)), dotted, "training", "training %{y:.3~g}"))
@@ -389,17 +383,10 @@ def _regression_1d(problem: Problem, runs: Sequence[_Run]) -> Figure:
         text = f"The function learned under {run.noise} at the times {times}."
         return Panel("", text, series, Axis("x"), Axis("f(x)"), f"at t = {times}", height=300)
 
-    moments = [
-        Entry(key, text, [style]) for key, text, style in zip(_KEYS, _MOMENT_NAMES, styles, strict=True)
-    ]
     return _figure(
-        runs, draw, *moments, Entry("training", "end of training", [dotted]),
-        Entry("data", "examples", [LIMIT.points(size=8)]),
+        runs, draw, Entry("limit", "limit, faint at first", styles[-1:]),
+        Entry("training", "end of training", [dotted]), Entry("data", "examples", [LIMIT.points(size=8)]),
     )  # fmt: skip
-
-
-_KEYS = [f"moment-{index}" for index in range(_MOMENTS)]
-_MOMENT_NAMES = ["limit at the first time", "second", "third", "fourth", "end of the limit"]
 
 
 def _moments(times: np.ndarray) -> list[int]:

@@ -131,7 +131,10 @@ def _trace(series: Series | HeatMap) -> dict[str, Any]:
 def _marker(style: Style, scale: float) -> dict[str, Any]:
     hollow = style.marker.endswith(("-open", "-thin"))
     line = {"color": f"@{style.color}", "width": 1.8 if hollow else 0}
-    return {"symbol": style.marker, "size": scale * style.size, "color": f"@{style.color}", "line": line}
+    symbol = (
+        style.marker if scale == 1 else style.marker.removesuffix("-thin")
+    )  # in space there is no thin one
+    return {"symbol": symbol, "size": scale * style.size, "color": f"@{style.color}", "line": line}
 
 
 def _annotation(note: Note) -> dict[str, Any]:

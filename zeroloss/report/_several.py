@@ -16,10 +16,10 @@ from zeroloss.report._chart import (
     Figure,
     Panel,
     Series,
-    band,
     in_rows,
     style_of_series,
     time_axis,
+    with_error,
 )
 from zeroloss.report._page import Card, Page, Table
 from zeroloss.report._sentences import TRAJECTORIES
@@ -119,8 +119,7 @@ def _series(path: xr.Dataset, quantity: str, index: int, of_limit: bool) -> list
     if of_limit:
         dashed = replace(style, width=1.4, dash="dash")
         return [Series(x, mean, dashed, key, f"{letter}, limit %{{y:.4~g}}")]
-    line = Series(x, mean, style, key, f"{letter} %{{y:.4~g}}")
-    return [line] if error is None else [band(x, mean - 2 * error, mean + 2 * error, style.area(), key), line]
+    return with_error(Series(x, mean, style, key, f"{letter} %{{y:.4~g}}"), error)
 
 
 def _panel(quantity: str, noise: str, units: str, series: Sequence[Series]) -> Panel:

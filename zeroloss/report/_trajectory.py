@@ -10,7 +10,18 @@ import numpy as np
 import xarray as xr
 
 from zeroloss.report import _sentences, _views
-from zeroloss.report._chart import STYLES, Axis, Entry, Figure, Panel, Series, Style, band, in_rows, time_axis
+from zeroloss.report._chart import (
+    STYLES,
+    Axis,
+    Entry,
+    Figure,
+    Panel,
+    Series,
+    Style,
+    in_rows,
+    time_axis,
+    with_error,
+)
 from zeroloss.report._comparison import ROUNDING
 from zeroloss.report._page import Card, Page, Table
 from zeroloss.report._sentences import TRAJECTORIES
@@ -66,9 +77,7 @@ def _panel(noise: str, quantity: str, path: xr.Dataset, style: Style) -> Panel:
     if len(each) >= _FEWEST:
         quantiles = np.quantile(each, _LEVELS, axis=0)
         series += [Series(x, values, style.thin(), "spread") for values in quantiles]
-    if error is not None:
-        series.append(band(x, mean - 2 * error, mean + 2 * error, style.area(), "mean"))
-    series.append(Series(x, mean, style, "mean", "%{y:.4~g}"))
+    series += with_error(Series(x, mean, style, "mean", "%{y:.4~g}"), error)
     time, header = time_axis(str(path["time"].attrs.get("units", "")))
     description = f"{label} under {noise}: from {number(mean[0])} to {number(mean[-1])}."
     return Panel(noise, description, series, time, Axis(label), header=header)

@@ -19,7 +19,7 @@
       return opacity === undefined ? hex : hex + Math.round(255 * opacity).toString(16).padStart(2, "0");
     }
     if (Array.isArray(value)) {
-      return value[0] === null || typeof value[0] === "number" ? [...value] : value.map((each, k) => painted(each, String(k), style));
+      return value[0] === null || (typeof value[0] === "number" && typeof value[1] !== "string") ? [...value] : value.map((each, k) => painted(each, String(k), style));
     }
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, painted(each, name, style)]));
