@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import xarray as xr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import zeroloss as zl
 from zeroloss.errors import IntegrationError
 from zeroloss.problems import load, parse_noise
-from zeroloss.report._zero_set_pictures import portrait
+from zeroloss.report._matplotlib import save
+from zeroloss.report._pictures import picture
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
@@ -71,9 +71,9 @@ def main(names: list[str]) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in names:
         print(name)
-        figure = portrait({"problem": name, "options": GALLERY[name][0]}, follow(name))
+        figure = picture({"problem": name, "options": GALLERY[name][0]}, follow(name))
         assert figure is not None
-        FigureCanvasAgg(figure).print_figure(IMAGES / f"{name}.png", dpi=110, facecolor="white")
+        save(figure, IMAGES / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def path(replicas=None, steps=True, uncertain=False):
 
 
 def of_hyperbola(made):
-    """A comparison with two parameters, so that there is a portrait."""
+    """A comparison with two parameters, so that there is a picture."""
     paths = [made.limit, made.trainings[0].path]
     new = [np.exp(each.loss[..., None] * np.array([1.0, -1.0])) for each in paths]
     return eqx.tree_at(lambda m: [m.limit.params, m.trainings[0].path.params], made, new)

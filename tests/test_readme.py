@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from zeroloss.report._colors import LIMIT, PREDICTION, TRAINING
+from zeroloss.report._chart import LIGHT
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ def test_the_picture_has_the_lines_of_its_caption():
     for words in ("Dashed: the\nlimit", "Green: the prediction", "Blue: the training"):
         assert words in text
     pixels = (255 * imread(ROOT / "docs" / "images" / "overview.png")[..., :3]).round()
-    for color in (LIMIT, PREDICTION, TRAINING):
+    for color in (LIGHT[role] for role in ("limit", "prediction", "training")):
         near = np.abs(pixels - np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])).max(axis=-1) <= 2
         assert near.sum() > 1000, color
 

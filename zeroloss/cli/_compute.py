@@ -35,7 +35,7 @@ from zeroloss.noise import Langevin, MiniBatch
 from zeroloss.optimizers import SGD
 from zeroloss.prediction import how_long
 from zeroloss.problems import Problem, parse_noise
-from zeroloss.report._numbers import greek
+from zeroloss.report import greek
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, project
 

@@ -160,7 +160,7 @@ def figures_command(
     with failing_in_a_line():
         if to is None and (run / FIGURES).is_symlink():
             raise InputError(f"{run / FIGURES} is a link; say with --out where to write.")
-        for path in report.write_stills_of(run, run / FIGURES if to is None else to, format):
+        for path in report.write_figures(run, run / FIGURES if to is None else to, format):
             typer.echo(path)
 
 

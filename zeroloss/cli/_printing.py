@@ -12,12 +12,7 @@ from rich.text import Text
 
 from zeroloss import report, runs
 from zeroloss.cli._console import messages, out
-from zeroloss.report._charts import table_rows
-from zeroloss.report._numbers import greek, in_table
-from zeroloss.report._study_charts import studies
-from zeroloss.report._study_sentences import findings
-from zeroloss.report._sweep_charts import cell_rows, cell_table, failures
-from zeroloss.report._trajectory_charts import certainty
+from zeroloss.report import cell_rows, cell_table, failures, greek, in_table
 from zeroloss.runs._folder import DESCRIPTION
 from zeroloss.runs._grid import SWEEP
 from zeroloss.studies._answers import which_answer
@@ -39,9 +34,9 @@ def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
         _print_comparison(config, results)
     elif config["command"] == "study":
         print_title(_title(config, results))
-        for measured in studies(config, results):
+        for measured in report.studies(config, results):
             out.print(f"[bold]{escape(measured.noise)}[/bold]")
-            for sentence in findings(measured, config.get("strengths") or {}):
+            for sentence in report.study(measured, config.get("strengths") or {}):
                 out.print(f"  {escape(sentence)}", highlight=False)
     else:
         _print_paths(config, results)
@@ -64,7 +59,11 @@ def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, A
     """A row for each noise, or each cell of a sweep, of numbers and words that JSON can hold."""
     if config["command"] == SWEEP:
         return cell_rows(results.to_dataset().load())
-    return table_rows(results) if config["command"] == "compare" else runs.rows(config["command"], results)
+    return (
+        report.comparison_rows(results)
+        if config["command"] == "compare"
+        else runs.rows(config["command"], results)
+    )
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
@@ -114,13 +113,13 @@ def _title(config: Mapping[str, Any], results: xr.DataTree) -> str:
 
 
 def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
-    rows = table_rows(results)
+    rows = report.comparison_rows(results)
     print_title(_title(config, results))
     for row in rows:
         if said := which_answer(row):
             out.print(f"[bold]{escape(row['noise'])}:[/bold] {escape(said)}", highlight=False)
     out.print()
-    lines = report.table(rows)
+    lines = report.comparison_table(rows)
     names = [row["noise"].replace("+", "\n+") for row in rows]  # of sums a line for each
     columns = zip(names, *(cells for _, cells in lines), strict=True)
     for some in _side_by_side([max(map(_length, column)) for column in columns]):
@@ -172,7 +171,7 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
         if "verdict" in each.attrs:
             endings.append(f"{name}: {greek(str(each.attrs['verdict']))}")
         if "uncertainty_model" in each:
-            endings.append(f"{name}: {certainty(each)}")
+            endings.append(f"{name}: {report.uncertainty(each)}")
     head = ["noise", "", "start", "at the end" if others else at_the_end]
     print_table(head, lines, _title(config, results))
     for ending in endings:

@@ -1,182 +1,162 @@
-"""Interactive figures: each panel as a Plotly figure in plain JSON. `page.js` gives it its colours."""
+"""Panels as Plotly figures in plain JSON. `page.js` replaces each "@role" by the colour of that role."""
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 
-from zeroloss.report._charts import DISTANCE, Curve, Panel
-from zeroloss.report._html import Entry
-from zeroloss.report._numbers import number
+from zeroloss.report._chart import Axis, HeatMap, Note, Panel, Series, Style
+from zeroloss.report._text import number
 
-HEIGHT = 270
-MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
-"""Of every figure on a page, in pixels."""
+_MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
+_LONGEST = 16  # characters of a tick label: Plotly gives a longer one all the room there is
+_FONT = {"family": 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif', "size": 12, "color": "@muted"}
 
 
-def plot(panel: Panel, limits: tuple[float, float]) -> dict[str, Any]:
-    """`data` and `layout` for Plotly, safe for `json.dumps`.
+def plot(panel: Panel) -> dict[str, Any]:
+    """`data` and `layout` of a panel, `frames` and `steps_per_unit` where there are any; JSON can hold all.
 
-    Every trace carries in `meta` how it looks, and in `legendgroup` the button that shows or hides it. No
-    text from a run goes in, because Plotly reads some of it as HTML.
+    Each trace has the key of its series as `legendgroup` and its colour role as `meta`.
     """
-    training, reference = panel.training, panel.reference
-    word = training.name if panel.quantity == DISTANCE else "training"
-    other = "mean of the limit" if panel.stochastic else reference.name
-    at = "<br>at step %{customdata[3]:,}" if panel.axis.slow else ""
-    data: list[dict[str, Any]] = []
-    if reference.quantiles is not None:
-        wide, narrow = _between(reference, 0, 3), _between(reference, 1, 2)
-        data += [wide | _role("limit-wide", "limit-spread"), narrow | _role("limit-narrow", "limit-spread")]
-    if reference.error is not None:
-        data.append(band(reference.x, reference.low, reference.high) | _role("limit-band", "limit"))
-    if training.error is not None:
-        data.append(band(training.x, training.low, training.high) | _role("band", "training"))
-    if training.quantiles is not None:
-        data += [
-            {"x": plain(training.x), "y": plain(each), "hoverinfo": "skip"}
-            | _role("quantile-wide" if index in (0, 3) else "quantile-narrow", "training-spread")
-            for index, each in enumerate(training.quantiles)
-        ]
-    data.append(_line(training, word, at, panel.axis.steps_per_unit) | _role("training", "training"))
-    role = reference_role(panel)
-    data.append(_line(reference, other, "", panel.axis.steps_per_unit) | _role(role, role))
-    if panel.prediction is not None:
-        line = _line(panel.prediction, panel.prediction.name, "", panel.axis.steps_per_unit)
-        data.append(line | _role("prediction", "prediction"))
-    for trace in data:
-        trace |= {"type": "scatter", "mode": "lines", "showlegend": False}
-    title, header = panel.axis.title, "step %{x:,}"
-    if panel.axis.slow:
-        header = "t = %{x:.3~g}"
-        title += f" (1 is {number(panel.axis.steps_per_unit, 4)} steps)"
-    layout = {
-        "height": HEIGHT,
-        "margin": MARGIN,
-        "hovermode": "x unified",
-        "uirevision": "keep",
-        "xaxis": {
-            "title": {"text": title, "standoff": 8, "font": {"size": 12}},
-            "range": [0, panel.end],
-            "nticks": 6,
-            "unifiedhovertitle": {"text": header},
-            "tickformat": "" if panel.axis.slow else ",",
-        },
-        "yaxis": {"range": list(limits), "nticks": 6, "tickformat": "~g"},
-        "annotations": _annotations(panel, limits),
-        "shapes": _shapes(panel),
-    }
-    figure = {"data": data, "layout": layout}
-    if panel.axis.slow:
-        figure["steps_per_unit"] = panel.axis.steps_per_unit
+    figure: dict[str, Any] = {"data": [_trace(each) for each in panel.series], "layout": _layout(panel)}
+    if panel.frames is not None:
+        labels, y = list(panel.frames.labels), panel.frames.y.tolist()
+        figure["frames"] = {"trace": panel.frames.series, "labels": labels, "y": y}
+    if panel.x.steps_per_unit is not None:
+        figure["steps_per_unit"] = panel.x.steps_per_unit
     return figure
 
 
-def reference_role(panel: Panel) -> str:
-    """What the second curve of a panel is: the `limit`, or the `scatter` of the ensemble."""
-    return "scatter" if panel.quantity == DISTANCE else "limit"
-
-
-def description(panel: Panel) -> str:
-    """What the panel shows, for those who do not see it."""
-    over = "slow time" if panel.axis.slow else "training steps"
-    text = f"{panel.label} under {panel.noise} over {over}: "
-    if panel.diverged is not None:
-        text += "training diverged; "
-    if panel.constant is not None:
-        return text + panel.constant_in_words + "."
-    ends = (f"{curve.name} from {number(curve.y[0])} to {number(curve.y[-1])}" for curve in panel.curves)
-    return text + "; ".join(ends) + "."
-
-
-def legend_entries(shown: Sequence[Panel]) -> list[Entry]:
-    """The legend of the panels of one quantity."""
-    training, role = shown[0].training, reference_role(shown[0])
-    name = training.name + (" \u00b1 2 standard errors" if training.error is not None else "")
-    spread = next((panel.reference for panel in shown if panel.stochastic), None)
-    entries = [Entry("training", "training" if training.error is not None else "training line", name)]
-    predicted = next((panel.prediction.name for panel in shown if panel.prediction is not None), None)
-    if predicted is not None:
-        entries.append(Entry("prediction", "prediction", predicted))
-    if spread is None:
-        return [*entries, Entry(role, role, shown[0].reference.name)]
-    alone = all(panel.stochastic for panel in shown)
-    name = spread.name if alone else f"limit; where it is stochastic, mean of {spread.members} paths"
-    return [
-        *entries,
-        Entry("training-spread", "quantiles", "5, 25, 75 and 95 % of the runs, thin"),
-        Entry(role, role, f"{name} \u00b1 2 standard errors"),
-        Entry("limit-spread", "spread", "5\u201395 % and 25\u201375 % of the limit's paths"),
-    ]
-
-
-def _role(style: str, button: str) -> dict[str, Any]:
-    return {"meta": style, "legendgroup": button}
-
-
-def _line(curve: Curve, word: str, at: str, steps_per_unit: float) -> dict[str, Any]:
-    """A curve that tells its values where the mouse is."""
-    template, nothing = f"{word} %{{y:.4~g}}", np.zeros_like(curve.y)
-    twice = nothing if curve.error is None else 2 * curve.error
-    low, high = (nothing, nothing) if curve.quantiles is None else (curve.quantiles[0], curve.quantiles[-1])
-    if curve.error is not None:
-        template += " ± %{customdata[0]:.1g}"
-    if curve.quantiles is not None:
-        template += ", 5\u201395 %: %{customdata[1]:.3~g} to %{customdata[2]:.3~g}"
-    steps = np.round(curve.x * steps_per_unit)
-    told = zip(*(plain(each) for each in (twice, low, high, steps)), strict=True)
-    return {
-        "name": word,
-        "x": plain(curve.x),
-        "y": plain(curve.y),
-        "customdata": [list(each) for each in told],
-        "hovertemplate": f"{template}{at}<extra></extra>",
+def _layout(panel: Panel) -> dict[str, Any]:
+    image = any(isinstance(each, HeatMap) for each in panel.series)
+    solid = any(isinstance(each, Series) and each.z is not None for each in panel.series)
+    layout: dict[str, Any] = {
+        "height": panel.height,
+        "margin": _MARGIN,
+        "hovermode": "x unified" if panel.header else "closest",
+        "uirevision": "keep",
+        "paper_bgcolor": "@paper",
+        "plot_bgcolor": "@paper",
+        "font": _FONT,
+        "hoverlabel": {"bgcolor": "@soft", "bordercolor": "@rule", "font": {"color": "@ink"}},
+        "xaxis": _axis(panel.x),
+        # The heading above names the quantity, except where both axes are of one kind.
+        "yaxis": _axis(panel.y, titled=panel.equal),
+        "annotations": [_annotation(note) for note in panel.notes],
     }
+    if panel.header:
+        layout["xaxis"]["unifiedhovertitle"] = {"text": panel.header}
+    if panel.equal:
+        layout["yaxis"]["scaleanchor"] = "x"
+    if image:
+        layout["yaxis"] |= {"autorange": "reversed", "visible": False}
+        layout["xaxis"] |= {"visible": False, "constrain": "domain"}
+    if solid:
+        titles = {"x": panel.x.title, "y": panel.y.title, "z": "w₃"}
+        axes = {f"{axis}axis": _solid_axis(title) for axis, title in titles.items()}
+        layout["scene"] = axes | {"aspectmode": "data"}
+    return layout
 
 
-def _between(curve: Curve, lower: int, upper: int) -> dict[str, Any]:
-    assert curve.quantiles is not None
-    return band(curve.x, curve.quantiles[lower], curve.quantiles[upper])
+def _axis(axis: Axis, titled: bool = True) -> dict[str, Any]:
+    title = axis.title
+    if axis.steps_per_unit is not None:
+        title += f" (1 is {number(axis.steps_per_unit, 4)} steps)"
+    found: dict[str, Any] = {
+        "title": {"text": title if titled else "", "standoff": 8, "font": {"size": 12}},
+        "nticks": 6, "tickformat": "," if axis.whole else "~g", "automargin": False,
+        "gridcolor": "@rule", "linecolor": "@muted", "showline": True, "zeroline": False,
+        "ticks": "outside", "tickcolor": "@muted", "ticklen": 4, "spikecolor": "@muted", "spikethickness": 1,
+    }  # fmt: skip
+    if axis.log:
+        found["type"] = "log"
+        if axis.ticks is None:
+            found |= {"dtick": 1, "exponentformat": "power", "tickformat": ""}
+    if axis.range is not None:
+        found["range"] = [float(end) for end in (np.log10(axis.range) if axis.log else axis.range)]
+    if axis.ticks is not None:
+        found |= {"tickmode": "array", "tickvals": [float(tick) for tick in axis.ticks], "tickangle": 0}
+        found["ticktext"] = [_plain_text(label) for label in axis.labels]
+    return found
 
 
-def band(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    """What is filled between two curves."""
-    kept = np.isfinite(low) & np.isfinite(high)
-    x = x[kept]
+def _solid_axis(title: str) -> dict[str, Any]:
     return {
-        "x": plain(np.concatenate([x, x[::-1]])),
-        "y": plain(np.concatenate([high[kept], low[kept][::-1]])),
-        "fill": "toself",
-        "hoverinfo": "skip",
-        "line": {"width": 0},
+        "title": {"text": title}, "nticks": 5, "gridcolor": "@rule", "color": "@muted",
+        "backgroundcolor": "@paper", "showbackground": False, "zeroline": False,
+    }  # fmt: skip
+
+
+def _trace(series: Series | HeatMap) -> dict[str, Any]:
+    if isinstance(series, HeatMap):
+        scale = [[0, "@negative"], [0.5, "@paper"], [1, "@positive"]]
+        return {
+            "type": "heatmap", "z": [_finite(row) for row in series.values], "zmin": -series.bound,
+            "zmax": series.bound, "colorscale": scale, "showscale": False, "hoverongaps": False,
+            "hovertemplate": "row %{y}, column %{x}: %{z:.3~g}<extra></extra>", "legendgroup": "",
+        }  # fmt: skip
+    style, solid = series.style, series.z is not None
+    modes = ["lines"] * (style.width > 0 or style.fill > 0) + ["markers"] * bool(style.marker)
+    trace: dict[str, Any] = {
+        "type": "scatter3d" if solid else "scatter",
+        "mode": "+".join(modes),
+        "x": _finite(series.x),
+        "y": _finite(series.y),
+        "meta": style.color,
+        "legendgroup": series.key,
+        "showlegend": False,
+        "opacity": style.opacity,
+        "line": {"color": f"@{style.color}", "width": style.width, "dash": style.dash},
     }
+    trace |= {"hovertemplate": f"{series.hover}<extra></extra>"} if series.hover else {"hoverinfo": "skip"}
+    if series.z is not None:  # WebGL draws lines thinner and markers larger, and no dashes
+        trace["z"] = _finite(series.z)
+        trace["line"] = {"color": f"@{style.color}", "width": 2.5 * style.width}
+    if style.fill:
+        trace |= {"fill": "toself", "fillcolor": f"@{style.color}/{style.fill}"}
+    if style.marker:
+        trace["marker"] = _marker(style, 0.6 if solid else 1.0)
+    if series.details:
+        trace["customdata"] = [list(each) for each in zip(*map(_detail, series.details), strict=True)]
+    if series.low is not None and series.high is not None:
+        trace["error_y"] = {
+            "type": "data", "symmetric": False, "array": _finite(series.high - series.y),
+            "arrayminus": _finite(series.y - series.low), "color": f"@{style.color}", "thickness": 1.5,
+            "width": 3,
+        }  # fmt: skip
+    return trace
 
 
-def _annotations(panel: Panel, limits: tuple[float, float]) -> list[dict[str, Any]]:
-    common = {"xref": "paper", "x": 0.98, "xanchor": "right", "showarrow": False}
-    notes = []
-    if panel.constant is not None:
-        below = panel.constant > sum(limits) / 2
-        notes.append(
-            common
-            | {
-                "text": panel.constant_in_words,
-                "y": panel.constant,
-                "yanchor": "top" if below else "bottom",
-                "yshift": -4 if below else 4,
-            }
-        )
-    if panel.diverged is not None:
-        notes.append(common | {"text": "training diverged", "yref": "paper", "y": 0.98, "name": "alarm"})
-    return notes
+def _marker(style: Style, scale: float) -> dict[str, Any]:
+    hollow = style.marker.endswith(("-open", "-thin"))
+    line = {"color": f"@{style.color}", "width": 1.8 if hollow else 0}
+    symbol = (
+        style.marker if scale == 1 else style.marker.removesuffix("-thin")
+    )  # in space there is no thin one
+    return {"symbol": symbol, "size": scale * style.size, "color": f"@{style.color}", "line": line}
 
 
-def _shapes(panel: Panel) -> list[dict[str, Any]]:
-    if panel.diverged is None:
-        return []
-    return [{"type": "line", "x0": panel.diverged, "x1": panel.diverged, "yref": "paper", "y0": 0, "y1": 1}]
+def _annotation(note: Note) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "text": note.text, "font": {"color": f"@{note.color}"}, "bgcolor": "@paper", "showarrow": False,
+        "xref": "paper", "x": 0.02 if note.left else 0.98, "xanchor": "left" if note.left else "right",
+        "y": note.y, "yanchor": "top" if note.below else "bottom",
+    }  # fmt: skip
+    if note.in_data:
+        return found | {"yshift": -4 if note.below else 4}
+    return found | {"yref": "paper"}
 
 
-def plain(values: np.ndarray) -> list[float | None]:
-    """Numbers for JSON, which knows no NaN; Plotly leaves a gap for null."""
+def _plain_text(value: str) -> str:
+    """Text of a run, where Plotly would read it as HTML."""
+    return escape(value if len(value) <= _LONGEST else value[: _LONGEST - 1] + "…", quote=False)
+
+
+def _detail(values: np.ndarray) -> Sequence[Any]:
+    return _finite(values) if values.dtype.kind in "fiu" else values.tolist()
+
+
+def _finite(values: np.ndarray) -> list[float | None]:
+    """Numbers for JSON, which has no NaN; Plotly leaves a gap for null."""
     return [float(value) if np.isfinite(value) else None for value in values]

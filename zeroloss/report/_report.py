@@ -1,30 +1,22 @@
-"""The page a person looks at: one HTML file that needs nothing else."""
+"""Reading a run, and writing its page and its figures."""
 
+import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import xarray as xr
-from plotly.offline import get_plotlyjs
 
 from zeroloss import runs
 from zeroloss._files import replacing, require_free, unwritable
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import (
-    _comparison_page,
-    _several_page,
-    _study_page,
-    _sweep_charts,
-    _sweep_page,
-    _trajectory_charts,
-    _trajectory_page,
-)
-from zeroloss.report._figures import write_figures
-from zeroloss.report._html import Page, asset, configuration, embedded, text
-from zeroloss.report._matplotlib_zero_sets import write_stills
-from zeroloss.report._study_matplotlib import write_study_figures
+from zeroloss.report import _comparison, _several, _study, _sweep, _trajectory
+from zeroloss.report._chart import Figure
+from zeroloss.report._matplotlib import save
+from zeroloss.report._page import Page, render
+from zeroloss.report._pictures import PICTURE
+from zeroloss.report._sentences import TRAJECTORIES
 from zeroloss.runs._folder import FIGURES, REPORT
 from zeroloss.runs._grid import SWEEP
 
@@ -34,8 +26,7 @@ FORMATS = ("png", "pdf", "svg")
 def write(folder: Path) -> Path:
     """Write the figures and `report.html` of the run in `folder`; returns the path of the page.
 
-    The page is that of the run's command, or of a sweep. It holds everything it shows, Plotly included, and
-    opens without a network.
+    The page holds everything it shows, Plotly included, and opens without a network.
 
     Raises `RunError` when the folder holds no readable run or cannot be written to, and `InputError` for a
     run without results.
@@ -44,59 +35,63 @@ def write(folder: Path) -> Path:
     config, results = _read(folder)
     if (folder / FIGURES).is_symlink():
         raise RunError(f"{folder / FIGURES} is a link; the figures of a run are written into its own folder.")
-    _stills(config, results, folder / FIGURES, "png")
-    command = config.get("command")
-    if command == "study":
-        page = _study_page.page(config, results)
-    elif command == SWEEP:
-        page = _sweep_page.page(config, results)
-    elif command in _trajectory_charts.WORDS:
-        page = _trajectory_page.page(config, results)
-    else:
-        page = _comparison_page.page(config, results, folder / FIGURES)
+    room = _room(config)
+    figures = room.figures(config, results)
+    _save_figures(figures, folder / FIGURES, "png")
+    picture = next((each for each in figures if each.name == PICTURE and each.heading), None)
+    page = replace(room.page(config, results), picture=picture)
     return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
 
 
 def write_several(folders: Sequence[Path], path: Path) -> Path:
     """Write a page that compares the runs in `folders` to the file `path`.
 
-    Raises `RunError` for a folder without a readable run, and where `path` is there already or cannot be
+    Raises `RunError` for a folder without a readable run, and where `path` exists already or cannot be
     written; `InputError` for runs that cannot be compared.
     """
     require_free(path)
-    told = [_several_page.Told(str(folder), *_read(Path(folder))) for folder in folders]
-    page = _several_page.page(told)
-    config = {f"{each.name}: {name}": value for each in told for name, value in each.config.items()}
-    return _save(page, path, config, "the runs " + ", ".join(each.name for each in told))
+    each = [_several.NamedRun(str(folder), *_read(Path(folder))) for folder in folders]
+    config = {f"{run.name}: {name}": value for run in each for name, value in run.config.items()}
+    return _save(_several.page(each), path, config, f"the runs {', '.join(run.name for run in each)}")
 
 
-def write_stills_of(folder: Path, to: Path, format: str = "png") -> list[Path]:
+def write_figures(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """Write the static figures of the run in `folder` into the folder `to`, as "png", "pdf" or "svg".
 
     Returns the files. Raises as `write` does.
     """
     if format not in FORMATS:
         raise InputError(f"figures can be {', '.join(FORMATS)}, not {format!r}.")
-    return _stills(*_read(folder), to, format)
+    config, results = _read(folder)
+    return _save_figures(_room(config).figures(config, results), Path(to), format)
 
 
-def _stills(config: Mapping[str, Any], results: xr.DataTree, to: Path, format: str) -> list[Path]:
+def _room(config: Mapping[str, Any]) -> Any:
+    """The module that makes the figures and the page of a run with this config."""
+    rooms = {"study": _study, SWEEP: _sweep} | dict.fromkeys(TRAJECTORIES, _trajectory)
+    return rooms.get(str(config.get("command")), _comparison)
+
+
+def _save_figures(figures: Sequence[Figure], to: Path, format: str) -> list[Path]:
+    names: set[str] = set()
     try:
-        if config.get("command") == "study":
-            return write_study_figures(config, results, to, format)
-        if config.get("command") == SWEEP:
-            table = results.to_dataset().load()
-            return write_stills(_sweep_charts.groups(table), "", to, format)
-        if config.get("command") in _trajectory_charts.WORDS:
-            title = str(config.get("description", ""))
-            return write_stills(_trajectory_charts.groups(config, results), title, to, format)
-        return write_figures(config, results, to, format)
+        to.mkdir(parents=True, exist_ok=True)
+        return [save(figure, to / f"{_file_name(figure.name, names)}.{format}") for figure in figures]
     except OSError as error:
         raise unwritable(to, error) from error
 
 
+def _file_name(name: str, taken: set[str]) -> str:
+    """A name for a file that is not in `taken`, to which it is added."""
+    chosen = re.sub(r"[^A-Za-z0-9.+_-]+", "_", name).strip("_.") or "noise"
+    while chosen in taken:
+        chosen += "_"
+    taken.add(chosen)
+    return chosen
+
+
 def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
-    """The config of a run and its results, which know, as the attribute `failure`, why it has failed."""
+    """Config and results of a run; `results.attrs["failure"]` is the reason why it failed, or None."""
     run = runs.open_run(folder)
     config, results = run.config, run.results
     results.attrs["failure"] = run.failure
@@ -110,15 +105,6 @@ def _read(folder: Path) -> tuple[Mapping[str, Any], xr.DataTree]:
 
 
 def _save(page: Page, path: Path, config: Mapping[str, Any], source: str) -> Path:
-    html = Template(asset("page.html")).substitute(
-        page._asdict() | {"panels": embedded(page.panels)},
-        configuration=configuration(config),
-        version=text(version("zeroloss")),
-        source=text(source),
-        style=asset("page.css"),
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        script=asset("page.js"),
-    )
     with replacing(path) as file:
-        file.write(html.encode())
+        file.write(render(page, config, source))
     return path

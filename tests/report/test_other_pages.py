@@ -1,4 +1,4 @@
-"""How sweeps, and several runs, are laid out on a page; on tables made by hand."""
+"""Pages of sweeps, of trajectories and of several runs, and of runs that strangers have changed."""
 
 import json
 import shutil
@@ -11,10 +11,9 @@ from mangling import ROOM, SECONDS, memory, within
 
 from zeroloss import open_run, report, runs
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import _several_page, _sweep_charts
-from zeroloss.report._matplotlib_zero_sets import _style
-from zeroloss.report._sweep_charts import Layout, failures, groups, layout
-from zeroloss.report._zero_set_pictures import portrait
+from zeroloss.report import _several, cell_table, failures
+from zeroloss.report._pictures import picture
+from zeroloss.report._sweep import Layout, figures_of, layout
 from zeroloss.runs._folder import column
 
 
@@ -60,52 +59,56 @@ def test_the_axes_of_a_grid_on_the_page(axes, wanted):
 
 
 def test_seeds_are_averaged():
-    (group,) = groups(table(step_size=STEPS, seed=SEEDS, noise=["label"]))
-    (chart,) = group.charts
-    (line,) = chart.lines
+    (figure,) = figures_of(table(step_size=STEPS, seed=SEEDS, noise=["label"]))
+    (panel,) = figure.panels
+    (line,) = panel.series
     np.testing.assert_allclose(line.x, STEPS)
     # The last cell failed: there the mean is over three seeds.
     np.testing.assert_allclose(line.y, [1.6, 1.7, 1.4])
-    assert line.error is not None
     sd = np.std(SEEDS, ddof=1)
-    np.testing.assert_allclose(line.error, [sd / 2, sd / 2, np.std(SEEDS[:3], ddof=1) / np.sqrt(3)])
+    np.testing.assert_allclose(
+        (line.high - line.low) / 4, [sd / 2, sd / 2, np.std(SEEDS[:3], ddof=1) / np.sqrt(3)]
+    )
 
 
 def test_without_seeds_the_error_is_that_of_the_runs():
-    (group,) = groups(table(step_size=STEPS, noise=["label"]))
-    np.testing.assert_allclose(group.charts[0].lines[0].error[:2], 0.1)
+    (figure,) = figures_of(table(step_size=STEPS, noise=["label"]))
+    line = figure.panels[0].series[0]
+    np.testing.assert_allclose((line.high - line.low)[:2] / 4, 0.1)
 
 
 def test_a_chart_for_every_place_on_the_other_axes():
-    (group,) = groups(table(step_size=STEPS, noise=NOISES, sigma=[0.1, 0.2]))
-    assert [chart.strong for chart in group.charts] == NOISES
-    assert [entry.name for entry in group.entries] == ["sigma 0.1", "sigma 0.2"]
-    assert {line.style for chart in group.charts for line in chart.lines} == {
-        "series-0-points", "series-1-points",
+    (figure,) = figures_of(table(step_size=STEPS, noise=NOISES, sigma=[0.1, 0.2]))
+    assert [panel.title for panel in figure.panels] == NOISES
+    assert [entry.text for entry in figure.legend] == ["sigma 0.1", "sigma 0.2"]
+    series = [each for panel in figure.panels for each in panel.series]
+    assert {(each.key, each.style.color) for each in series} == {
+        ("series-0", "series-0"), ("series-1", "series-1"),
     }  # fmt: skip
+    assert all(each.style.marker and not each.style.width for each in series)
 
 
 def test_training_prediction_and_limit_look_different_between_noises():
     made = table(noise=NOISES, **{"set.activation": ["gelu", "tanh"]}).rename(loss_end="loss_training")
     made = made.assign(loss_prediction=2 * made["loss_training"], loss_limit=3 * made["loss_training"])
     made.attrs["command"] = "compare"
-    (group,) = groups(made)
-    style = {line.style for chart in group.charts for line in chart.lines}
-    assert style == {f"series-{k}{how}-points" for k in (0, 1) for how in ("", "-cross", "-thin")}
-    styles = [_style(line) for line in group.charts[0].lines]
-    assert len({tuple(sorted(style.items())) for style in styles}) == len(styles)
+    (figure,) = figures_of(made)
+    assert all(len(panel.series) == 6 for panel in figure.panels)
+    for panel in figure.panels:
+        assert len({each.style for each in panel.series}) == 6
+        assert all(each.style.marker and not each.style.width for each in panel.series)
 
 
 def test_an_axis_with_one_value_is_said_and_not_drawn_over():
-    (group,) = groups(table(sigma=[0.1], step_size=STEPS, noise=["label"], seed=[0]))
-    (chart,) = group.charts
-    assert chart.strong == "sigma 0.1, label"
-    np.testing.assert_allclose(chart.lines[0].y[:2], [0.2, 0.3])
+    (figure,) = figures_of(table(sigma=[0.1], step_size=STEPS, noise=["label"], seed=[0]))
+    (panel,) = figure.panels
+    assert panel.title == "sigma 0.1, label"
+    np.testing.assert_allclose(panel.series[0].y[:2], [0.2, 0.3])
 
 
 def test_failures_say_where_and_why():
     assert failures(table(step_size=STEPS, noise=NOISES)) == [("step_size=0.4, noise=weight", "too large")]
-    head, lines = _sweep_charts.cell_table(table(step_size=STEPS, noise=NOISES))
+    head, lines = cell_table(table(step_size=STEPS, noise=NOISES))
     assert head == ["step_size", "noise", "status", "clean loss"]
     assert lines[-1][1] == ["0.4", "weight", "failed", "\u2013"]
     assert lines[0][1] == ["0.1", "label", "complete", "0.1"]
@@ -113,11 +116,11 @@ def test_failures_say_where_and_why():
 
 def test_runs_that_cannot_be_compared():
     tree = xr.DataTree()
-    one = _several_page.Told("a", {"command": "study"}, tree)
+    one = _several.NamedRun("a", {"command": "study"}, tree)
     with pytest.raises(InputError, match="a is a study"):
-        _several_page.page([one, one])
+        _several.page([one, one])
     with pytest.raises(InputError, match="at most 7 runs"):
-        _several_page.page([one._replace(config={"command": "limit"})] * 8)
+        _several.page([one._replace(config={"command": "limit"})] * 8)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +133,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize(("format", "first"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_static_figures(made, tmp_path, format, first):
-    written = report.write_stills_of(made, tmp_path, format)
+    written = report.write_figures(made, tmp_path, format)
     assert len(written) >= 2
     for path in written:
         assert path.suffix == f".{format}" and path.read_bytes().startswith(first)
@@ -138,12 +141,12 @@ def test_static_figures(made, tmp_path, format, first):
 
 def test_figures_of_an_unknown_kind(made, tmp_path):
     with pytest.raises(InputError, match="png, pdf, svg, not 'gif'"):
-        report.write_stills_of(made, tmp_path, "gif")
+        report.write_figures(made, tmp_path, "gif")
 
 
 def test_the_page_of_a_path_says_the_verdict(made):
     text = report.write(made).read_text()
-    assert '<article class="verdict non-degenerate">' in text
+    assert 'style="--kind: var(--non-degenerate)"' in text
     assert "is non-degenerate: training drifts on the fast scale, 1/(ασ²) steps." in text
 
 
@@ -184,10 +187,10 @@ def configured(run, folder, **values):
     return folder
 
 
-def refused(match, look, *arguments):
-    """One line, that says what is wrong, and nothing else."""
+def refused(match, function, *arguments):
+    """The error is one line that names the fault."""
     with pytest.raises(RunError, match=match) as caught:
-        look(*arguments)
+        function(*arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -195,7 +198,7 @@ def test_a_command_that_nobody_knows(sound, tmp_path):
     folder, match = configured(sound["descend"], tmp_path / "run", command="fly"), "unknown command 'fly'"
     refused(match, open_run, folder)
     refused(match, report.write, folder)
-    refused(match, report.write_stills_of, folder, tmp_path / "stills")
+    refused(match, report.write_figures, folder, tmp_path / "figures")
     refused(match, report.write_several, [folder, folder], tmp_path / "several.html")
     assert match in runs.summary(folder)["status"]
 
@@ -298,17 +301,17 @@ def test_views_of_two_minds(view, change, match, sound, tmp_path):
         ("hyperbola", {"dimension": 2}),
     ],
 )
-def test_no_portrait_of_what_is_not_that_of_the_run(problem, options, sound):
+def test_no_picture_of_a_problem_that_is_not_that_of_the_run(problem, options, sound):
     config, results = runs.read(sound["stochastic"])
     with within(SECONDS), memory(ROOM):
-        assert portrait(config | {"problem": problem, "options": options}, results) is None
+        assert picture(config | {"problem": problem, "options": options}, results) is None
 
 
-def test_a_page_without_a_portrait(sound, tmp_path):
-    picture, options = '<figure class="picture"', {"rows": 100_000, "columns": 100_000}
+def test_a_page_without_a_picture(sound, tmp_path):
+    place, options = '<div class="quantities picture">', {"rows": 100_000, "columns": 100_000}
     whole = shutil.copytree(sound["stochastic"], tmp_path / "whole")
-    assert picture in report.write(whole).read_text()
+    assert place in report.write(whole).read_text()
     folder = configured(whole, tmp_path / "run", problem="matrix_completion", options=options)
     shutil.rmtree(folder / "figures")
-    assert picture not in report.write(folder).read_text()
-    assert not (folder / "figures" / "portrait.png").exists()
+    assert place not in report.write(folder).read_text()
+    assert not (folder / "figures" / "picture.png").exists()

@@ -5,65 +5,47 @@ import json
 import re
 import warnings
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import equinox as eqx
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from made_runs import FAST, SAVES, SLOW, comparison
-from matplotlib.figure import Figure
+from reading import HOSTILE, Reader, check_hostile, check_plots
 
 from zeroloss import report, runs
 from zeroloss.cli._console import out
 from zeroloss.cli._printing import print_results
 from zeroloss.dynamics import Trajectory
 from zeroloss.errors import RunError
-from zeroloss.report._charts import panels, table_rows, time_axis, windows
-from zeroloss.report._figures import write_figures
-from zeroloss.report._html import Board
-from zeroloss.report._labels import noise_in_words
-from zeroloss.report._numbers import in_table, interval, number, percent, steps_in_words
-from zeroloss.report._plotly_zero_sets import scenes
-from zeroloss.report._sentences import grouped, headline, table, verdict
-from zeroloss.report._trajectory_charts import sentences
+from zeroloss.report import _comparison, comparison_rows, comparison_table, grouped
+from zeroloss.report._chart import Figure, Panel, Series, Style
+from zeroloss.report._comparison import curves, ranges, time_axis
+from zeroloss.report._page import render
+from zeroloss.report._pictures import PICTURE
+from zeroloss.report._sentences import comparison as sentences_of
+from zeroloss.report._sentences import headline, trajectory
+from zeroloss.report._text import in_table, interval, noise_in_words, number, percent, steps_in_words
+from zeroloss.report._views import figures as views_of
 from zeroloss.runs._folder import column
 
-HOSTILE = "<script>alert(1)</script>"
+
+def configured(config):
+    return {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
 
 
 def written(folder: Path, comparisons, **config) -> Path:
-    config = {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
-    runs.create(folder, config)
+    """The page of a run on a disk, with its figures."""
+    runs.create(folder, configured(config))
     runs.write_results(folder, runs.gather(comparisons))
     return report.write(folder)
 
 
-class Reader(HTMLParser):
-    """Tags with their attributes, the text outside scripts and styles, and the scripts."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.scripts, self.text, self._inside = [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside == "script":
-            self.scripts.append(data)
-        elif self._inside != "style":
-            self.text.append(data)
-
-    def count(self, wanted: str) -> int:
-        return sum(tag == wanted for tag, _ in self.tags)
+def shown(comparisons, **config) -> Reader:
+    """The same page alone, without a disk."""
+    config, results = configured(config), runs.gather(comparisons)
+    return Reader(render(_comparison.page(config, results), config, "nowhere").decode())
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +72,7 @@ def test_page_needs_nothing_else(run, page):
 
 
 def test_page_says_what_each_noise_does(page):
-    text = " ".join(page.text)
+    text = page.text
     assert "Dropout at rate 0.01 is non-degenerate" in text
     assert "fast scale, 1/(ασ²) ≈ 2,000 steps" in text
     assert "In 10,000 steps the regularizer fell from 0.700 to" in text
@@ -100,39 +82,35 @@ def test_page_says_what_each_noise_does(page):
 
 
 def test_table_has_a_row_for_every_quantity(run, page):
-    rows = table_rows(runs.read(run.parent)[1])
-    labels = [label for label, _ in table(rows)]
+    rows = comparison_rows(runs.read(run.parent)[1])
+    labels = [label for label, _ in comparison_table(rows)]
     for quantity in ("regularizer Reg", "trace of the Hessian", "test error"):
         for where in ("start", "limit", "trained"):
             assert f"{quantity}, {where}" in labels
     for label in ("verdict", "drifts in steps", "training steps", "distance from training, limit"):
         assert label in labels
-    headings = [heading for heading, _ in grouped(table(rows)) if heading]
+    headings = [heading for heading, _ in grouped(comparison_table(rows)) if heading]
     assert headings == [
         "regularizer Reg", "trace of the Hessian", "test error", "distance from training",
         "seconds (of them compiling)", "time of training / limit",
     ]  # fmt: skip
     assert page.count("tr") == len(labels) + len(headings) + 1
-    cells = dict(table(rows))
+    cells = dict(comparison_table(rows))
     assert cells["trace of the Hessian, limit"] == ["49", "49", "98"]
     assert cells["regularizer Reg, trained"][2] == "0 ± 0"
     assert cells["time of training / limit, with compiling"] == ["7.0"] * 3
 
 
+def roles(specification):
+    """The keys of what is drawn, in order, and whether it is an area."""
+    return [trace["legendgroup"] + (" area" if trace.get("fill") else "") for trace in specification["data"]]
+
+
 def test_every_panel_is_a_valid_figure_with_words_for_it(page):
-    specifications = json.loads(page.scripts[0])
-    for specification in specifications:
-        go.Figure(specification)  # raises where Plotly would not understand
-    plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
-    assert [plot["id"] for plot in plots] == [f"panel-{i}" for i in range(len(specifications))]
+    plots = check_plots(page)
     assert len(plots) == 5 * 3
-    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 30 for plot in plots)
-    for specification in specifications:
-        roles = [trace["meta"] for trace in specification["data"]]
-        assert roles in (["band", "training", "limit"], ["training", "scatter"])
-        assert all(
-            trace["legendgroup"] in ("training", "limit", "scatter") for trace in specification["data"]
-        )
+    for plot in plots:
+        assert roles(plot) in (["training area", "training", "limit"], ["training", "scatter"])
 
 
 def test_figures_are_png_and_named_after_their_noise(run):
@@ -147,17 +125,15 @@ def test_a_prediction_is_the_third_curve(tmp_path):
     made = {"dropout": comparison(FAST, predicted=True), "minibatch": comparison(None)}
     page = written(tmp_path / "run", made)
     reader = Reader(page.read_text())
-    for noise, specification in zip(["dropout", "minibatch"] * 5, json.loads(reader.scripts[0]), strict=True):
-        roles = [trace["meta"] for trace in specification["data"]]
-        assert ("prediction" in roles) == (noise == "dropout")
-    shows = [attributes.get("data-shows") for _, attributes in reader.tags]
-    assert shows.count("prediction") == 5
+    for noise, specification in zip(["dropout", "minibatch"] * 5, reader.plots(), strict=True):
+        assert ("prediction" in roles(specification)) == (noise == "dropout")
+    assert reader.buttons().count("prediction") == 5
     results = runs.read(page.parent)[1]
     assert "prediction_0" in results["dropout"].children
-    cells = dict(table(table_rows(results)))
+    cells = dict(comparison_table(comparison_rows(results)))
     assert cells["trace of the Hessian, predicted"] == ["49.98", "\u2013"]
     assert cells["distance from training, prediction"] == ["0.001 ± 0.01", "\u2013"]
-    text = " ".join(reader.text)
+    text = reader.text
     assert "the limit says 0.350, the prediction 0.357." in text
 
 
@@ -173,7 +149,7 @@ def test_how_long_each_took_with_and_without_compiling(tmp_path):
     """What a user waits for includes compiling; a ratio without it says so, and one below 1 is in words."""
     made = timed(comparison(FAST, predicted=True), (12.0, 11.0), (60.0, 20.0), (6.0, 2.0))
     page = written(tmp_path / "run", {"dropout": made})
-    cells = dict(table(table_rows(runs.read(page.parent)[1])))
+    cells = dict(comparison_table(comparison_rows(runs.read(page.parent)[1])))
     for which, said in (("limit", "12.0 (11.0)"), ("prediction", "60.0 (20.0)"), ("training", "6.0 (2.0)")):
         assert cells[f"seconds (of them compiling), {which}"] == [said]
     assert cells["time of training / limit, with compiling"] == ["0.5"]
@@ -183,7 +159,7 @@ def test_how_long_each_took_with_and_without_compiling(tmp_path):
         "Training was faster here: it took 6.0 s, less than the limit (12.0 s) and the prediction (60.0 s), "
         "compiling included."
     )
-    assert said in " ".join(Reader(page.read_text()).text) and said in " ".join(str(made).split())
+    assert said in Reader(page.read_text()).text and said in " ".join(str(made).split())
     assert (
         "seconds, of which compiling: limit 12.0 (11.0), prediction 60.0 (20.0), training 6.0 (2.0)"
         in str(made)
@@ -198,7 +174,7 @@ def test_runs_that_did_not_measure_compiling(tmp_path):
         for name, each in json.loads(timings.read_text()).items()
     }
     timings.write_text(json.dumps(old))
-    labels = [label for label, _ in table(table_rows(runs.read(page.parent)[1]))]
+    labels = [label for label, _ in comparison_table(comparison_rows(runs.read(page.parent)[1]))]
     assert "seconds, limit" in labels and not any("compiling)" in label for label in labels)
     assert "time of training / limit, without" not in labels
 
@@ -228,18 +204,18 @@ def below(made):
 
 def test_a_trace_below_that_of_the_limit_is_explained(tmp_path, capsys):
     page = written(tmp_path / "run", {"weight": below(comparison(FAST)), "label": comparison(SLOW)})
-    text = " ".join(Reader(page.read_text()).text)
+    text = Reader(page.read_text()).text
     said = "is below the 49 of the limit, which stays on the zero-loss set."
     assert text.count(said) == 1 and "(L + σ² Reg)" in text
     print_results({"command": "compare"}, runs.read(page.parent)[1])
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_why_there_is_no_prediction(tmp_path):
+def test_why_there_is_no_prediction():
     made = comparison(FAST)
     training = dataclasses.replace(made.trainings[0], no_prediction="the noise is too large & wild.")
     made = dataclasses.replace(made, trainings=(training,))
-    text = " ".join(Reader(written(tmp_path / "run", {"dropout": made}).read_text()).text)
+    text = shown({"dropout": made}).text
     assert "There is no prediction: the noise is too large & wild." in text
 
 
@@ -250,7 +226,7 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
     results["label"].attrs.update(half_steps=5.12e6, half_of="hessian_trace")
     runs.create(tmp_path, {"problem": "bowl"})
     runs.write_results(tmp_path, results)
-    text = " ".join(Reader(report.write(tmp_path).read_text()).text)
+    text = Reader(report.write(tmp_path).read_text()).text
     assert (
         "At this step size and noise, for dropout at rate 0.2: the limit holds (5 % of the way off); for "
         "label noise: the limit holds (5 % of the way off). "
@@ -258,13 +234,13 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
         "this step size. Label noise drifts on the slow scale: half of what it does to the trace of the "
         "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
     ) in text
-    cells = dict(table(table_rows(results)))
+    cells = dict(comparison_table(comparison_rows(results)))
     assert cells["half of it done after"] == ["8,210", "5.12\u00a0million", "\u2013"]
 
 
-def test_how_long_is_said_where_it_is_not_known(tmp_path):
+def test_how_long_is_said_where_it_is_not_known():
     each = {"langevin": comparison(SLOW, paths=20), "weight": comparison(FAST)}
-    text = " ".join(Reader(written(tmp_path / "run", each).read_text()).text)
+    text = shown(each).text
     assert "spreads training over the zero-loss set on the slow scale, of 40,000 steps." in text
     assert "Weight noise drifts on the fast scale, of 2,000 steps." in text
 
@@ -281,14 +257,14 @@ def test_steps_in_words(steps, text):
 
 
 def test_a_constant_is_shown_as_one(run):
-    shown = panels(runs.read(run.parent)[1])
+    shown = curves(runs.read(run.parent)[1])
     still = [panel for each in shown.values() for panel in each if panel.noise == "minibatch"]
     assert len(still) == 5 and all(panel.constant is not None for panel in still)
     assert all(panel.constant is None for panel in shown["hessian_trace"][:2])
-    (low, high) = windows(shown["regularizer"])[2]
+    (low, high) = ranges(shown["regularizer"])[2]
     assert low <= -1 and high >= 1  # not zoomed on rounding
-    assert len(set(windows(shown["hessian_trace"]))) == 1
-    assert len(set(windows(shown["regularizer"]))) > 1
+    assert len(set(ranges(shown["hessian_trace"]))) == 1
+    assert len(set(ranges(shown["regularizer"]))) > 1
 
 
 def test_hostile_names_appear_escaped_only(tmp_path):
@@ -300,29 +276,23 @@ def test_hostile_names_appear_escaped_only(tmp_path):
     }  # fmt: skip
     page = written(tmp_path / "run", {name: comparison(FAST), "label": comparison(SLOW)}, **config)
     text = page.read_text()
-    assert HOSTILE not in text and "<img" not in text.split('<script type="application/json"')[0]
-    reader = Reader(text)
-    assert reader.count("script") == 3 and reader.count("img") == 0
-    assert not any(key.startswith("on") for _, attributes in reader.tags for key in attributes)
-    assert HOSTILE in "".join(reader.text) and name in "".join(reader.text)
-    labels = [a["aria-label"] for _, a in reader.tags if a.get("class") == "plot"]
-    assert name in labels[0]
-    json.loads(reader.scripts[0])
-    assert "<" not in reader.scripts[0]
+    reader = check_hostile(text, name)
+    assert name in reader.places()[0]["aria-label"]
+    check_plots(reader)
     assert unescape(text).count("</html>") == 1
     assert all(re.fullmatch(r"[\w.+-]+", f.name) for f in (page.parent / "figures").iterdir())
 
 
 def test_one_noise_without_a_test_error(tmp_path):
     page = written(tmp_path / "run", {"weight": comparison(FAST, test_error=False)})
-    text = " ".join(Reader(page.read_text()).text)
+    text = Reader(page.read_text()).text
     assert "Log ratio" in text and "test error" not in text.lower()
     assert (tmp_path / "run" / "figures" / "weight.png").stat().st_size > 10_000
 
 
-def test_only_a_trivial_noise(tmp_path):
-    page = written(tmp_path / "run", {"minibatch:32": comparison(None)})
-    text = " ".join(Reader(page.read_text()).text)
+def test_only_a_trivial_noise():
+    page = shown({"minibatch:32": comparison(None)})
+    text = page.text
     assert "Minibatches of 32 alone do nothing" in text and "never" in text
 
 
@@ -334,12 +304,12 @@ def test_a_training_that_diverged(tmp_path, scale, reached):
     }
     page = written(tmp_path / "run", each)
     reader = Reader(page.read_text())
-    text = " ".join(reader.text)
+    text = reader.text
     assert "The training diverged at step 7,000" in text and "does nothing" not in text
     does = "has no drift on either time scale" if scale is None else "steps"
     assert re.search(rf"Label noise [^.]*{does}; training diverged at step 7,000 at this step size\.", text)
-    shown = panels(runs.read(page.parent)[1])
-    for low, high in windows(shown["hessian_trace"]):
+    shown = curves(runs.read(page.parent)[1])
+    for low, high in ranges(shown["hessian_trace"]):
         assert -200 < low < high < 300
     json.loads(reader.scripts[0])
 
@@ -348,9 +318,7 @@ def test_one_run_has_no_band(tmp_path):
     results = runs.gather({"label": comparison(SLOW)})
     single = results["label"]["training_0"].to_dataset().isel(replica=[0])
     results["label"]["training_0"].dataset = single
-    written_figures = write_figures({}, results, tmp_path)
-    assert all(path.stat().st_size > 10_000 for path in written_figures)
-    assert panels(results)["hessian_trace"][0].training.error is None
+    assert curves(results)["hessian_trace"][0].training.error is None
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +328,7 @@ def stochastic(tmp_path_factory) -> Path:
 
 
 def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):
-    shown = panels(runs.read(stochastic.parent)[1])
+    shown = curves(runs.read(stochastic.parent)[1])
     random, sure = shown["hessian_trace"]
     assert random.stochastic and not sure.stochastic
     assert random.reference.members == 200 and random.training.members == 32
@@ -370,69 +338,63 @@ def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):
     # A normal variable lies within 1.645 standard deviations with a probability of 90 %.
     spread = (quantiles[3, -1] - quantiles[0, -1]) / (2 * 1.645)
     assert spread == pytest.approx(98 * 0.1, rel=5 * 0.75 / np.sqrt(200))
-    low, high = windows([random])[0]
+    low, high = ranges([random])[0]
     assert low < quantiles[0].min() and high > quantiles[3].max()
     reader = Reader(stochastic.read_text())
-    specification = json.loads(reader.scripts[0])[2]
-    go.Figure(specification)
-    roles = [trace["meta"] for trace in specification["data"]]
-    assert roles == [
-        "limit-wide", "limit-narrow", "limit-band", "band",
-        *("quantile-wide", "quantile-narrow", "quantile-narrow", "quantile-wide"), "training", "limit",
+    specification = check_plots(reader)[2]
+    assert roles(specification) == [
+        "limit-spread area", "limit-spread area", "limit area", "training area",
+        *["training-spread"] * 4, "training", "limit",
     ]  # fmt: skip
-    buttons = {attributes["data-shows"] for tag, attributes in reader.tags if tag == "button"}
-    assert {trace["legendgroup"] for trace in specification["data"]} <= buttons
     assert "95 %: %{customdata[1]:.3~g} to" in specification["data"][-1]["hovertemplate"]
     assert (stochastic.parent / "figures" / "langevin.png").stat().st_size > 10_000
 
 
 def test_a_stochastic_limit_in_words(stochastic):
-    rows = table_rows(runs.read(stochastic.parent)[1])
-    text = " ".join(verdict(rows[0], time_axis(rows[0]), {"langevin": 0.02}))
+    rows = comparison_rows(runs.read(stochastic.parent)[1])
+    text = " ".join(sentences_of(rows[0], time_axis(rows[0]).steps_per_unit, {"langevin": 0.02}))
     assert "Langevin noise with sigma 0.02 is degenerate" in text
     assert "The limit is a stochastic differential equation" in text and "200 paths" in text
     spread = rows[0]["hessian_trace_limit_spread"]
     assert spread == pytest.approx(98 * 0.1, rel=5 / np.sqrt(2 * 200))
     assert f"and {number(spread)}." in text and "98.0 at the start, has the mean" in text
-    assert "stochastic" not in " ".join(verdict(rows[1], time_axis(rows[1]), {}))
-    cells = dict(table(rows))
+    assert "stochastic" not in " ".join(sentences_of(rows[1], time_axis(rows[1]).steps_per_unit, {}))
+    cells = dict(comparison_table(rows))
     assert cells["trace of the Hessian, spread limit"] == [f"{spread:.4g}", "–"]  # noqa: RUF001
     assert (
         "±" in cells["trace of the Hessian, limit"][0] and "±" not in cells["trace of the Hessian, limit"][1]
     )
-    assert "no single path is the limit" in " ".join(Reader(stochastic.read_text()).text)
+    assert "no single path is the limit" in Reader(stochastic.read_text()).text
 
 
-def test_a_stochastic_limit_whose_training_diverged(tmp_path):
+def test_a_stochastic_limit_whose_training_diverged():
     one = comparison(SLOW, paths=20, reached=4, diverged_at=7_000)
-    page = written(tmp_path / "run", {"langevin": one})
-    json.loads(Reader(page.read_text()).scripts[0])
-    assert "The training diverged at step 7,000" in " ".join(Reader(page.read_text()).text)
+    page = shown({"langevin": one})
+    json.loads(page.scripts[0])
+    assert "The training diverged at step 7,000" in page.text
 
 
-def test_only_stochastic_limits(tmp_path):
-    page = written(tmp_path / "run", {"langevin": comparison(FAST, paths=20)})
-    text = " ".join(Reader(page.read_text()).text)
+def test_only_stochastic_limits():
+    page = shown({"langevin": comparison(FAST, paths=20)})
+    text = page.text
     assert "limit, mean of 20 paths ± 2 standard errors" in text
 
 
-def test_a_portrait_is_part_of_the_page(tmp_path, monkeypatch):
-    figure = Figure(figsize=(2, 2))
-    monkeypatch.setattr("zeroloss.report._figures.portrait", lambda config, results: figure)
+def test_a_picture_is_part_of_the_page(tmp_path, monkeypatch):
+    panel = Panel("", "The curve under label.", [Series(np.ones(2), np.ones(2), Style("set"), "set")])
+    picture = Figure(PICTURE, HOSTILE, [[panel]])
+    monkeypatch.setattr("zeroloss.report._pictures.picture", lambda config, results: picture)
     page = written(tmp_path / "run", {"label": comparison(SLOW)}, problem=HOSTILE)
     reader = Reader(page.read_text())
-    (picture,) = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert picture["class"] == "light wide"
-    assert picture["src"].startswith("data:image/png;base64,iVBOR") and HOSTILE in picture["alt"]
-    assert picture["alt"].startswith("What noise does to")
-    assert HOSTILE not in page.read_text()
-    assert (tmp_path / "run" / "figures" / "portrait.png").read_bytes().startswith(b"\x89PNG")
+    assert HOSTILE not in page.read_text() and HOSTILE in reader.text.split("Numbers")[0].split("Label")[1]
+    assert roles(reader.plots()[0]) == ["set"]
+    assert (tmp_path / "run" / "figures" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_training_that_diverged_is_promised_nothing():
-    (row,) = table_rows(runs.gather({"dropout": comparison(FAST, reached=4, diverged_at=7_000)}))
+    (row,) = comparison_rows(runs.gather({"dropout": comparison(FAST, reached=4, diverged_at=7_000)}))
     row |= {"half_steps": 120.0, "half_of": "regularizer"}
-    assert headline([row], [time_axis(row)], {}) == (
+    assert headline([row], [time_axis(row).steps_per_unit], {}) == (
         "Dropout drifts on the fast scale, of 2,000 steps; training diverged at step 7,000 at this step size."
     )
 
@@ -442,9 +404,12 @@ def test_noise_without_drift_whose_runs_scatter():
     training = dataclasses.replace(
         made.trainings[0], distance=np.full(SAVES, 0.031), distance_error=np.full(SAVES, 0.03)
     )
-    (row,) = table_rows(runs.gather({"weight": dataclasses.replace(made, trainings=(training,))}))
-    assert headline([row], [time_axis(row)], {}) == "Weight noise has no drift on either time scale."
-    (said,) = verdict(row, time_axis(row), {})
+    (row,) = comparison_rows(runs.gather({"weight": dataclasses.replace(made, trainings=(training,))}))
+    assert (
+        headline([row], [time_axis(row).steps_per_unit], {})
+        == "Weight noise has no drift on either time scale."
+    )
+    (said,) = sentences_of(row, time_axis(row).steps_per_unit, {})
     assert said.replace("\u00a0", " ") == (
         "Weight noise is trivial: no drift is expected on either time scale; after 10,000 steps the "
         "parameters had moved by 3.1 % of their norm in the mean of 4 runs; the scatter of so few runs alone "
@@ -461,7 +426,7 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
     made = {"dropout": comparison(FAST), "label": comparison(SLOW)}
     rest = "the results are those until now. zeroloss resume"
     compared = written(tmp_path / "compare", made, **asked)
-    assert f"2 of 3 noises are done; {rest} goes on" in " ".join(Reader(compared.read_text()).text)
+    assert f"2 of 3 noises are done; {rest} goes on" in Reader(compared.read_text()).text
     followed = tmp_path / HOSTILE.replace("/", "")
     runs.create(followed, {"problem": "bowl"} | asked | {"command": "descend"})
     runs.write_results(followed, runs.gather_paths({"dropout": of_steps()}), complete=False)
@@ -469,7 +434,7 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
     assert f"1 of 3 noises is done; {rest} goes on with the others." in text
     several = report.write_several([compared.parent, followed], tmp_path / "several.html").read_text()
     assert f"2 of 3 noises are done; {rest} {compared.parent} goes on with the others." in several
-    assert f"1 of 3 noises is done; {rest} {followed} goes on" in " ".join(Reader(several).text)
+    assert f"1 of 3 noises is done; {rest} {followed} goes on" in Reader(several).text
     assert followed.name not in several
     asked = dict(noise=list(made))
     assert "are done" not in written(tmp_path / "complete", made, **asked).read_text()
@@ -514,26 +479,26 @@ def of_two_parameters(ends: int, replicas: int) -> xr.DataTree:
 )
 def test_a_legend_holds_for_all_panels(ends, replicas, said):
     each = {"label": of_two_parameters(1, 1), "langevin": of_two_parameters(ends, replicas)}
-    reader = Reader(scenes(list(each), xr.DataTree(children=each), Board(), ["zero_loss_set"]))
-    assert reader.text.count("limit, and where it ends") == 1
-    captions = " ".join(reader.text)
-    assert f"langevin  limit: 5 of {said}" in captions and captions.count("paths, and") == 1
+    (figure,) = views_of(list(each), xr.DataTree(children=each), ["zero_loss_set"])
+    assert [entry.text for entry in figure.legend].count("limit, and where it ends") == 1
+    assert [panel.subtitle for panel in figure.panels] == ["", f"limit: 5 of {said}"]
+    assert [panel.title for panel in figure.panels] == list(each)
 
 
 def test_a_spectrum_of_one_eigenvalue_is_dots():
-    board = Board()
-    reader = Reader(
-        scenes(["label"], xr.DataTree(children={"label": of_two_parameters(1, 1)}), board, ["spectrum"])
-    )
-    assert "at the end" in reader.text and "at the start" not in reader.text
-    assert [a["class"] for tag, a in reader.tags if tag == "span"] == ["swatch ink-dots"]
-    assert [trace["meta"] for trace in board.figures[0]["data"]] == ["limit-ends"]
+    results = xr.DataTree(children={"label": of_two_parameters(1, 1)})
+    (figure,) = views_of(["label"], results, ["spectrum"])
+    ((panel,),) = figure.rows
+    assert [(entry.key, entry.text) for entry in figure.legend] == [("end", "at the end")]
+    (series,) = panel.series
+    assert series.style.marker and not series.style.width
+    np.testing.assert_array_equal(series.y, [2.0])
 
 
-def test_the_hint_on_scales_is_for_several_noises(tmp_path, page):
+def test_the_hint_on_scales_is_for_several_noises(page):
     hint = "The panels of one quantity share their scale"
-    alone = Reader(written(tmp_path / "run", {"label": comparison(SLOW)}).read_text())
-    assert hint in " ".join(page.text) and hint not in " ".join(alone.text)
+    alone = shown({"label": comparison(SLOW)})
+    assert hint in page.text and hint not in alone.text
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):
@@ -625,7 +590,7 @@ def going_half_way(values, verdict="non-degenerate", units="training steps", **a
         {"time": ("time", 1000.0 * np.arange(values.shape[-1]), {"units": units})},
         {"verdict_name": verdict} | attributes,
     )
-    said = sentences({"command": "descend"}, "label", path)
+    said = trajectory({"command": "descend"}, "label", path)
     return [each for each in said if "half of that way" in each]
 
 
@@ -650,7 +615,7 @@ def test_what_changed_by_less_than_is_written():
         {"time": ("time", [0.0, 3.0], {"units": "training steps"})},
         {"verdict_name": "non-degenerate"},
     )
-    said = " ".join(sentences({"command": "predict"}, "label", path)).replace("\u00a0", " ")
+    said = " ".join(trajectory({"command": "predict"}, "label", path)).replace("\u00a0", " ")
     assert (
         "the regularizer Reg stayed at 803 but for 0.031 %; the trace of the Hessian stayed at 2.00." in said
     )
@@ -660,15 +625,15 @@ def test_what_became_infinite_did_not_stay():
     path = xr.Dataset(
         {"late": ("time", [1.5, np.inf])}, {"time": ("time", [0.0, 3.0], {"units": "training steps"})}
     )
-    said = " ".join(sentences({"command": "predict"}, "label", path))
+    said = " ".join(trajectory({"command": "predict"}, "label", path))
     assert "the late went from 1.50 to not a finite number" in said
 
 
-def test_distances_relative_to_the_parameters(tmp_path):
+def test_distances_relative_to_the_parameters():
     """Of noise that drifts, but not from where it began."""
     made = comparison(SLOW)
     still = dataclasses.replace(made, limit=eqx.tree_at(lambda p: p.params["w"], made.limit, np.ones((6, 1))))
-    text = " ".join(Reader(written(tmp_path / "run", {"label": still}).read_text()).text)
+    text = shown({"label": still}).text
     assert "of |w| off" in text and "Distance of training / |w|" in text
     assert "distance travelled" not in text.split("How to read this")[0]
 
@@ -679,7 +644,7 @@ def test_why_a_run_failed_is_said(tmp_path):
     runs.create(folder, {"problem": "bowl"} | asked)
     runs.write_results(folder, runs.gather({"dropout": comparison(FAST)}), complete=False)
     runs._folder.log(folder, "failed", error="InputError: the training diverged <b>")
-    text = " ".join(Reader(report.write(folder).read_text()).text)
+    text = Reader(report.write(folder).read_text()).text
     assert "The next one failed: InputError: the training diverged <b>" in text and "goes on" not in text
 
 

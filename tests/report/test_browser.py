@@ -1,13 +1,14 @@
 """Pages in a real browser: Chromium, as Debian packages it. Without one these tests are skipped."""
 
+import dataclasses
 import shutil
-import textwrap
 
+import numpy as np
 import pytest
-from runs_here import Here
+import xarray as xr
+from made_runs import COMMON, path, write, write_sweep
 
 from zeroloss import report, runs
-from zeroloss.problems import DEFAULT_STRENGTHS
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -27,47 +28,36 @@ HOSTILE = {
     "end": "</script></style></title><!--",
 }
 
-SURFACE = """
-    import jax.numpy as jnp
-    import zeroloss as zl
 
-    def model(w, inputs):
-        return w[0] * w[1] * w[2] * inputs
-
-    def make():
-        watch = {name.replace("/", "\u2215"): (lambda w: w[0]) for name in %r}
-        return zl.LeastSquares(model, jnp.ones(1), jnp.ones(1)), jnp.array([2.0, 1.0, 0.5]), watch
-"""
+def surface(folder):
+    """A descent under three parameters, with names that are hostile wherever a run has names."""
+    names = [name.replace("/", "\u2215") for name in HOSTILE.values()]
+    made = dataclasses.replace(path(9), observables={name: path(9).loss + 1.0 for name in names})
+    config = COMMON | {"command": "descend", "noise": ["label:0.1"], "steps": 100, "description": names[0]}
+    runs.create(folder, config | {"problem": "<b onclick='hacked = 1'>&amp;\".py"})
+    results = runs.gather_paths({"label:0.1": made})
+    cube = np.random.default_rng(0).uniform(size=(60, 3))
+    results["label:0.1"]["zero_loss_set"] = xr.DataTree(
+        xr.Dataset(
+            {
+                "point": (("number", "parameter"), cube),
+                "path": (("path_path", "path_time", "parameter"), cube[:12].reshape(4, 3, 3)),
+                "path_end": (("path_replica", "parameter"), cube[:9]),
+            }
+        )
+    )
+    runs.write_results(folder, results)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """One page of each kind, by name."""
     folder = tmp_path_factory.mktemp("pages")
-    own = folder / "<b onclick='hacked = 1'>&amp;\".py"
-    own.write_text(textwrap.dedent(SURFACE % list(HOSTILE.values())))
-    common = dict(strengths=DEFAULT_STRENGTHS)
-    configs = {
-        "compare": dict(
-            command="compare", problem="hyperbola", noise=["weight:0.1", "minibatch:1"], steps=2000,
-            replicas=4,
-        ),
-        "limit": dict(command="limit", problem="regression_1d", noise=["weight"], horizon=1.0, saves=5),
-        "descend": dict(
-            command="descend", problem=f"{own}:make", noise=["label:0.1"], steps=500, replicas=9, saves=5,
-            source=runs.digest_of_source(f"{own}:make", {}),
-        ),
-        "study": dict(command="study", problem="hyperbola", noise=["weight:0.1"], budget=0.1),
-    }  # fmt: skip
-    found = {}
-    for name, config in configs.items():
-        runs.start(runs.config_from(config | common), folder / name)
-        found[name] = report.write(folder / name)
-    cell = configs["limit"] | common
-    sweep = runs.sweep_config({"cell": cell, "grid": {"horizon": [0.5, 1.0], "set.width": [20, 30]}})
-    runs.sweep(sweep, folder / "sweep", executor=Here())
-    found["sweep"] = report.write(folder / "sweep")
-    found["several"] = report.write_several([folder / "compare", folder / "descend"], folder / "several.html")
+    made = {kind: write(folder / kind, kind) for kind in ("compare", "limit", "study")}
+    made |= {"descend": surface(folder / "descend"), "sweep": write_sweep(folder / "sweep")}
+    found = {kind: report.write(run) for kind, run in made.items()}
+    found["several"] = report.write_several([made["compare"], made["descend"]], folder / "several.html")
     return found
 
 
@@ -122,8 +112,10 @@ def test_every_figure_is_drawn(visit, kind):
     assert empty == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [("compare", "light"), ("compare", "dark"), ("study", "light"), ("sweep", "dark"), ("descend", "light")],
+)
 def test_there_are_no_serious_barriers(visit, kind, scheme):
     page = visit(kind, color_scheme=scheme, reduced_motion="reduce")
     found = axe.Axe().run(page).response["violations"]
@@ -142,57 +134,45 @@ def test_nothing_scrolls_sideways_on_a_phone(visit, kind):
     right = "(svg) => svg.getBoundingClientRect().right"
     widest = page.evaluate(f"Math.max(...[...document.querySelectorAll('.plot .main-svg')].map({right}))")
     assert widest <= 390
-
-
-@pytest.mark.parametrize("width", [400, 1200])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_picture_fits_the_screen_and_its_colours(visit, scheme, width):
-    """One of its looks is shown, whole, on paper of the colour of the page."""
-    page = visit("compare", viewport={"width": width, "height": 800}, color_scheme=scheme)
-    picture = page.locator(".picture")
-    shown = [each for each in picture.locator("img").all() if each.is_visible()]
-    assert [each.get_attribute("class") for each in shown] == [
-        f"{scheme} {'narrow' if width < 640 else 'wide'}"
-    ]
-    box = shown[0].bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= width
-    assert picture.evaluate("(each) => each.scrollWidth <= each.clientWidth")
-    corner = shown[0].evaluate(
-        """(image) => {
-            const canvas = document.createElement("canvas");
-            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-            const context = canvas.getContext("2d");
-            context.drawImage(image, 0, 0);
-            return [...context.getImageData(1, 1, 1, 1).data].slice(0, 3);
-        }"""
-    )
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert paper == f"rgb({', '.join(map(str, corner))})"
-
-
-def test_the_picture_is_light_on_paper(visit):
-    page = visit("compare", color_scheme="dark")
-    page.emulate_media(media="print", color_scheme="dark")
-    shown = [each for each in page.locator(".picture img").all() if each.is_visible()]
-    assert [each.get_attribute("class") for each in shown] == ["light wide"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_long_tables_scroll_within_a_phone(visit, kind):
-    """With all that is folded away opened, long names of runs and quantities among it."""
-    page = visit(kind, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    # With the configuration opened; long names of runs and quantities are in it.
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_prints(visit, kind):
-    page = visit(kind, color_scheme="dark")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_figures_have_the_colours_of_the_page(visit, scheme):
+    """The picture is one of them: its paper is the page's, its limit is drawn in the page's ink."""
+    page = visit("compare", color_scheme=scheme)
+    assert page.locator(".picture .plot").count() == 2
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
+    papers = page.locator(".plot .main-svg:first-child").evaluate_all(
+        "(all) => all.map((each) => getComputedStyle(each).backgroundColor)"
+    )
+    assert set(papers) == {paper}
+    colors = page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].flatMap((plot) => plot.data)
+            .filter((trace) => trace.meta === 'limit').map((trace) => trace.line.color)"""
+    )
+    assert set(colors) == {"#1a1a1a" if scheme == "light" else "#f2f2f2"}
+
+
+def test_figures_are_light_on_paper(visit):
+    page = visit("compare", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    papers = "[...document.querySelectorAll('.plot')].map((plot) => plot.layout.paper_bgcolor)"
+    assert set(page.evaluate(papers)) == {"#ffffff"}
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert set(page.evaluate(papers)) == {"#14161a"}
+
+
+def test_it_prints(visit):
+    page = visit("compare", color_scheme="dark")
     paper = page.pdf(format="A4")
     assert paper.startswith(b"%PDF") and len(paper) > 20_000
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["compare", "study", "sweep"])
 def test_figures_answer_to_the_mouse(visit, kind):
     page = visit(kind)
     lines = "(plots) => plots.findIndex((plot) => plot.layout.hovermode === 'x unified')"
@@ -230,7 +210,7 @@ def _drag(page, plot, start, end):
     page.wait_for_timeout(400)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["compare", "study", "sweep"])
 def test_a_drag_zooms_and_a_double_click_goes_back(visit, kind):
     page = visit(kind)
     plot = page.locator(".plot:has(.xtick)").first
@@ -263,9 +243,8 @@ def test_a_figure_in_space_turns(visit):
     assert after[2] == pytest.approx(before[2], abs=0.05), "a turntable keeps its height"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_legend_shows_and_hides(visit, kind):
-    page = visit(kind)
+def test_the_legend_shows_and_hides(visit):
+    page = visit("compare")
     shown = """(name) => [...document.querySelectorAll('.plot')].flatMap((plot) => plot.data)
         .filter((trace) => trace.legendgroup === name).map((trace) => trace.visible)"""
     section = page.locator(".quantity").first
@@ -296,17 +275,17 @@ def test_time_is_slow_or_counted_in_steps(visit):
 
 
 def test_the_function_follows_the_slider(visit):
-    page = visit("limit")
+    page = visit("compare")
     slider = page.locator(".slider input").first
-    assert page.locator(".slider output").first.inner_text() == "t = 0"
+    assert page.locator(".slider output").first.inner_text() == "step 0"
     # The line that moves is the one that the slider's panel names.
     y = """() => { const plot = document.querySelector('figure:has(.slider) .plot');
-        return plot._fullData.find((trace) => trace.meta === 'limit').y[0]; }"""
+        return plot._fullData.find((trace) => trace.legendgroup === 'limit').y[0]; }"""
     before = page.evaluate(y)
     slider.focus()
     page.keyboard.press("End")
-    assert page.locator(".slider output").first.inner_text() == "t = 1.00"
-    assert slider.get_attribute("aria-valuetext") == "t = 1.00"
+    assert page.locator(".slider output").first.inner_text() == "step 2"
+    assert slider.get_attribute("aria-valuetext") == "step 2"
     assert page.evaluate(y) != before
 
 
