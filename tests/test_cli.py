@@ -227,7 +227,7 @@ def test_noises_are_shown_in_the_order_of_the_request(tmp_path):
 
 def test_a_comparison_of_which_no_noise_is_finished_is_shown(tmp_path):
     values = dict(command="compare", problem="hyperbola", noise=["label"])
-    runs.create(tmp_path / "run", runs.config_from(values).model_dump(mode="json"))
+    runs.create(tmp_path / "run", runs.config_from(values))
     half = xr.Dataset({"loss": ("time", [0.0])})
     half.to_zarr(tmp_path / "run" / "results.zarr", group="label/limit", consolidated=False)
     assert "No noise has been compared to the end yet" in run("show", tmp_path / "run")
@@ -269,7 +269,7 @@ def test_work_that_takes_long_says_what_it_does(monkeypatch):
     for name in ("project", "classify"):
         work = getattr(zl, name)
         slow = lambda *given, work=work, **more: (time.sleep(0.5), work(*given, **more))[1]  # noqa: E731
-        monkeypatch.setattr(f"zeroloss.cli._compute.{name}", slow)
+        monkeypatch.setattr(f"zeroloss.cli._problems.{name}", slow)
     said = runner.invoke(app, ["classify", "hyperbola", "--noise", "label", "--noise", "weight"]).stderr
     assert re.search(r"projecting the start onto the zero-loss set, \d+ s so far", said)
     assert re.search(r"classifying label \(1 of 2\), \d+ s so far", said)

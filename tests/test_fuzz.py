@@ -397,7 +397,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         | {"replicas": 2, "saves": 6}
     )
     runs.start(config, tmp_path / "whole")
-    append, appended = runs._jobs.append_path, []
+    append, appended = runs._resume.append_trajectory, []
 
     def dying(*arguments):
         append(*arguments)
@@ -405,7 +405,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         if len(appended) == 9:
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     with pytest.raises(Killed):
         runs.start(config, tmp_path / "run", every=0.0)
     monkeypatch.undo()

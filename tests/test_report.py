@@ -464,7 +464,7 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
     assert f"2 of 3 noises are done; {rest} goes on" in " ".join(Reader(compared.read_text()).text)
     followed = tmp_path / HOSTILE.replace("/", "")
     runs.create(followed, {"problem": "bowl"} | asked | {"command": "descend"})
-    runs.write_results(followed, runs.gather_paths({"dropout": of_steps()}), complete=False)
+    runs.write_results(followed, runs.gather({"dropout": of_steps()}), complete=False)
     text = Reader(report.write(followed).read_text()).text
     assert f"1 of 3 noises is done; {rest} goes on with the others." in text
     several = report.write_several([compared.parent, followed], tmp_path / "several.html").read_text()
@@ -477,10 +477,10 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
 
 def test_noises_that_got_differently_far_are_told_apart(capsys):
     config = {"command": "descend", "noise": ["dropout", "label"]}
-    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps()}))
+    print_results(config, runs.gather({"dropout": of_steps(), "label": of_steps()}))
     printed = capsys.readouterr().out
     assert printed.count("after 10,000 steps") == 1 and "at the end" not in printed
-    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps(reached=4)}))
+    print_results(config, runs.gather({"dropout": of_steps(), "label": of_steps(reached=4)}))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["at", "the", "end"]
     assert [line.strip()[:18].rstrip() for line in lines if "after" in line] == [

@@ -19,7 +19,7 @@ from zeroloss.studies import Study
 def written(folder: Path, each, **config) -> Path:
     config = {"command": "study", "problem": "hyperbola", "noise": list(each), "budget": 0.5} | config
     runs.create(folder, config)
-    runs.write_results(folder, runs.gather_studies(each))
+    runs.write_results(folder, runs.gather(each))
     return report.write(folder)
 
 

@@ -11,6 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from zeroloss._compilation import seconds_compiling
 
+Tell = Callable[[str], object]
+"""Takes a message for people, with Rich's markup."""
+
+
+def silent(message: str) -> None:
+    """Take no notice of a message."""
+
+
 messages = Console(stderr=True)
 """Where bars are drawn; what is printed on it meanwhile comes out above them."""
 

@@ -156,7 +156,7 @@ def test_what_was_saved_is_kept_where_who_computes_is_lost(tmp_path):
     assert len(saved) == 2 and (folder / ".previous" / "results.zarr").is_dir()
     for each in saved:
         each.parent.rename(tmp_path / each.parent.name)
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".previous").exists()
 
 
@@ -175,7 +175,7 @@ def test_no_cell_is_done_twice(tmp_path):
     assert [cell.status for cell in first] == ["complete", "failed", "complete"]
     assert "RuntimeError: the process is gone" in first[1].reason
     again = Here()
-    results = runs.resume_sweep(config, folder, executor=again)
+    results = runs.resume_sweep(folder, executor=again)
     assert [call[0] for call in again.calls] == [str(first[1].path)]
     assert set(results["status"].values) == {"complete"} and zl.open_run(folder).complete
     for cell in runs.cells_of(config, folder):
@@ -211,7 +211,7 @@ def test_a_stopped_sweep_says_how_to_go_on(tmp_path):
         runs.sweep(config, folder, executor=Stopping())
     assert stop.value.signal == signal.SIGTERM
     assert zl.open_run(folder).results["status"].values.tolist() == ["complete", "complete", "waiting"]
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete
 
 
@@ -246,7 +246,7 @@ def test_cells_save_when_their_sweep_is_stopped(tmp_path, executor):
     assert (begun.status, waiting.status) == ("unfinished", "waiting")
     assert events(begun) == ["started", "stopped"]
     assert list(begun.path.glob("checkpoint/**/state.npz"))
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete
     assert events(begun) == ["started", "stopped", "resumed", "computed", "finished"]
     runs.start(config.cell_at(begun.place), tmp_path / "alone")
@@ -295,7 +295,7 @@ def test_cells_can_be_stopped_from_outside(tmp_path):
     with pytest.raises(Interrupted, match="0 of 2 cells are complete"):
         runs.sweep(config, folder, executor=Told(), overwrite=True)
     assert [cell.status for cell in runs.cells_of(config, folder)] == ["waiting"] * 2
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".stop").exists()
 
 
@@ -306,13 +306,13 @@ def test_cells_that_outlive_their_sweep_are_waited_for(tmp_path):
     with alone_in(cell.path):
         before = contents(folder, without=())
         for again in (
-            lambda: runs.resume_sweep(config, folder, executor=Here()),
+            lambda: runs.resume_sweep(folder, executor=Here()),
             lambda: runs.sweep(config, folder, executor=Here(), overwrite=True),
         ):
             with pytest.raises(RunError, match=r"1 cells of .* are still being computed"):
                 again()
         assert contents(folder, without=()) == before | {".stop": b""}
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".stop").exists()
 
 

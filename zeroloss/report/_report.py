@@ -1,10 +1,11 @@
 """The page a person looks at: one HTML file that needs nothing else."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import xarray as xr
 from plotly.offline import get_plotlyjs
@@ -30,7 +31,22 @@ from zeroloss.runs._grid import SWEEP
 
 FORMATS = ("png", "pdf", "svg")
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
+
+def _refusing_damage(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Make any failure to show the runs in the first argument one `RunError`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with runs.reading(args[0]):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_refusing_damage
 def write(folder: Path) -> Path:
     """Write the figures and `report.html` of the run in `folder`; returns the path of the page.
 
@@ -57,6 +73,7 @@ def write(folder: Path) -> Path:
     return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
 
 
+@_refusing_damage
 def write_several(folders: Sequence[Path], path: Path) -> Path:
     """Write a page that compares the runs in `folders` to the file `path`.
 
@@ -70,6 +87,7 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     return _save(page, path, config, "the runs " + ", ".join(each.name for each in told))
 
 
+@_refusing_damage
 def write_stills_of(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """Write the static figures of the run in `folder` into the folder `to`, as "png", "pdf" or "svg".
 

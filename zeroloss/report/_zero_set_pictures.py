@@ -27,7 +27,7 @@ from zeroloss.problems._phase_retrieval import least_norm
 from zeroloss.problems._sparse_regression import coefficients
 from zeroloss.report._colors import LIGHT, Theme, lighten
 from zeroloss.report._numbers import number
-from zeroloss.runs._validation import load
+from zeroloss.runs._schema import load
 
 _COLUMNS = 3
 _MOMENTS = 5  # times at which a function is drawn

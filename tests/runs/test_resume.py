@@ -53,7 +53,7 @@ def test_the_same_config_gives_the_same_bytes(tmp_path):
 def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     seen = []
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def watching(*arguments):
         append(*arguments)
@@ -63,7 +63,7 @@ def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
         if seen[-1] == 5:
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", watching)
+    monkeypatch.setattr(runs._resume, "append_trajectory", watching)
     with pytest.raises(Killed):
         runs.start(config(saves=40, steps=100_000), folder, every=0.0)
     assert set(seen) == {1, 2, 3, 4, 5}
@@ -78,15 +78,15 @@ def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
 def test_a_half_written_chunk_hides_nothing_else(tmp_path, monkeypatch):
     """Killed while it appends: what had been finished can be looked at, and the run goes on."""
     folder = tmp_path / "run"
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def dying(folder, group, path, written):
         append(folder, group, path, written)
         if group == "minibatch:1":
-            (folder / "results.zarr" / group / "loss" / "zarr.json").write_text('{"shape": [')
+            (folder / "partial.zarr" / group / "loss" / "zarr.json").write_text('{"shape": [')
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     both = config(noise=["label:0.3", "minibatch:1"])
     with pytest.raises(Killed):
         runs.start(both, folder, every=0.0)
@@ -134,17 +134,17 @@ def test_what_is_to_be_overwritten_stays_until_there_are_results(tmp_path, monke
     """Through a run that was killed before it had any, and one that failed after its first save."""
     runs.start(config(), tmp_path)
     before = contents(tmp_path, without=())
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def dying(*arguments, error=Killed):
         append(*arguments)
         raise error
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     with pytest.raises(Killed):
         runs.start(config(seed=1), tmp_path, overwrite=True, every=0.0)
     failing = functools.partial(dying, error=IntegrationError("for the test", None))
-    monkeypatch.setattr(runs._jobs, "append_path", failing)
+    monkeypatch.setattr(runs._resume, "append_trajectory", failing)
     with pytest.raises(IntegrationError):
         runs.start(config(seed=2), tmp_path, overwrite=True, every=0.0)
     assert contents(tmp_path, without=()) == before
@@ -154,7 +154,7 @@ def test_an_unfinished_run_is_not_started_over(tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", die)
+    monkeypatch.setattr(runs._resume, "append_trajectory", die)
     with pytest.raises(Killed):
         runs.start(config(steps=100_000), tmp_path / "run", every=0.0)
     with pytest.raises(RunError, match=r"an unfinished run; nothing was touched. Go on with it"):
@@ -168,7 +168,7 @@ def test_what_fails_brings_back_what_it_was_to_replace(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise IntegrationError("for the test", None)
 
-    monkeypatch.setattr(runs._jobs, "descend", fail)
+    monkeypatch.setattr(runs._commands, "descend", fail)
     with pytest.raises(IntegrationError):
         runs.start(config(seed=1), tmp_path, overwrite=True)
     assert contents(tmp_path, without=()) == before
@@ -181,7 +181,7 @@ def test_another_config_is_refused_by_the_checkpoint(tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", die)
+    monkeypatch.setattr(runs._resume, "append_trajectory", die)
     with pytest.raises(Killed):
         runs.start(config(steps=100_000), tmp_path, every=0.0)
     changed = json.loads((tmp_path / "config.json").read_text()) | {"replicas": 3}
@@ -194,7 +194,7 @@ def test_another_config_is_refused_by_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        (dict(command="fly"), "unknown command 'fly'. Known: compare, study"),
+        (dict(command="fly"), "unknown command 'fly'. Known: limit, predict, descend"),
         (dict(steps=0), "steps: input should be greater than 0, got 0"),
         (dict(steps="many"), "steps: .*got 'many'"),
         (dict(momentum=1.0), "momentum: input should be less than 1, got 1.0"),
@@ -231,7 +231,7 @@ def test_finding_runs(tmp_path):
     assert runs.find_runs(tmp_path) == [tmp_path / "a" / "b", tmp_path / "c"]
     assert runs.summary(tmp_path / "a" / "b")["status"] == "complete"
     assert "damaged" in runs.summary(tmp_path / "c")["status"]
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="is not a folder"):
         runs.find_runs(tmp_path / "nowhere")
 
 
