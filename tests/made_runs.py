@@ -198,6 +198,13 @@ def views(name):
     }
 
 
+def create(folder, values):
+    """The folder of a run without results, of a comparison of a bowl unless the config says otherwise."""
+    values = {"command": "compare", "problem": "bowl"} | values
+    description = values.pop("description", "a test")
+    runs.create(folder, runs.config_from(values), description)
+
+
 def write(folder, kind):
     """A run of each kind, as it lies on a disk."""
     runs.create(folder, runs.config_from(CONFIGS[kind]), "a test")

@@ -35,8 +35,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 def written(folder: Path, comparisons, **config) -> Path:
-    config = {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
-    runs.create(folder, config)
+    create(folder, {"noise": list(comparisons)} | config)
     runs.write_results(folder, runs.gather(comparisons))
     return report.write(folder)
 
@@ -248,7 +247,7 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
     results = runs.gather(each)
     results["dropout:0.2"].attrs.update(half_steps=8_214.0, half_of="regularizer")
     results["label"].attrs.update(half_steps=5.12e6, half_of="hessian_trace")
-    runs.create(tmp_path, {"problem": "bowl"})
+    create(tmp_path, {"noise": list(each)})
     runs.write_results(tmp_path, results)
     text = " ".join(Reader(report.write(tmp_path).read_text()).text)
     assert (
@@ -463,7 +462,7 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
     compared = written(tmp_path / "compare", made, **asked)
     assert f"2 of 3 noises are done; {rest} goes on" in " ".join(Reader(compared.read_text()).text)
     followed = tmp_path / HOSTILE.replace("/", "")
-    runs.create(followed, {"problem": "bowl"} | asked | {"command": "descend"})
+    create(followed, asked | {"command": "descend"})
     runs.write_results(followed, runs.gather({"dropout": of_steps()}), complete=False)
     text = Reader(report.write(followed).read_text()).text
     assert f"1 of 3 noises is done; {rest} goes on with the others." in text
@@ -676,7 +675,7 @@ def test_distances_relative_to_the_parameters(tmp_path):
 def test_why_a_run_failed_is_said(tmp_path):
     asked = dict(command="compare", noise=["dropout", "label"])
     folder = tmp_path / "run"
-    runs.create(folder, {"problem": "bowl"} | asked)
+    create(folder, asked)
     runs.write_results(folder, runs.gather({"dropout": comparison(FAST)}), complete=False)
     runs._folder.log(folder, "failed", error="InputError: the training diverged <b>")
     text = " ".join(Reader(report.write(folder).read_text()).text)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from made_runs import GAPS, drifting, trivial
+from made_runs import GAPS, create, drifting, trivial
 from test_report import HOSTILE, Reader
 
 from zeroloss import report, runs
@@ -17,8 +17,7 @@ from zeroloss.studies import Study
 
 
 def written(folder: Path, each, **config) -> Path:
-    config = {"command": "study", "problem": "hyperbola", "noise": list(each), "budget": 0.5} | config
-    runs.create(folder, config)
+    create(folder, {"command": "study", "noise": list(each), "budget": 0.5} | config)
     runs.write_results(folder, runs.gather(each))
     return report.write(folder)
 
@@ -26,7 +25,7 @@ def written(folder: Path, each, **config) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     each = {"label:0.3": drifting(), "minibatch:1": trivial(), "langevin": drifting(stochastic=True)}
-    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.3})
+    return written(tmp_path_factory.mktemp("runs") / "run", each, sigma=0.3)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 import functools
+import itertools
 import json
+import os
 import random
 import signal
 import time
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from killing import COMMANDS, contents, finished, kill_and_resume, zeroloss
+from typer.testing import CliRunner
 
 import zeroloss as zl
 from zeroloss import runs
-from zeroloss.errors import InputError, IntegrationError, RunError
+from zeroloss.cli import app
+from zeroloss.errors import InputError, IntegrationError, Interrupted, RunError
 
 
 class Killed(BaseException):
@@ -235,9 +239,51 @@ def test_finding_runs(tmp_path):
         runs.find_runs(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("verb", ["descend"])
-def test_killed_processes_leave_what_can_be_resumed(verb, tmp_path):
-    check_kills(verb, tmp_path, kills=3)
+SMALL = {
+    "limit": dict(problem="ellipse", noise=["langevin:0.1"], horizon=0.05, replicas=5, saves=4),
+    "predict": dict(noise=["weight:0.05"], steps=200, saves=4),
+    "descend": dict(noise=["label:0.3", "minibatch:1"], steps=2000, replicas=2, saves=4),
+    "compare": dict(noise=["label:0.3"], steps=500, replicas=2),
+    "study": dict(noise=["weight:0.1"], budget=0.05),
+}
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_a_run_that_is_stopped_again_and_again_has_the_same_bytes(command, tmp_path):
+    """Each process of the run asks whether to stop, and is told so the third time."""
+    values = dict(command=command, problem="hyperbola") | SMALL[command]
+    run, asked = tmp_path / "run", itertools.count(1)
+
+    def stop():
+        return next(asked) % 3 == 0
+
+    with pytest.raises(Interrupted, match=r"everything until now is saved.*zeroloss resume"):
+        runs.start(runs.config_from(values), run, every=1000, stop=stop)
+    stops = 1
+    while not zl.open_run(run).complete:
+        try:
+            runs.resume(run, every=1000, stop=stop if stops < 4 else lambda: False)
+        except Interrupted:
+            stops += 1
+    assert stops >= 2
+    if command == "study":  # test_checkpoint.py compares its bits, with the choices of its clock
+        assert zl.open_run(run).results["weight:0.1"].sizes["rung"] >= 6
+        return
+    runs.start(runs.config_from(values), tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_killed_process_leaves_a_run_that_can_be_resumed(tmp_path):
+    run, command = tmp_path / "run", [*COMMANDS["descend"], "--save-every", "0"]
+    process = zeroloss(*command, "--out", run)
+    while process.poll() is None and not (run / "checkpoint" / "noise_0" / "state.npz").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not zl.open_run(run).complete
+    runs.resume(run)
+    runs.start(runs.configuration(run), tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
 
 
 @pytest.mark.ensemble
@@ -262,26 +308,18 @@ def check_kills(verb, tmp_path, kills):
             assert contents(folder) == contents(whole)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-    command = [
-        "descend",
-        "hyperbola",
-        "--noise",
-        "label:0.3",
-        "--steps",
-        "1000000000",
-        "--out",
-        tmp_path / "run",
-    ]
-    process = zeroloss(*command)
-    for _ in range(1200):
-        time.sleep(0.1)
-        if (tmp_path / "run" / "checkpoint" / "lock").exists():
-            break
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    printed = finished(process, code=128 + signal.SIGTERM)
-    assert "everything until now is saved" in printed and "zeroloss resume" in " ".join(printed.split())
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
+    append = runs._resume.append_trajectory
+
+    def terminating(*arguments):
+        append(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runs._resume, "append_trajectory", terminating)
+    command = [*COMMANDS["descend"], "--save-every", "0", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "everything until now is saved. To go on: zeroloss resume" in " ".join(result.stderr.split())
     assert (tmp_path / "run" / "checkpoint" / "noise_0" / "state.npz").exists()
 
 
@@ -296,6 +334,6 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
         printed.split()
     )
     assert "Traceback" not in printed
-    finished(zeroloss("resume", folder))
-    finished(zeroloss(*command, "--out", tmp_path / "whole"))
+    runs.resume(folder)
+    runs.start(runs.configuration(folder), tmp_path / "whole")
     assert contents(folder) == contents(tmp_path / "whole")

@@ -243,13 +243,13 @@ def on_problem(
     name: str,
     panel: str,
     config: type[AbstractConfig],
-    more: type[pydantic.BaseModel] = pydantic.BaseModel,
+    more: type[pydantic.BaseModel] | None = None,
     *,
     examples: tuple[str, ...] = (),
     of: typer.Typer = app,
 ) -> Callable[[Callable[[Request], None]], Callable[[Request], None]]:
     """Make a function of a request the command `name`, with the fields of `config` and `more` as options."""
-    models = (config, ProblemOptions, more)
+    models = (config, ProblemOptions, *([] if more is None else [more]))
     parameters = [each for model in models for each in parameters_of(model)] + list(_GENERAL)
     parameters.sort(key=_place_in_help)
 
@@ -273,7 +273,9 @@ def _place_in_help(parameter: inspect.Parameter) -> tuple[int, bool]:
     return _PANELS.index(panel), parameter.default is not parameter.empty
 
 
-def _request(config: type[AbstractConfig], more: type[pydantic.BaseModel], typed: dict[str, Any]) -> Request:
+def _request(
+    config: type[AbstractConfig], more: type[pydantic.BaseModel] | None, typed: dict[str, Any]
+) -> Request:
     """The request of the options that were typed; without --noise with the default noises of the command."""
 
     def of(model: type[pydantic.BaseModel]) -> dict[str, Any]:
@@ -282,10 +284,10 @@ def _request(config: type[AbstractConfig], more: type[pydantic.BaseModel], typed
     options, values = ProblemOptions(**of(ProblemOptions)), of(config)
     values["problem"] = options.named(values["problem"])
     values["options"] = options.arguments(values["problem"], values["seed"])
-    values["source"] = runs.digest_of_source(values["problem"], values["options"])
     if not values["noise"]:
         values["noise"] = config.default_noises(problems.load(values["problem"], **values["options"]), values)
+    values["source"] = runs.digest_of_source(values["problem"], values["options"])
     if "command" in config.model_fields:
         values["command"] = config.model_fields["command"].default
     quiet, as_json = typed["quiet"], typed["as_json"]
-    return Request(config, values, more(**of(more)), quiet or as_json, as_json)
+    return Request(config, values, more and more(**of(more)), quiet or as_json, as_json)

@@ -306,12 +306,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{CONFIG} is not a table of values")
         if values.get("format") != _FORMAT:
             raise RunError(_of_another_format(folder, values))
-        _parsed(values)
+        header = validated(_Header, {name: values[name] for name in _Header.model_fields if name in values})
+        return {**header.model_dump(), **_parsed(values).model_dump(mode="json")}
     except FileNotFoundError:
         raise RunError(f"{folder} holds no readable run: there is no {CONFIG} in it.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{folder} holds no readable run: {error}") from error
-    return values
 
 
 def _of_another_format(folder: Path, values: Mapping[str, Any]) -> str:
@@ -331,7 +331,6 @@ def configuration(folder: Path) -> Config | SweepConfig:
 
 def _parsed(values: Mapping[str, Any]) -> Config | SweepConfig:
     """The config in the contents of `config.json`."""
-    validated(_Header, {name: values[name] for name in _Header.model_fields if name in values})
     values = {name: value for name, value in values.items() if name not in _Header.model_fields}
     if values.get("command") != SWEEP:
         return config_from(_without_strengths(values))
