@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
-from made_runs import FAST, SAVES, SLOW, comparison
+from made_runs import FAST, SAVES, SLOW, comparison, create
 from matplotlib.figure import Figure
 
 from zeroloss import report, runs
@@ -94,7 +94,7 @@ def test_page_says_what_each_noise_does(page):
     assert "fast scale, 1/(ασ²) ≈ 2,000 steps" in text
     assert "In 10,000 steps the regularizer fell from 0.700 to" in text
     assert "the limit says 0.350." in text
-    assert "Label noise is degenerate" in text
+    assert "Label noise with sigma 0.3 is degenerate" in text
     assert "Minibatches alone do nothing: after 10,000 steps the parameters had moved by" in text
 
 
@@ -252,9 +252,9 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
     text = " ".join(Reader(report.write(tmp_path).read_text()).text)
     assert (
         "At this step size and noise, for dropout at rate 0.2: the limit holds (5 % of the way off); for "
-        "label noise: the limit holds (5 % of the way off). "
+        "label noise with sigma 0.3: the limit holds (5 % of the way off). "
         "Dropout at rate 0.2 drifts on the fast scale: half of its regularization happens in 8,210 steps at "
-        "this step size. Label noise drifts on the slow scale: half of what it does to the trace of the "
+        "this step size. Label noise with sigma 0.3 drifts on the slow scale: half of what it does to the trace of the "
         "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
     ) in text
     cells = dict(table(table_rows(results)))
@@ -265,7 +265,7 @@ def test_how_long_is_said_where_it_is_not_known(tmp_path):
     each = {"langevin": comparison(SLOW, paths=20), "weight": comparison(FAST)}
     text = " ".join(Reader(written(tmp_path / "run", each).read_text()).text)
     assert "spreads training over the zero-loss set on the slow scale, of 40,000 steps." in text
-    assert "Weight noise drifts on the fast scale, of 2,000 steps." in text
+    assert "Weight noise with sigma 0.01 drifts on the fast scale, of 2,000 steps." in text
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_hostile_names_appear_escaped_only(tmp_path):
     # A noise is the name of a group, so it cannot hold a slash; everything else can.
     name = "<img src=x onerror=alert(1)>\"'&$x^{"
     config = {
-        "problem": HOSTILE, "description": f'"\'{HOSTILE}', "strengths": {HOSTILE: HOSTILE},
-        HOSTILE: [HOSTILE], "note": "</script><!--",
+        "problem": HOSTILE, "description": f'"\'{HOSTILE}',
+        "options": {HOSTILE: [HOSTILE], "note": "</script><!--"},
     }  # fmt: skip
     page = written(tmp_path / "run", {name: comparison(FAST), "label": comparison(SLOW)}, **config)
     text = page.read_text()
@@ -336,7 +336,9 @@ def test_a_training_that_diverged(tmp_path, scale, reached):
     text = " ".join(reader.text)
     assert "The training diverged at step 7,000" in text and "does nothing" not in text
     does = "has no drift on either time scale" if scale is None else "steps"
-    assert re.search(rf"Label noise [^.]*{does}; training diverged at step 7,000 at this step size\.", text)
+    assert re.search(
+        rf"Label noise with sigma 0.3 [^.]*{does}; training diverged at step 7,000 at this step size\.", text
+    )
     shown = panels(runs.read(page.parent)[1])
     for low, high in windows(shown["hessian_trace"]):
         assert -200 < low < high < 300
@@ -355,7 +357,7 @@ def test_one_run_has_no_band(tmp_path):
 @pytest.fixture(scope="module")
 def stochastic(tmp_path_factory) -> Path:
     each = {"langevin": comparison(SLOW, replicas=32, paths=200), "label": comparison(SLOW)}
-    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.02})
+    return written(tmp_path_factory.mktemp("runs") / "run", each, sigma=0.02)
 
 
 def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):

@@ -152,8 +152,8 @@ def test_one_rung_only(tmp_path):
 def test_hostile_names_appear_escaped_only(tmp_path):
     name = "<img src=x onerror=alert(1)>\"'&$x^{"
     config = {
-        "problem": HOSTILE, "description": f"\"'$_{HOSTILE}", "strengths": {HOSTILE: HOSTILE},
-        HOSTILE: [HOSTILE], "budget": HOSTILE,
+        "problem": HOSTILE, "description": f"\"'$_{HOSTILE}",
+        "options": {HOSTILE: [HOSTILE]},
     }  # fmt: skip
     page = written(tmp_path / "run", {name: drifting(choices=[HOSTILE]), f"{name}2": trivial()}, **config)
     text = page.read_text()
