@@ -254,8 +254,8 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
         "At this step size and noise, for dropout at rate 0.2: the limit holds (5 % of the way off); for "
         "label noise with sigma 0.3: the limit holds (5 % of the way off). "
         "Dropout at rate 0.2 drifts on the fast scale: half of its regularization happens in 8,210 steps at "
-        "this step size. Label noise with sigma 0.3 drifts on the slow scale: half of what it does to the trace of the "
-        "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
+        "this step size. Label noise with sigma 0.3 drifts on the slow scale: half of what it does to the "
+        "trace of the Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
     ) in text
     cells = dict(table(table_rows(results)))
     assert cells["half of it done after"] == ["8,210", "5.12\u00a0million", "\u2013"]

@@ -45,6 +45,7 @@ _OLD = RESULTS + ".old"  # while new results take its place
 _PREVIOUS = ".previous"
 _PARTS = (TIMINGS, LOG, REPORT, RESULTS, _OLD, PARTIAL, CHECKPOINT, FIGURES, CELLS, STOP, CONFIG)
 _COMPLETE = "complete"
+_LONGEST_REASON = 300  # in an error
 _CHUNK = 64  # saves together in a file, while a run works
 
 
@@ -69,7 +70,8 @@ def reading(folder: object) -> Iterator[None]:
     except ZerolossError:
         raise
     except Exception as error:
-        raise RunError(f"the run in {folder} cannot be read: {type(error).__name__}: {error}.") from error
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise RunError(f"the run in {folder} cannot be read: {type(error).__name__}: {reason}.") from error
 
 
 def check_free(folder: Path, *, overwrite: bool = False) -> None:
@@ -218,7 +220,8 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
             target.rename(old)
         fresh.rename(target)
         _remove(old)
-        _remove(folder / PARTIAL)
+        for noise in noises_of(results):
+            _remove(folder / PARTIAL if complete else folder / PARTIAL / noise)
         _forget_previous(folder)
     except OSError as error:
         with contextlib.suppress(OSError):

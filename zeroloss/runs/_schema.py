@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 from pydantic import Field
 
-from zeroloss.errors import RunError
+from zeroloss.errors import InputError, RunError
 from zeroloss.runs._config import Text, validated
 from zeroloss.runs._grid import SWEEP
 
@@ -54,6 +54,12 @@ class _Attributes(pydantic.BaseModel):
     half_end: float = 0.0
     stochastic: int = 0
     choices: Text | list[Text] = ""
+
+    @pydantic.model_validator(mode="after")
+    def _steps_of_a_quantity(self) -> "_Attributes":
+        if self.half_steps is not None and not self.half_of:
+            raise ValueError("half_steps without half_of")
+        return self
 
 
 def check_sizes(store: Path) -> None:
@@ -123,7 +129,10 @@ def load(node: xr.DataTree, *, parameters: bool) -> None:
 
 def _check_group(where: str, group: xr.Dataset) -> None:
     """The rules of every group: kinds of attributes and values, and times that rise."""
-    validated(_Attributes, {str(name): value for name, value in group.attrs.items()})
+    try:
+        validated(_Attributes, {str(name): value for name, value in group.attrs.items()})
+    except InputError as error:
+        raise RunError(f"an attribute of {where!r} is wrong{error}") from None
     for name, values in group.variables.items():
         if str(name).startswith(_PARAMETERS):
             continue
