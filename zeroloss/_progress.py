@@ -20,13 +20,13 @@ def silent(message: str) -> None:
 
 
 messages = Console(stderr=True)
-"""Where bars are drawn; what is printed on it meanwhile comes out above them."""
+"""The console with the progress bars; messages printed on it come out above them."""
 
 _SECONDS_PER_LINE = 30.0
 _WINDOW = 60.0  # seconds: a rate is that of the last minute, for integrators become faster
-# An estimate of the time that is left says nothing earlier than after this many seconds and this share.
+# There is no estimate of the time that is left before this many seconds and this share.
 _LEAST_SECONDS, _LEAST_SHARE = 5.0, 0.02
-_PATIENCE = 3.0  # seconds without a word that nobody minds
+_PATIENCE = 3.0  # seconds before the first message
 _REFRESH = 0.2
 
 
@@ -61,9 +61,9 @@ def progress_bar(
 
 
 class Pace:
-    """How far a computation is, how fast, and how much longer it takes once that can be estimated.
+    """The progress of a computation, its rate, and an estimate of the time that is left.
 
-    - `total`: what there is to do, in `unit`.
+    - `total`: the amount to do, in `unit`.
 
     Seconds in which JAX compiles do not count as time spent on the computation.
     """
@@ -74,7 +74,7 @@ class Pace:
         self._recent: deque[tuple[float, float]] = deque()
 
     def add(self, done: float) -> None:
-        """Take note that so much of the total is done by now."""
+        """Record that so much of the total is done by now."""
         now = (time.perf_counter() - seconds_compiling(), float(done))
         if self._first is None:  # a computation that goes on does not begin at 0
             self._first = now
@@ -89,7 +89,7 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """What is done in a second, of late; None before anything was measured."""
+        """The amount done in a second, recently; None before anything was measured."""
         if len(self._recent) < 2:
             return None
         (began, before), (now, done) = self._recent[0], self._recent[-1]
@@ -97,7 +97,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate; None where less is measured than an estimate takes."""
+        """An estimate; None where too little is measured for one."""
         rate = self.rate
         if self._first is None or rate is None:
             return None
@@ -109,7 +109,7 @@ class Pace:
 
     @property
     def words(self) -> str:
-        """All of this in a few words."""
+        """Share, rate and time left, in a few words."""
         if not self._recent:
             return ""
         share, rate, left = self._recent[-1][1] / self._total, self.rate, self.seconds_left
@@ -122,7 +122,7 @@ class Pace:
 
 
 class _Lines:
-    """Says in plain lines how far a computation is."""
+    """Prints the progress of a computation in plain lines."""
 
     def __init__(self, description: str, pace: Pace):
         self._description, self._pace = description, pace
@@ -139,10 +139,10 @@ class _Lines:
 
 @contextlib.contextmanager
 def doing(shown: bool) -> Iterator[Callable[[str], None]]:
-    """Say what is being done, for work that reports no progress, once it takes longer than some seconds.
+    """Print the name of work that reports no progress, once it takes longer than some seconds.
 
-    Yields a function that takes what is done next, in words. In a terminal they stand beside a spinner, with
-    the seconds since the beginning; elsewhere they are a line, and another every half minute.
+    Yields a function that takes the name of the next part of the work. In a terminal it stands beside a
+    spinner, with the seconds since the beginning; elsewhere it is a line, and another every half minute.
     """
     if not shown:
         yield lambda words: None
@@ -190,7 +190,7 @@ def _three_digits(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds, minutes or hours, for people."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 99.5 * 60:
