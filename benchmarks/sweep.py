@@ -83,7 +83,7 @@ def sweep(command: str, replicas: int, steps: int, workers: int) -> float:
         if workers == 0:
             runs.sweep(config, Path(folder) / "sweep", executor=OneByOne())
         else:
-            with runs.dask_executor(workers=workers) as executor:
+            with runs.worker_processes(workers=workers) as executor:
                 runs.sweep(config, Path(folder) / "sweep", executor=executor)
         seconds = time.perf_counter() - began
         left = [each for each in runs.cells_of(config, Path(folder) / "sweep") if each.status != "complete"]

@@ -28,10 +28,14 @@ with install_import_hook("zeroloss", "typechecking.checked"):
 
 
 @pytest.fixture(autouse=True)
-def _compile_quickly(request):
-    """Most tests compile for longer than they run; those marked slow run for longer."""
+def _compile_quickly(request, monkeypatch):
+    """Most tests compile for longer than they run; those marked slow run for longer.
+
+    Processes that a test starts compile as it does, and compute the same bits.
+    """
     quick = request.node.get_closest_marker("slow") is None
     jax.config.update("jax_disable_most_optimizations", quick)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))
 
 
 @pytest.fixture(autouse=True, scope="module")

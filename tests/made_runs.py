@@ -8,7 +8,7 @@ from zeroloss import runs
 from zeroloss.drifts import Verdict
 from zeroloss.dynamics import Trajectory
 from zeroloss.dynamics._trajectory import Uncertainty
-from zeroloss.runs._folder import append_path
+from zeroloss.runs._folder import append_trajectory
 from zeroloss.studies import Comparison, Prediction, Study, Training
 from zeroloss.studies._fits import Approach, Exponent
 from zeroloss.studies._measurement import Rung
@@ -139,7 +139,7 @@ def trivial(distance=1e-16) -> Study:
     )
 
 
-COMMON = {"problem": "hyperbola", "seed": 3, "strengths": {"label": 0.3}}
+COMMON = {"problem": "hyperbola", "seed": 3, "sigma": 0.3}
 CONFIGS = {
     "descend": COMMON | {"command": "descend", "noise": ["label:0.3", "minibatch"], "steps": 100},
     "limit": COMMON | {"command": "limit", "noise": ["langevin:0.1"], "horizon": 1.0, "saves": 4},
@@ -198,26 +198,43 @@ def views(name):
     }
 
 
+def create(folder, values):
+    """The folder of a run without results, of a comparison of a bowl unless the config says otherwise."""
+    values, description = _split(values)
+    runs.create(folder, runs.config_from(values), description)
+
+
+def config_of(values):
+    """The config of such a run, as it is read back."""
+    values, description = _split(values)
+    return runs.config_from(values).model_dump(mode="json") | {"description": description}
+
+
+def _split(values):
+    values = {"command": "compare", "problem": "bowl"} | values
+    return values, values.pop("description", "a test")
+
+
 def write(folder, kind):
     """A run of each kind, as it lies on a disk."""
-    runs.create(folder, runs.config_from(CONFIGS[kind]).model_dump(mode="json") | {"description": "a test"})
+    runs.create(folder, runs.config_from(CONFIGS[kind]), "a test")
     first, *others = CONFIGS[kind]["noise"]
     runs._folder.log(folder, "started")
     if kind == "descend":
-        results = runs.gather_paths({first: path(3), others[0]: path(2)})
+        results = runs.gather({first: path(3), others[0]: path(2)})
     elif kind == "limit":
-        results = runs.gather_paths({first: path(5, steps=False)})
+        results = runs.gather({first: path(5, steps=False)})
     elif kind == "predict":
-        results = runs.gather_paths({first: path(uncertain=True)})
+        results = runs.gather({first: path(uncertain=True)})
     elif kind == "compare":
         made = of_hyperbola(comparison(SLOW, predicted=True))
         results = runs.gather({first: made, others[0]: of_hyperbola(comparison(None))})
     elif kind == "stochastic":
         results = runs.gather({first: of_hyperbola(comparison(FAST, paths=5))})
     elif kind == "study":
-        results = runs.gather_studies({first: drifting(), others[0]: trivial()})
+        results = runs.gather({first: drifting(), others[0]: trivial()})
     elif kind == "unfinished":
-        results = runs.gather_paths({first: path(3)})
+        results = runs.gather({first: path(3)})
     else:
         results = runs.gather({first: of_hyperbola(comparison(SLOW))})
     if kind in ("descend", "compare"):
@@ -228,7 +245,7 @@ def write(folder, kind):
     if "unfinished" in kind:
         (folder / "checkpoint").mkdir()
         group = others[0] + ("/limit" if "compare" in kind else "")
-        append_path(folder, group, path(2), 0)
+        append_trajectory(folder, group, path(2), 0)
     else:
         runs._folder.log(folder, "finished")
     return folder
@@ -239,7 +256,7 @@ def write_sweep(folder):
     config = runs.sweep_config(
         {"command": "sweep", "cell": CONFIGS["descend"], "grid": {"steps": [100, 200]}}
     )
-    runs.create(folder, config.model_dump(mode="json"))
+    runs.create(folder, config)
     for index in range(2):
         write(folder / "cells" / f"{index:05d}", "descend")
     runs.write_results(folder, runs.collect(config, folder))

@@ -33,8 +33,6 @@ from typer.testing import CliRunner
 import zeroloss as zl
 from zeroloss import problems, report, runs
 from zeroloss.cli import app
-from zeroloss.cli._options import Request
-from zeroloss.cli._printing import as_rows
 from zeroloss.errors import InputError, RunError, ZerolossError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -153,7 +151,6 @@ def look_at(folder, how):
             run = zl.open_run(folder)
             assert run.status in ("complete", "unfinished", "failed") and isinstance(run.log, list)
             runs.configuration(folder)
-            as_rows(run.config, run.results)
 
 
 # TOML
@@ -213,10 +210,10 @@ def test_toml(cases, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise InputError("read, and that is all")
 
-    monkeypatch.setattr(Request, "load", refuse)
+    monkeypatch.setattr(problems, "load", refuse)
     monkeypatch.setattr(runs, "start", refuse)
     monkeypatch.setattr(runs, "sweep", refuse)
-    monkeypatch.setattr(runs, "dask_executor", refuse)
+    monkeypatch.setattr(runs, "worker_processes", refuse)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "run.toml"
 
@@ -397,7 +394,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         | {"replicas": 2, "saves": 6}
     )
     runs.start(config, tmp_path / "whole")
-    append, appended = runs._jobs.append_path, []
+    append, appended = runs._resume.append_trajectory, []
 
     def dying(*arguments):
         append(*arguments)
@@ -405,7 +402,7 @@ def test_resume(cases, tmp_path, monkeypatch):
         if len(appended) == 9:
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     with pytest.raises(Killed):
         runs.start(config, tmp_path / "run", every=0.0)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what replaces a file is complete on the disk before the old one goes."""
+"""Files that are whole or absent: a new file is complete on the disk before it replaces the old one."""
 
 import contextlib
 import os
@@ -9,20 +9,20 @@ from typing import BinaryIO
 from zeroloss.errors import RunError
 
 PART = ".part"
-"""What the name of a file ends in while it is being written."""
+"""The ending of a file's name while it is being written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` once the block ends without an error.
 
-    Raises `RunError` where that cannot be written; `path` is then what it was.
+    Raises `RunError` where that cannot be written; `path` then stays as it was.
     """
     part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True)
-        with open(part, "xb") as file:  # never through a link that somebody put there
+        with open(part, "xb") as file:  # never through a link that is there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -43,14 +43,14 @@ def require_free(*paths: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> RunError:
-    """What to raise where `path` could not be written."""
+    """The error to raise where `path` could not be written."""
     return RunError(
         f"cannot write {path}: {error.strerror or error}. What had been written before is as it was."
     )
 
 
 def settle(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,14 +12,22 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from zeroloss._compilation import seconds_compiling
 
+Tell = Callable[[str], object]
+"""Takes a message for people, with Rich's markup."""
+
+
+def silent(message: str) -> None:
+    """Take no notice of a message."""
+
+
 messages = Console(stderr=True)
-"""Where bars are drawn; what is printed on it meanwhile comes out above them."""
+"""The console with the progress bars; messages printed on it come out above them."""
 
 _SECONDS_PER_LINE = 30.0
 _WINDOW = 60.0  # seconds: a rate is that of the last minute, for integrators become faster
-# An estimate of the time that is left says nothing earlier than after this many seconds and this share.
+# There is no estimate of the time that is left before this many seconds and this share.
 _LEAST_SECONDS, _LEAST_SHARE = 5.0, 0.02
-_PATIENCE = 3.0  # seconds without a word that nobody minds
+_PATIENCE = 3.0  # seconds before the first message
 _REFRESH = 0.2
 
 
@@ -83,9 +91,9 @@ def progress_bar(description: str, total: float, unit: str = "steps") -> Iterato
 
 
 class Pace:
-    """How far a computation is, how fast, and how much longer it takes once that can be estimated.
+    """The progress of a computation, its rate, and an estimate of the time that is left.
 
-    - `total`: what there is to do, in `unit`.
+    - `total`: the amount to do, in `unit`.
 
     Seconds in which JAX compiles do not count as time spent on the computation.
     """
@@ -96,7 +104,7 @@ class Pace:
         self._recent: deque[tuple[float, float]] = deque()
 
     def add(self, done: float) -> None:
-        """Take note that so much of the total is done by now."""
+        """Record that so much of the total is done by now."""
         now = (time.perf_counter() - seconds_compiling(), float(done))
         if self._first is None:  # a computation that goes on does not begin at 0
             self._first = now
@@ -111,7 +119,7 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """What is done in a second, of late; None before anything was measured."""
+        """The amount done in a second, recently; None before anything was measured."""
         if len(self._recent) < 2:
             return None
         (began, before), (now, done) = self._recent[0], self._recent[-1]
@@ -119,7 +127,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate; None where less is measured than an estimate takes."""
+        """An estimate; None where too little is measured for one."""
         rate = self.rate
         if self._first is None or rate is None:
             return None
@@ -131,7 +139,7 @@ class Pace:
 
     @property
     def words(self) -> str:
-        """All of this in a few words."""
+        """Share, rate and time left, in a few words."""
         if not self._recent:
             return ""
         share, rate, left = self._recent[-1][1] / self._total, self.rate, self.seconds_left
@@ -144,7 +152,7 @@ class Pace:
 
 
 class _Lines:
-    """Says in plain lines how far a computation is."""
+    """Prints the progress of a computation in plain lines."""
 
     def __init__(self, description: str, pace: Pace):
         self._description, self._pace = description, pace
@@ -212,7 +220,7 @@ def _three_digits(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds, minutes or hours, for people."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if seconds < 99.5 * 60:

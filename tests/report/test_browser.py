@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import xarray as xr
-from made_runs import COMMON, path, write, write_sweep
+from made_runs import COMMON, create, path, write, write_sweep
 
 from zeroloss import report, runs
 
@@ -34,8 +34,8 @@ def surface(folder):
     names = [name.replace("/", "\u2215") for name in HOSTILE.values()]
     made = dataclasses.replace(path(9), observables={name: path(9).loss + 1.0 for name in names})
     config = COMMON | {"command": "descend", "noise": ["label:0.1"], "steps": 100, "description": names[0]}
-    runs.create(folder, config | {"problem": "<b onclick='hacked = 1'>&amp;\".py"})
-    results = runs.gather_paths({"label:0.1": made})
+    create(folder, config | {"problem": "<b onclick='hacked = 1'>&amp;\".py"})
+    results = runs.gather({"label:0.1": made})
     cube = np.random.default_rng(0).uniform(size=(60, 3))
     results["label:0.1"]["zero_loss_set"] = xr.DataTree(
         xr.Dataset(

@@ -11,7 +11,7 @@ import equinox as eqx
 import numpy as np
 import pytest
 import xarray as xr
-from made_runs import FAST, SAVES, SLOW, comparison
+from made_runs import FAST, SAVES, SLOW, comparison, config_of, create
 from reading import HOSTILE, Reader, check_hostile, check_plots
 
 from zeroloss import report, runs
@@ -31,20 +31,16 @@ from zeroloss.report._views import figures as views_of
 from zeroloss.runs._folder import column
 
 
-def configured(config):
-    return {"problem": "bowl", "description": "a test", "strengths": {"dropout": 0.01}} | config
-
-
 def written(folder: Path, comparisons, **config) -> Path:
     """The page of a run on a disk, with its figures."""
-    runs.create(folder, configured(config))
+    create(folder, {"noise": list(comparisons)} | config)
     runs.write_results(folder, runs.gather(comparisons))
     return report.write(folder)
 
 
 def shown(comparisons, **config) -> Reader:
     """The same page alone, without a disk."""
-    config, results = configured(config), runs.gather(comparisons)
+    config, results = config_of({"noise": list(comparisons)} | config), runs.gather(comparisons)
     return Reader(render(_comparison.page(config, results), config, "nowhere").decode())
 
 
@@ -77,7 +73,7 @@ def test_page_says_what_each_noise_does(page):
     assert "fast scale, 1/(ασ²) ≈ 2,000 steps" in text
     assert "In 10,000 steps the regularizer fell from 0.700 to" in text
     assert "the limit says 0.350." in text
-    assert "Label noise is degenerate" in text
+    assert "Label noise with sigma 0.3 is degenerate" in text
     assert "Minibatches alone do nothing: after 10,000 steps the parameters had moved by" in text
 
 
@@ -224,15 +220,15 @@ def test_the_page_begins_with_how_long_it_takes(tmp_path):
     results = runs.gather(each)
     results["dropout:0.2"].attrs.update(half_steps=8_214.0, half_of="regularizer")
     results["label"].attrs.update(half_steps=5.12e6, half_of="hessian_trace")
-    runs.create(tmp_path, {"problem": "bowl"})
+    create(tmp_path, {"noise": list(each)})
     runs.write_results(tmp_path, results)
     text = Reader(report.write(tmp_path).read_text()).text
     assert (
         "At this step size and noise, for dropout at rate 0.2: the limit holds (5 % of the way off); for "
-        "label noise: the limit holds (5 % of the way off). "
+        "label noise with sigma 0.3: the limit holds (5 % of the way off). "
         "Dropout at rate 0.2 drifts on the fast scale: half of its regularization happens in 8,210 steps at "
-        "this step size. Label noise drifts on the slow scale: half of what it does to the trace of the "
-        "Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
+        "this step size. Label noise with sigma 0.3 drifts on the slow scale: half of what it does to the "
+        "trace of the Hessian takes 5.12\u00a0million steps. Minibatches of 32 do nothing at zero loss."
     ) in text
     cells = dict(comparison_table(comparison_rows(results)))
     assert cells["half of it done after"] == ["8,210", "5.12\u00a0million", "\u2013"]
@@ -242,7 +238,7 @@ def test_how_long_is_said_where_it_is_not_known():
     each = {"langevin": comparison(SLOW, paths=20), "weight": comparison(FAST)}
     text = shown(each).text
     assert "spreads training over the zero-loss set on the slow scale, of 40,000 steps." in text
-    assert "Weight noise drifts on the fast scale, of 2,000 steps." in text
+    assert "Weight noise with sigma 0.01 drifts on the fast scale, of 2,000 steps." in text
 
 
 @pytest.mark.parametrize(
@@ -271,8 +267,8 @@ def test_hostile_names_appear_escaped_only(tmp_path):
     # A noise is the name of a group, so it cannot hold a slash; everything else can.
     name = "<img src=x onerror=alert(1)>\"'&$x^{"
     config = {
-        "problem": HOSTILE, "description": f'"\'{HOSTILE}', "strengths": {HOSTILE: HOSTILE},
-        HOSTILE: [HOSTILE], "note": "</script><!--",
+        "problem": HOSTILE, "description": f'"\'{HOSTILE}',
+        "options": {HOSTILE: [HOSTILE], "note": "</script><!--"},
     }  # fmt: skip
     page = written(tmp_path / "run", {name: comparison(FAST), "label": comparison(SLOW)}, **config)
     text = page.read_text()
@@ -324,7 +320,7 @@ def test_one_run_has_no_band(tmp_path):
 @pytest.fixture(scope="module")
 def stochastic(tmp_path_factory) -> Path:
     each = {"langevin": comparison(SLOW, replicas=32, paths=200), "label": comparison(SLOW)}
-    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.02})
+    return written(tmp_path_factory.mktemp("runs") / "run", each, sigma=0.02)
 
 
 def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):
@@ -428,8 +424,8 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
     compared = written(tmp_path / "compare", made, **asked)
     assert f"2 of 3 noises are done; {rest} goes on" in Reader(compared.read_text()).text
     followed = tmp_path / HOSTILE.replace("/", "")
-    runs.create(followed, {"problem": "bowl"} | asked | {"command": "descend"})
-    runs.write_results(followed, runs.gather_paths({"dropout": of_steps()}), complete=False)
+    create(followed, asked | {"command": "descend"})
+    runs.write_results(followed, runs.gather({"dropout": of_steps()}), complete=False)
     text = Reader(report.write(followed).read_text()).text
     assert f"1 of 3 noises is done; {rest} goes on with the others." in text
     several = report.write_several([compared.parent, followed], tmp_path / "several.html").read_text()
@@ -442,10 +438,10 @@ def test_a_page_says_that_its_run_is_unfinished(tmp_path):
 
 def test_noises_that_got_differently_far_are_told_apart(capsys):
     config = {"command": "descend", "noise": ["dropout", "label"]}
-    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps()}))
+    print_results(config, runs.gather({"dropout": of_steps(), "label": of_steps()}))
     printed = capsys.readouterr().out
     assert printed.count("after 10,000 steps") == 1 and "at the end" not in printed
-    print_results(config, runs.gather_paths({"dropout": of_steps(), "label": of_steps(reached=4)}))
+    print_results(config, runs.gather({"dropout": of_steps(), "label": of_steps(reached=4)}))
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["at", "the", "end"]
     assert [line.strip()[:18].rstrip() for line in lines if "after" in line] == [
@@ -641,7 +637,7 @@ def test_distances_relative_to_the_parameters():
 def test_why_a_run_failed_is_said(tmp_path):
     asked = dict(command="compare", noise=["dropout", "label"])
     folder = tmp_path / "run"
-    runs.create(folder, {"problem": "bowl"} | asked)
+    create(folder, asked)
     runs.write_results(folder, runs.gather({"dropout": comparison(FAST)}), complete=False)
     runs._folder.log(folder, "failed", error="InputError: the training diverged <b>")
     text = Reader(report.write(folder).read_text()).text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import GAPS, drifting, trivial
+from made_runs import GAPS, config_of, create, drifting, trivial
 from reading import HOSTILE, Reader, check_hostile, check_plots
 
 from zeroloss import report, runs
@@ -24,21 +24,21 @@ def configured(each, config):
 
 def written(folder: Path, each, **config) -> Path:
     """The page of a run on a disk, with its figures."""
-    runs.create(folder, configured(each, config))
-    runs.write_results(folder, runs.gather_studies(each))
+    create(folder, configured(each, config))
+    runs.write_results(folder, runs.gather(each))
     return report.write(folder)
 
 
 def shown(each, **config) -> Reader:
     """The same page alone, without a disk."""
-    config, results = configured(each, config), runs.gather_studies(each)
+    config, results = config_of(configured(each, config)), runs.gather(each)
     return Reader(render(_study.page(config, results), config, "nowhere").decode())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     each = {"label:0.3": drifting(), "minibatch:1": trivial(), "langevin": drifting(stochastic=True)}
-    return written(tmp_path_factory.mktemp("runs") / "run", each, strengths={"langevin": 0.3})
+    return written(tmp_path_factory.mktemp("runs") / "run", each, sigma=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def test_one_rung_only():
 def test_hostile_names_appear_escaped_only(tmp_path):
     name = "<img src=x onerror=alert(1)>\"'&$x^{"
     config = {
-        "problem": HOSTILE, "description": f"\"'$_{HOSTILE}", "strengths": {HOSTILE: HOSTILE},
-        HOSTILE: [HOSTILE], "budget": HOSTILE,
+        "problem": HOSTILE, "description": f"\"'$_{HOSTILE}",
+        "options": {HOSTILE: [HOSTILE]},
     }  # fmt: skip
     page = written(tmp_path / "run", {name: drifting(choices=[HOSTILE]), f"{name}2": trivial()}, **config)
     text = page.read_text()

@@ -1,15 +1,21 @@
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import xarray as xr
+from made_runs import CONFIGS
 
 import zeroloss as zl
 from zeroloss import runs
 from zeroloss._files import replacing
 from zeroloss.errors import InputError, RunError
+
+
+def config(**fields):
+    return runs.config_from(CONFIGS["compare"] | fields)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def comparisons():
 
 
 def test_results_open_with_xarray_alone(tmp_path, comparisons):
-    runs.create(tmp_path / "run", {"command": "test"})
+    runs.create(tmp_path / "run", config())
     runs.write_results(tmp_path / "run", runs.gather(comparisons))
     table = xr.open_zarr(tmp_path / "run" / "results.zarr", consolidated=False)
     assert list(table["noise"].values) == ["label:0.3", "minibatch"]
@@ -38,20 +44,20 @@ def test_results_open_with_xarray_alone(tmp_path, comparisons):
 
 
 def test_config_holds_versions(tmp_path):
-    runs.create(tmp_path / "run", {"command": "test", "seed": 3})
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["seed"] == 3 and {"zeroloss", "jax", "numpy"} <= set(config["versions"])
+    runs.create(tmp_path / "run", config(seed=3))
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["seed"] == 3 and {"zeroloss", "jax", "numpy"} <= set(written["versions"])
 
 
 def test_a_run_is_not_overwritten_unless_told(tmp_path, comparisons):
     folder = tmp_path / "run"
-    runs.create(folder, {"seed": 1})
+    runs.create(folder, config(seed=1))
     runs.write_results(folder, runs.gather(comparisons))
     with pytest.raises(RunError, match="already holds a run; nothing was touched"):
-        runs.create(folder, {"seed": 2})
+        runs.create(folder, config(seed=2))
     assert runs.read(folder)[0]["seed"] == 1
     (folder / "notes.txt").write_text("mine")
-    runs.create(folder, {"seed": 2}, overwrite=True)
+    runs.create(folder, config(seed=2), overwrite=True)
     assert json.loads((folder / "config.json").read_text())["seed"] == 2
     assert not (folder / "results.zarr").exists()
     assert (folder / "notes.txt").read_text() == "mine"
@@ -60,9 +66,9 @@ def test_a_run_is_not_overwritten_unless_told(tmp_path, comparisons):
 def test_other_folders_are_never_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match="holds no run"):
-        runs.create(tmp_path, {}, overwrite=True)
+        runs.create(tmp_path, config(), overwrite=True)
     with pytest.raises(RunError, match="is a file"):
-        runs.create(tmp_path / "thesis.tex", {})
+        runs.create(tmp_path / "thesis.tex", config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -77,7 +83,7 @@ def test_unreadable_runs(tmp_path):
 @pytest.fixture
 def stored(tmp_path, comparisons):
     """The folder of a comparison."""
-    runs.create(tmp_path, {"command": "compare", "noise": list(comparisons)})
+    runs.create(tmp_path, config(noise=list(comparisons)))
     runs.write_results(tmp_path, runs.gather(comparisons))
     return tmp_path
 
@@ -96,23 +102,59 @@ def test_what_is_missing_from_results_is_named(stored):
     with pytest.raises(RunError, match=r"'label:0.3/training_0' lacks 'distance'"):
         runs.read(stored)
     shutil.rmtree(stored / "results.zarr" / "label:0.3")
-    with pytest.raises(RunError, match=r"there is no group 'label:0.3'"):
+    with pytest.raises(RunError, match=r"there is no group 'label:0.3/limit'"):
         runs.read(stored)
 
 
 @pytest.mark.parametrize(
     "values,message",
     [
-        ({"noise": "label"}, "noise: input should be a valid list, got 'label'"),
+        ({"noise": "label"}, "noise: input should be a valid tuple, got 'label'"),
         ({"options": [[[]]]}, "options: input should be a valid dictionary"),
+        ({"steps": "many"}, "steps: input should be a valid integer"),
+        ({"colour": 1}, "colour: extra inputs are not permitted"),
         ({"problem": "half a pair: \ud83d"}, "characters that no text can have"),
         ({"versions": {"jax": 1}}, "versions.jax: input should be a valid string"),
     ],
 )
-def test_configs_of_other_kinds_are_no_runs(tmp_path, values, message):
-    (tmp_path / "config.json").write_text(json.dumps({"command": "descend"} | values))
+def test_damaged_configs_are_refused(tmp_path, values, message):
+    runs.create(tmp_path, config())
+    whole = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(whole | values))
     with pytest.raises(RunError, match=message):
         runs.read(tmp_path)
+
+
+@pytest.mark.parametrize("versions", [{"zeroloss": "0.1.0"}, {"zeroloss": "\x1b[2J"}, None, []])
+def test_a_run_of_another_format_says_what_to_do(tmp_path, versions):
+    (tmp_path / "config.json").write_text(json.dumps({"command": "descend", "versions": versions}))
+    message = r"has format 1, of zeroloss .*which reads format 2. Read the run with the version that wrote it"
+    with pytest.raises(RunError, match=message) as raised:
+        runs.read(tmp_path)
+    assert str(raised.value).isprintable()
+
+
+def test_the_run_to_be_overwritten_survives_a_stop_at_any_moment(tmp_path, comparisons, monkeypatch):
+    """Setting it aside is stopped after each of its renames in turn, and goes on."""
+    folder = tmp_path / "run"
+    runs.create(folder, config(seed=1))
+    runs.write_results(folder, runs.gather(comparisons))
+    parts = {path.name for path in folder.iterdir()}
+    rename = Path.rename
+    for _ in parts:
+
+        def stopping(self, target):
+            rename(self, target)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "rename", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            runs.create(folder, config(seed=2), overwrite=True)
+        monkeypatch.undo()
+    runs.create(folder, config(seed=2), overwrite=True)
+    runs._folder.restore_previous(folder)
+    assert {path.name for path in folder.iterdir()} == parts
+    assert runs.read(folder)[0]["seed"] == 1 and runs.noises_of(runs.read(folder)[1]) == list(comparisons)
 
 
 def test_nothing_is_written_through_a_link(tmp_path):

@@ -1,27 +1,29 @@
+import contextlib
+import itertools
 import os
 import pickle
 import signal
-import threading
 import time
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import distributed
 import numpy as np
 import pytest
-from killing import contents, finished, zeroloss
+from killing import contents, finished, killed_once, zeroloss
 from runs_here import Here
+from typer.testing import CliRunner
 
 import zeroloss as zl
 from zeroloss import report, runs
 from zeroloss._checkpoint import lock_folder
+from zeroloss.cli import app
 from zeroloss.errors import InputError, Interrupted, RunError
 from zeroloss.problems import DEFAULT_STRENGTHS
 
 CELL = dict(
     command="descend", problem="hyperbola", noise=["label:0.3"], steps=2000, replicas=2, saves=3,
-    strengths=DEFAULT_STRENGTHS,
 )  # fmt: skip
 
 
@@ -40,9 +42,8 @@ def test_the_cells_of_a_grid():
     assert [cell.step_size for cell in cells] == [0.1] * 4 + [0.2] * 4
     assert [cell.seed for cell in cells] == [1, 2] * 4
     assert cells[0].noise == ("label",) and cells[2].noise == ("weight:0.1",)
-    assert (
-        cells[0].strengths["label"] == 0.5 and cells[0].strengths["dropout"] == CELL["strengths"]["dropout"]
-    )
+    assert cells[0].strengths["label"] == 0.5
+    assert cells[0].strengths["dropout"] == DEFAULT_STRENGTHS["dropout"]
 
 
 def test_axes_are_options_of_problems_too():
@@ -62,9 +63,9 @@ def test_a_problem_keeps_a_seed_of_its_own():
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        ({"stepsize": [1]}, "'stepsize' is no axis .* step_size, .* set.NAME"),
-        ({"command": ["limit"]}, "'command' is no axis"),
-        ({"set.a/b": [1]}, "'set.a/b' is no axis"),
+        ({"stepsize": [1]}, "'stepsize' is not an axis .* step_size, .* set.NAME"),
+        ({"command": ["limit"]}, "'command' is not an axis"),
+        ({"set.a/b": [1]}, "'set.a/b' is not an axis"),
         ({"step_size": []}, "no values"),
         ({"step_size": [0.1, 0.1]}, "0.1 twice"),
         ({"step_size": [0.1, -1]}, "step_size: .* greater than 0, got -1"),
@@ -150,13 +151,13 @@ def test_what_was_saved_is_kept_where_who_computes_is_lost(tmp_path):
 
     folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
     runs.sweep(config, folder, executor=Here())
-    with pytest.raises(RunError, match=r"who computed them is lost.*zeroloss resume.*RuntimeError: killed"):
+    with pytest.raises(RunError, match=r"workers were lost.*zeroloss resume.*RuntimeError: killed"):
         runs.sweep(config, folder, executor=Lost(), overwrite=True)
     saved = list(folder.glob("cells/*/saved"))
     assert len(saved) == 2 and (folder / ".previous" / "results.zarr").is_dir()
     for each in saved:
         each.parent.rename(tmp_path / each.parent.name)
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".previous").exists()
 
 
@@ -175,7 +176,7 @@ def test_no_cell_is_done_twice(tmp_path):
     assert [cell.status for cell in first] == ["complete", "failed", "complete"]
     assert "RuntimeError: the process is gone" in first[1].reason
     again = Here()
-    results = runs.resume_sweep(config, folder, executor=again)
+    results = runs.resume_sweep(folder, executor=again)
     assert [call[0] for call in again.calls] == [str(first[1].path)]
     assert set(results["status"].values) == {"complete"} and zl.open_run(folder).complete
     for cell in runs.cells_of(config, folder):
@@ -193,7 +194,7 @@ def test_a_sweep_replaces_another_only_when_told_to(tmp_path):
     other = grid({"seed": [5, 6]})
     before = contents(folder, without=())
     with pytest.raises(InputError, match="memory must be a size"):
-        runs.sweep(other, folder, executor=runs.dask_executor(memory="lots"), overwrite=True)
+        runs.sweep(other, folder, executor=runs.worker_processes(memory="lots"), overwrite=True)
     assert contents(folder, without=()) == before
     runs.sweep(other, folder, executor=Here(), overwrite=True)
     assert [cell.status for cell in runs.cells_of(other, folder)] == ["complete"] * 2
@@ -211,57 +212,49 @@ def test_a_stopped_sweep_says_how_to_go_on(tmp_path):
         runs.sweep(config, folder, executor=Stopping())
     assert stop.value.signal == signal.SIGTERM
     assert zl.open_run(folder).results["status"].values.tolist() == ["complete", "complete", "waiting"]
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete
 
 
-def _begun(folder, done):
-    """Wait until a cell is being computed, or nothing is left to wait for."""
-    while not done() and not any((folder / "cells").glob("*/config.json")):
-        time.sleep(0.05)
-    time.sleep(1)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("executor", [ThreadPoolExecutor(1), Here()], ids=["thread", "here"])
-def test_cells_save_when_their_sweep_is_stopped(tmp_path, executor):
+def test_cells_save_when_their_sweep_is_stopped(tmp_path, monkeypatch, executor):
     """Signals do not reach a thread; where there is none, they reach the cell first."""
-    folder, config, ended = tmp_path / "sweep", grid({"seed": [0, 1]}, steps=3_000_000), threading.Event()
+    folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
+    exists, asked = os.path.exists, itertools.count(1)
 
-    def stop():
-        _begun(folder, ended.is_set)
-        if not ended.is_set():
+    def asking(path):
+        """Send the signal when the first cell asks for the fourth time whether to stop."""
+        if str(path).endswith(".stop") and next(asked) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
+            while isinstance(executor, ThreadPoolExecutor) and not exists(path):
+                time.sleep(0.01)
+        return exists(path)
 
-    threading.Thread(target=stop, daemon=True).start()
-    try:
-        with pytest.raises(
-            Interrupted, match=r"what the others had done is saved.*zeroloss resume"
-        ) as stopped:
-            runs.sweep(config, folder, executor=executor, every=1000)
-    finally:
-        ended.set()
+    monkeypatch.setattr(os.path, "exists", asking)
+    with pytest.raises(Interrupted, match=r"what the others had done is saved.*zeroloss resume") as stopped:
+        runs.sweep(config, folder, executor=executor, every=1000)
+    monkeypatch.undo()
     assert stopped.value.signal == signal.SIGTERM and not stopped.value.at_once
     begun, waiting = runs.cells_of(config, folder)
     assert (begun.status, waiting.status) == ("unfinished", "waiting")
     assert events(begun) == ["started", "stopped"]
     assert list(begun.path.glob("checkpoint/**/state.npz"))
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete
     assert events(begun) == ["started", "stopped", "resumed", "computed", "finished"]
     runs.start(config.cell_at(begun.place), tmp_path / "alone")
     assert contents(tmp_path / "alone") == contents(begun.path)
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
-    """There it is sent to all processes, the workers among them."""
+    """There it is sent to all processes of a group, to which the workers do not belong."""
     folder = tmp_path / "sweep"
     process = zeroloss(
         "sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "100000000", "--out", folder,
-        "--grid", "seed=0,1", "--workers", "2", "--save-every", "1000", alone=True,
+        "--grid", "seed=0,1", "--workers", "2", "--save-every", "0.05", alone=True,
     )  # fmt: skip
-    _begun(folder, lambda: process.poll() is not None)
+    while process.poll() is None and not list((folder / "cells").glob("*/checkpoint/**/state.npz")):
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
     begun = list((folder / "cells").glob("*/config.json"))
@@ -276,7 +269,7 @@ def test_what_was_not_saved_is_not_said_to_be(tmp_path):
             return super().submit(fn, *args, **kwargs)
 
     folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
-    with pytest.raises(Interrupted, match="had saved last is there") as stop:
+    with pytest.raises(Interrupted, match="had saved last is kept") as stop:
         runs.sweep(config, folder, executor=Losing(broken=(1,)))
     assert stop.value.at_once
     assert [cell.status for cell in runs.cells_of(config, folder)] == ["failed", "waiting"]
@@ -295,7 +288,7 @@ def test_cells_can_be_stopped_from_outside(tmp_path):
     with pytest.raises(Interrupted, match="0 of 2 cells are complete"):
         runs.sweep(config, folder, executor=Told(), overwrite=True)
     assert [cell.status for cell in runs.cells_of(config, folder)] == ["waiting"] * 2
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".stop").exists()
 
 
@@ -306,13 +299,13 @@ def test_cells_that_outlive_their_sweep_are_waited_for(tmp_path):
     with lock_folder(cell.path):
         before = contents(folder, without=())
         for again in (
-            lambda: runs.resume_sweep(config, folder, executor=Here()),
+            lambda: runs.resume_sweep(folder, executor=Here()),
             lambda: runs.sweep(config, folder, executor=Here(), overwrite=True),
         ):
             with pytest.raises(RunError, match=r"1 cells of .* are still being computed"):
                 again()
         assert contents(folder, without=()) == before | {".stop": b""}
-    runs.resume_sweep(config, folder, executor=Here())
+    runs.resume_sweep(folder, executor=Here())
     assert zl.open_run(folder).complete and not (folder / ".stop").exists()
 
 
@@ -339,75 +332,105 @@ def test_any_executor_will_do(tmp_path):
     assert set(results["status"].values) == {"complete"}
 
 
-def _kill_one(cluster, folder, dead):
-    """Kill the process of a worker once one of its cells has a checkpoint and another cell is complete."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        complete = any((folder / "cells").glob("*/results.zarr/zarr.json"))
-        for state in (folder / "cells").glob("*/checkpoint/**/state.npz"):
-            log = (state.relative_to(folder / "cells").parts[0], complete)
-            worker = next(iter(cluster.workers.values()))
-            if complete and worker.process is not None:
-                os.kill(worker.process.pid, signal.SIGKILL)
-                dead.append(log[0])
-                return
-        time.sleep(0.01)
+class Killing(Executor):
+    """Hands on to an executor; the process of the first call is killed once its cell has a checkpoint."""
+
+    def __init__(self, executor, marker):
+        self.executor, self.marker = executor, marker
+
+    def submit(self, fn, /, *args, **kwargs):
+        marker, self.marker = self.marker, None
+        if marker is None:
+            return self.executor.submit(fn, *args, **kwargs)
+        return self.executor.submit(killed_once, marker, fn, *args)
 
 
-def _sweep_with_a_kill(tmp_path, axes, failing, **fields):
-    """A sweep on a scheduler with two worker processes, of which one is killed while it works on a cell."""
-    folder, config, dead = tmp_path / "sweep", grid(axes, **fields), []
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, memory_limit="4GiB", dashboard_address=None
-    ) as cluster:
-        killer = threading.Thread(target=_kill_one, args=(cluster, folder, dead))
-        killer.start()
-        with runs.dask_executor(scheduler=cluster.scheduler_address) as executor:
-            results = runs.sweep(config, folder, executor=executor, every=0.05)
-        killer.join()
-    assert dead, "no worker was killed while it had a checkpoint"
+@contextlib.contextmanager
+def local_cluster():
+    options = dict(threads_per_worker=1, memory_limit="4GiB", dashboard_address=None)
+    with (
+        distributed.LocalCluster(n_workers=1, **options) as cluster,
+        runs.dask_executor(cluster.scheduler_address) as executor,
+    ):
+        yield executor
+
+
+def sweep_with_a_kill(tmp_path, workers, config):
+    """A sweep of which the first cell loses its process; its cells, and its results."""
+    folder, marker = tmp_path / "sweep", tmp_path / "killed"
+    with workers as executor:
+        results = runs.sweep(config, folder, executor=Killing(executor, marker), every=0.0)
+    assert marker.exists()
     cells = runs.cells_of(config, folder)
-    assert [cell.status for cell in cells].count("failed") == failing
-    histories = [events(cell) for cell in cells if cell.status == "complete"]
-    assert len(histories) == len(cells) - failing
-    for history in histories:
-        assert history.count("started") == history.count("finished") == history.count("computed") == 1
-    assert sum("resumed" in history for history in histories) >= 1
-    return config, cells, results
+    first, *others = [events(cell) for cell in cells if cell.status == "complete"]
+    assert first == ["started", "resumed", "computed", "finished"]
+    assert all(history == ["started", "computed", "finished"] for history in others)
+    return cells, results
 
 
-@pytest.mark.slow
-def test_a_killed_worker_loses_no_more_than_its_cell_since_the_checkpoint(tmp_path):
-    config, cells, _ = _sweep_with_a_kill(tmp_path, {"seed": [0, 1, 2, 3]}, 0, steps=3_000_000, replicas=4)
-    again = next(cell for cell in cells if "resumed" in events(cell))
-    runs.start(config.cell_at(again.place), tmp_path / "alone")
-    assert contents(tmp_path / "alone") == contents(again.path)
+@pytest.mark.parametrize("workers", [local_cluster, lambda: runs.worker_processes(workers=1)])
+def test_a_killed_worker_loses_no_more_than_its_cell_since_the_checkpoint(tmp_path, workers):
+    config = grid({"seed": [0, 1]}, steps=20_000, saves=30)
+    cells, _ = sweep_with_a_kill(tmp_path, workers(), config)
+    assert [cell.status for cell in cells] == ["complete"] * 2
+    runs.start(config.cell_at(cells[0].place), tmp_path / "alone")
+    assert contents(tmp_path / "alone") == contents(cells[0].path)
+
+
+def test_a_call_that_kills_every_worker_fails(monkeypatch):
+    monkeypatch.setattr(runs._executors, "_DEATHS", 2)
+    with runs.worker_processes(workers=1) as executor:
+        call = executor.submit(os._exit, 1)
+        with pytest.raises(RunError, match="its process died 2 times"):
+            call.result()
+
+
+def test_workers_are_bounded_and_end_with_their_block():
+    said = []
+    with runs.worker_processes(workers=1, memory="2GiB", tell=said.append) as executor:
+        assert said == ["1 worker process on this machine, with at most 2.0GiB of memory each."]
+        assert executor.submit(os.getpgrp).result() != os.getpgrp()
+        with pytest.raises(MemoryError):
+            executor.submit(bytes, 3 * 2**30).result()
+        number, sleeping = executor.submit(os.getpid).result(), executor.submit(time.sleep, 1000)
+        assert not sleeping.done()
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+    for wrong in (dict(workers=0), dict(memory="lots")):
+        with pytest.raises(InputError), runs.worker_processes(**wrong):
+            pass
 
 
 @pytest.mark.ensemble
 def test_forty_eight_cells_with_a_kill_and_a_failure(tmp_path):
     """The largest step size is stable with momentum, and not without: one cell fails."""
     axes = {"step_size": [*np.linspace(0.05, 0.9, 23).tolist(), 2.2], "momentum": [0.0, 0.5]}
-    _, cells, results = _sweep_with_a_kill(
-        tmp_path, axes, 1, noise=["label:0.01"], steps=1_000_000, replicas=4
-    )
+    config = grid(axes, noise=["label:0.01"], steps=1_000_000, replicas=4)
+    cells, results = sweep_with_a_kill(tmp_path, runs.worker_processes(workers=2), config)
     assert len(cells) == 48
     assert np.argwhere(results["status"].values == "failed").tolist() == [[23, 0]]
     assert "stability limit" in results["reason"].values[23, 0]
     assert np.isfinite(results["hessian_trace_end"].values).sum() == 47
 
 
+def command_line(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(each) for each in arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
 def test_the_command_line_sweeps(tmp_path):
     folder = tmp_path / "sweep"
     command = ["sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "1000", "--out", folder]
-    printed = finished(
-        zeroloss(*command, "--grid", "step_size=0.2,3", "--grid", "seed=0,1", "--workers", "2"), code=1
+    printed = command_line(
+        *command, "--grid", "step_size=0.2,3", "--grid", "seed=0,1", "--workers", 2, code=1
     )
     assert "2 of 4 cells are complete" in printed and "stability limit" in printed
-    assert "worker processes on this machine, with at most" in printed
-    shown = finished(zeroloss("show", folder))
+    assert "2 worker processes on this machine, with at most" in printed
+    shown = command_line("show", folder)
     assert "failed" in shown and "step_size" in shown
     assert (folder / "report.html").is_file()
-    assert "2 of 4" in finished(zeroloss("resume", folder, "--workers", "1"), code=1)
-    again = finished(zeroloss(*command, "--grid", "seed=0"), code=1)
-    assert "already holds an unfinished run" in " ".join(again.split())
+    assert "2 of 4" in command_line("resume", folder, "--workers", 1, code=1)
+    assert "already holds an unfinished run" in command_line(*command, "--grid", "seed=0", code=1)
+    both = ["--scheduler", "tcp://127.0.0.1:1", "--workers", "1"]
+    assert "cannot be combined with --scheduler" in command_line("resume", folder, *both, code=1)

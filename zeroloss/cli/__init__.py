@@ -2,7 +2,7 @@
 
 import sys
 
-from zeroloss.cli import _compute, _folders, _running  # noqa: F401  # their commands register themselves
+from zeroloss.cli import _problems, _runs, _stored_results  # noqa: F401  # they register their commands
 from zeroloss.cli._console import app
 
 

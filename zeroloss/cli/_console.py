@@ -1,4 +1,4 @@
-"""The command and what all its subcommands share: their help, where they print, and how they fail."""
+"""The command itself, and the parts that all subcommands share: help, printing, and errors."""
 
 import inspect
 import io
@@ -25,15 +25,15 @@ from zeroloss.errors import InputError, Interrupted, ZerolossError
 PROBLEMS, RUNS, RESULTS = "Problems", "Runs", "Results"
 """The panels of the commands in the help."""
 
-NOISE, TRAINING, RUN, PROBLEM, GENERAL = "Noise", "Training", "Run", "Problem", "General"
-"""The panels of the options in the help of a command."""
+GENERAL = "General"
+"""The panel of the options that most commands have."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {}
-"""Of each command those that its help shows."""
+"""The examples in the help of each command."""
 
 EXIT_CODES = {
     0: "done",
-    1: "an error, said in a line",
+    1: "error (one line on standard error)",
     2: "wrong usage",
     130: "stopped by Ctrl-C",
     143: "stopped by SIGTERM",
@@ -56,7 +56,7 @@ app = typer.Typer(
                 "zeroloss show runs/first",
             ),
             "Results go to standard output, messages to standard error. Exit codes: "
-            + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+            + "; ".join(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())
             + ".",
         ]
     ),
@@ -69,7 +69,7 @@ out = Console()
 
 
 class _Command(TyperCommand):
-    """A command whose --help is listed with the other options that all commands have."""
+    """A command whose help lists --help with the other general options."""
 
     def get_help_option(self, ctx: Any) -> TyperOption | None:
         found = super().get_help_option(ctx)
@@ -83,9 +83,7 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function the command `name`, with its docstring and some examples as its help.
 
-    With `of` it is a command of a command, and `name` has both words.
-
-    The examples are kept to 76 columns, so that a terminal of 80 wraps none of them.
+    A command of the group `of` has both words in its name. An example of at most 76 columns is not wrapped.
     """
     EXAMPLES[name] = examples
 
@@ -111,7 +109,7 @@ def option(
 ) -> Any:
     """An option that the help of a command lists in `panel`.
 
-    `complete` returns what may be typed where the argument has been typed, for the Tab key.
+    For the Tab key `complete` returns the values that begin with its argument.
     """
     return typer.Option(*names, help=words, metavar=metavar, rich_help_panel=panel, autocompletion=complete)
 
@@ -122,7 +120,7 @@ def flag(panel: str, words: str, name: str) -> Any:
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
-Quiet = Annotated[bool, flag(GENERAL, "Only results: no messages and no progress.", "--quiet")]
+Quiet = Annotated[bool, flag(GENERAL, "Print results only: no messages and no progress.", "--quiet")]
 Json = Annotated[bool, flag(GENERAL, "Print results as JSON.", "--json")]
 
 
@@ -143,19 +141,19 @@ def _main(
     jax.config.update("jax_enable_x64", True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what Zarr finds damaged is said by us
+            stream.reconfigure(errors="backslashreplace")  # characters that a terminal cannot show
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # damage that Zarr finds is reported by us
     # LAPACK's threads wait for each other, for tens of times as long when another process is busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 class UsageError(InputError):
-    """Options that do not go together, or are not written as they must be."""
+    """Options that exclude each other, or are written in a wrong form."""
 
 
 @contextmanager
 def failing_in_a_line() -> Iterator[None]:
-    """Print errors of ours in a line and exit with 1 or 2; say how to go on after a signal."""
+    """Print errors of zeroloss in a line and exit with 1 or 2; after a signal say how to go on."""
     try:
         yield
     except ZerolossError as error:
@@ -170,7 +168,7 @@ def failing_in_a_line() -> Iterator[None]:
 
 
 def print_path(words: str, path: Path) -> None:
-    """Say something about a path, as a message in one line that can be copied."""
+    """Print a message about a path, in one line that can be copied."""
     messages.print(f"{words} {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
@@ -180,7 +178,7 @@ def print_json(value: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for what is not finite, which JSON does not know."""
+    """The same with None for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,36 +1,36 @@
-"""The options that all commands have that compute something about a problem, parsed once."""
+"""Options of the command line, made from Pydantic models, and the requests that are typed with them."""
 
-import functools
 import glob
 import inspect
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+import pydantic
 import typer
 
 from zeroloss import problems, runs
+from zeroloss._progress import show_progress
 from zeroloss.cli._console import (
     GENERAL,
-    NOISE,
-    PROBLEM,
-    RUN,
-    TRAINING,
     Json,
     Quiet,
     UsageError,
+    app,
+    command,
     failing_in_a_line,
     flag,
     option,
 )
 from zeroloss.errors import InputError
 from zeroloss.noise import LISTINGS
-from zeroloss.problems import DEFAULT_STRENGTHS
-from zeroloss.runs._config import is_text
+from zeroloss.runs._config import NOISE, PROBLEM, TRAINING, AbstractConfig, is_text, validated
+from zeroloss.runs._config import option as field
 
-_LARGEST = 2**31  # minibatch
+LIMIT, GOAL, SWEEP, RUN = "Limit", "Goal", "Sweep", "Run"
+_PANELS = (None, NOISE, GOAL, LIMIT, TRAINING, SWEEP, RUN, PROBLEM, GENERAL)  # in the order of the help
 
 
 def _problems_like(incomplete: str) -> list[str]:
@@ -47,52 +47,137 @@ def _noises_like(incomplete: str) -> list[str]:
     return [f"{before}{plus}{name}" for name in LISTINGS if name.startswith(last)]
 
 
-_Problem = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="PROBLEM",
-        help=f"One of {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
-        "(zeroloss new writes one); or nothing with --data.",
-        autocompletion=_problems_like,
-    ),
-]
-_Noise = Annotated[
-    list[str] | None,
-    option(
-        NOISE,
-        "Such as dropout, label:0.3, minibatch:32+label:0.1. Repeat for several. By default all that the "
-        "problem has.",
-        metavar="<noise>",
-        complete=_noises_like,
-    ),
-]
-_Rate = Annotated[float, option(NOISE, "Of dropout and dropconnect named without one.")]
-_Sigma = Annotated[float | None, option(NOISE, "Of other noises named without one. By default 0.01 to 0.3.")]
-_Batch = Annotated[int, option(NOISE, "Of minibatch named without one, if there are as many examples.")]
-_Data = Annotated[Path | None, option(PROBLEM, "A .csv, .npz or .parquet file to fit.", metavar="<file>")]
-_Target = Annotated[
-    str | None, option(PROBLEM, "Of --data: what to fit. By default the last.", metavar="<column>")
-]
-_Model = Annotated[
-    str | None, option(PROBLEM, "Of --data: hidden layers. By default mlp:50.", metavar="<mlp:...>")
-]
-_Width = Annotated[
-    list[int] | None, option(PROBLEM, "Of a hidden layer. Repeat for several.", metavar="<int>")
-]
-_Examples = Annotated[int | None, option(PROBLEM, "How many to train on.")]
-_Set = Annotated[
-    list[str] | None,
-    option(
-        PROBLEM,
+class ProblemOptions(pydantic.BaseModel):
+    """The options that become keyword arguments of a problem."""
+
+    data: Path | None = field(None, "A .csv, .npz or .parquet file to fit.", PROBLEM, metavar="<file>")
+    target: str | None = field(
+        None, "The column of --data to fit. By default the last.", PROBLEM, metavar="<column>"
+    )
+    model: str | None = field(
+        None, "Hidden layers of the model of --data. By default mlp:50.", PROBLEM, metavar="<mlp:...>"
+    )
+    width: list[int] | None = field(
+        None, "Width of a hidden layer. Repeat for several.", PROBLEM, metavar="<int>"
+    )
+    examples: int | None = field(None, "How many to train on.", PROBLEM)
+    set: list[str] | None = field(
+        None,
         "Another option of the problem, such as outputs=10. Repeat for several.",
-        "--set",
+        PROBLEM,
         metavar="<name=value>",
-    ),
-]
-_Seed = Annotated[int, option(PROBLEM, "Of data split, start and noise.")]
+    )
+
+    def named(self, problem: str | None) -> str:
+        """The name of the problem, in the working folder of this process."""
+        if self.data is not None:
+            if problem is not None:
+                raise UsageError(f"choose one of PROBLEM and --data; got {problem!r} and {str(self.data)!r}.")
+            return "table"
+        if self.target is not None or self.model is not None:
+            raise UsageError("--target and --model are for --data.")
+        if problem is None:
+            raise UsageError("name a PROBLEM, or give --data.")
+        return problems.resolved(problem) if problems.is_own(problem) else problem
+
+    def arguments(self, problem: str, seed: int) -> dict[str, Any]:
+        """The keyword arguments of the problem; it has the seed if it takes one."""
+        found: dict[str, Any] = {}
+        if self.data is not None:
+            found = dict(path=str(self.data.resolve()), target=self.target, model=self.model)
+            found = {name: value for name, value in found.items() if value is not None}
+        for text in self.set or []:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise UsageError(f"--set needs name=value, got {text!r}.")
+            found[name.strip()] = parse_value(value.strip())
+        known = problems.options_of(problem)
+        if self.width and "width" in known and "widths" not in known:
+            if len(self.width) > 1:
+                raise UsageError(
+                    f"{problem!r} has one hidden layer, and --width was given {len(self.width)} times."
+                )
+            found["width"] = self.width[0]
+        elif self.width:
+            found["widths"] = self.width
+        if self.examples is not None:
+            found["examples"] = self.examples
+        if problem == "table" or "seed" in known:
+            found.setdefault("seed", seed)
+        return found
 
 
-def _read_options(context: Any, path: Path | None) -> Path | None:
+def parse_value(text: str) -> Any:
+    """A number, true or false, a list of them, or else a word."""
+    try:
+        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
+    except (ValueError, RecursionError):
+        return text
+
+
+class SavingOptions(pydantic.BaseModel):
+    """The options of a command that can make a run on disk."""
+
+    out: Path | None = field(None, "Folder for the run, to show and resume it.", RUN, metavar="<folder>")
+    overwrite: bool = field(False, "Replace the run in --out.", RUN)
+    save_every: float = field(30.0, "Time between saves of the state, for resume.", RUN, metavar="<seconds>")
+
+
+class WorkerOptions(pydantic.BaseModel):
+    """The options that choose the workers of a sweep."""
+
+    workers: int | None = field(
+        None, "Processes on this machine. By default one for each core.", SWEEP, metavar="<int>"
+    )
+    memory: str | None = field(
+        None, "Bound on each process, such as 4GiB. By default its share.", SWEEP, metavar="<size>"
+    )
+    scheduler: str | None = field(
+        None, "A running Dask cluster, such as tcp://host:8786, instead.", SWEEP, metavar="<address>"
+    )
+
+
+class GridOptions(WorkerOptions):
+    """The options of a sweep."""
+
+    grid: list[str] = field(
+        ..., "An axis, such as step_size=0.1,0.5. Repeat for several.", SWEEP, metavar="<axis=...>"
+    )
+    out: Path = field(..., "Folder for the sweep, to show and resume it.", SWEEP, metavar="<folder>")
+    overwrite: bool = field(False, "Replace the sweep in --out.", SWEEP)
+    save_every: float = SavingOptions.model_fields["save_every"]  # pyright: ignore[reportAssignmentType]
+
+
+def parameters_of(model: type[pydantic.BaseModel]) -> Iterator[inspect.Parameter]:
+    """The parameters of a Typer command for the fields of a model that are options."""
+    for name, info in model.model_fields.items():
+        shown = info.json_schema_extra
+        if not isinstance(shown, dict):
+            continue
+        kind: Any = info.annotation
+        default = inspect.Parameter.empty if info.is_required() else info.default
+        if get_origin(kind) is tuple:
+            kind = list[get_args(kind)[0]]
+        panel, metavar = str(shown["panel"]), str(shown["metavar"] or "") or None
+        if issubclass(model, AbstractConfig) and info.is_required():  # completed by `Request`
+            kind, default = kind | None, None
+        if name == "problem":
+            listed: Any = typer.Argument(
+                metavar="PROBLEM", help=info.description, autocompletion=_problems_like
+            )
+        elif kind is bool:
+            listed = flag(panel, str(info.description), f"--{name.replace('_', '-')}")
+        else:
+            complete = _noises_like if name == "noise" else None
+            listed = option(panel, str(info.description), metavar=metavar, complete=complete)
+        yield _parameter(name, Annotated[kind, listed], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _read_defaults(context: Any, path: Path | None) -> Path | None:
     """Take the defaults of a command's options from a TOML file."""
     if path is None:
         return None
@@ -102,7 +187,7 @@ def _read_options(context: Any, path: Path | None) -> Path | None:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}.") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no TOML: {error}.") from None
+            raise InputError(f"{path} is not TOML: {error}.") from None
         parameters = {each.opts[0].lstrip("-"): each for each in context.command.params}
         del parameters["config"]
         values = {name.replace("_", "-"): value for name, value in values.items()}
@@ -130,160 +215,82 @@ _ConfigFile = Annotated[
         metavar="<file>",
         help="TOML file of options; the command line wins.",
         is_eager=True,
-        callback=_read_options,
+        callback=_read_defaults,
         rich_help_panel=GENERAL,
     ),
 ]
-
-SaveEvery = Annotated[float, option(RUN, "Between saves of its state, for resume.", metavar="<seconds>")]
-Steps = Annotated[int, option(TRAINING, "Training steps.")]
-Saves = Annotated[int, option(TRAINING, "How many times to save at.")]
-Replicas = Annotated[int, option(TRAINING, "Training runs of each noise.")]
-StepSize = Annotated[
-    float,
-    option(
-        TRAINING, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2, with momentum further."
-    ),
-]
-
-
-class Rule(NamedTuple):
-    """The options of the rule of a training step."""
-
-    step_size: StepSize = 0.5
-    momentum: Annotated[float, option(TRAINING, "Of heavy ball.")] = 0.0
-    nesterov: Annotated[bool, flag(TRAINING, "Nesterov's momentum, not heavy ball.", "--nesterov")] = False
-    weight_decay: Annotated[float, option(TRAINING, "Added to the gradient.")] = 0.0
-
-
-class Saving(NamedTuple):
-    """The options of a command that can make a run on disk."""
-
-    out: Annotated[Path | None, option(RUN, "For the run, to show and resume it.", metavar="<folder>")] = None
-    overwrite: Annotated[bool, flag(RUN, "Replace the run in --out.", "--overwrite")] = False
-    save_every: SaveEvery = 30.0
+_GENERAL = (
+    _parameter("quiet", Quiet, False),
+    _parameter("as_json", Json, False),
+    _parameter("config", _ConfigFile, None),
+)
 
 
 class Request(NamedTuple):
-    """What was asked about a problem; `noise` is None where none was named."""
+    """The options that were typed: `values` for the config of a command, and the model of the others."""
 
-    problem: str
-    noise: list[str] | None
-    options: dict[str, Any]
-    strengths: dict[str, float]
-    seed: int
+    command: type[AbstractConfig]
+    values: dict[str, Any]
+    more: Any
     quiet: bool
     json: bool
 
-    def load(self) -> problems.Problem:
-        """The problem."""
-        return problems.load(self.problem, **self.options)
+    def config(self) -> Any:
+        """The config of the command. Raises `InputError` for values that are not valid."""
+        return validated(self.command, self.values)
 
-    def config(self, default: Callable[[problems.Problem], list[str]], **fields: Any) -> dict[str, Any]:
-        """The config of a run of this request; `default` chooses noises where none was named."""
-        return dict(
-            problem=self.problem,
-            noise=self.noise or default(self.load()),
-            options=self.options,
-            strengths=self.strengths,
-            seed=self.seed,
-            source=runs.digest_of_source(self.problem, self.options),
-            **fields,
-        )
+
+def on_problem(
+    name: str,
+    panel: str,
+    config: type[AbstractConfig],
+    more: type[pydantic.BaseModel] | None = None,
+    *,
+    examples: tuple[str, ...] = (),
+    of: typer.Typer = app,
+) -> Callable[[Callable[[Request], None]], Callable[[Request], None]]:
+    """Make a function of a request the command `name`, with the fields of `config` and `more` as options."""
+    models = (config, ProblemOptions, *([] if more is None else [more]))
+    parameters = [each for model in models for each in parameters_of(model)] + list(_GENERAL)
+    parameters.sort(key=_place_in_help)
+
+    def register(use: Callable[[Request], None]) -> Callable[[Request], None]:
+        def function(**typed: Any) -> None:
+            with failing_in_a_line():
+                request = _request(config, more, typed)
+                with show_progress(not request.quiet):
+                    use(request)
+
+        function.__doc__ = config.__doc__
+        function.__signature__ = inspect.Signature(parameters)  # pyright: ignore
+        function.__annotations__ = {each.name: each.annotation for each in parameters}
+        command(name, panel, *(examples or config.examples), of=of)(function)
+        return use
+
+    return register
+
+
+def _place_in_help(parameter: inspect.Parameter) -> tuple[int, bool]:
+    """The panel, and required options first."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return _PANELS.index(panel), parameter.default is not parameter.empty
 
 
 def _request(
-    problem: _Problem = None,
-    noise: _Noise = None,
-    rate: _Rate = DEFAULT_STRENGTHS["dropout"],
-    sigma: _Sigma = None,
-    batch: _Batch = int(DEFAULT_STRENGTHS["minibatch"]),
-    data: _Data = None,
-    target: _Target = None,
-    model: _Model = None,
-    width: _Width = None,
-    examples: _Examples = None,
-    others: _Set = None,
-    seed: _Seed = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    config: _ConfigFile = None,
+    config: type[AbstractConfig], more: type[pydantic.BaseModel] | None, typed: dict[str, Any]
 ) -> Request:
-    own: dict[str, Any] = {}
-    if data is not None:
-        if problem is not None:
-            raise UsageError(f"choose one of PROBLEM and --data; got {problem!r} and {str(data)!r}.")
-        given = dict(path=str(data.resolve()), target=target, model=model)
-        problem, own = "table", {name: value for name, value in given.items() if value is not None}
-    elif target is not None or model is not None:
-        raise UsageError("--target and --model are for --data.")
-    if problem is None:
-        raise UsageError("name a PROBLEM, or give --data.")
-    if problems.is_own(problem):
-        problem = problems.resolved(problem)
-    options = own | _options(problem, width, examples, others, seed)
-    if abs(batch) >= _LARGEST:
-        raise UsageError(f"--batch must be below {_LARGEST:,}, got {batch}.")
-    strengths = DEFAULT_STRENGTHS | problems.strengths_from(rate, sigma, float(batch))
-    return Request(problem, noise, options, strengths, seed, quiet or as_json, as_json)
+    """The request of the options that were typed; without --noise with the default noises of the command."""
 
+    def of(model: type[pydantic.BaseModel]) -> dict[str, Any]:
+        return {name: typed[name] for name in model.model_fields if name in typed}
 
-def on_problem(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options above, and its function one `Request` in their place.
-
-    What else it takes that is a NamedTuple, such as `Rule`, becomes an option for each field.
-    """
-    taken = inspect.signature(command).parameters.values()
-    makers = {
-        each.name: _request if each.annotation is Request else each.annotation
-        for each in taken
-        if isinstance(each.annotation, type) and issubclass(each.annotation, tuple)
-    }
-    fields = {name: list(inspect.signature(make).parameters.values()) for name, make in makers.items()}
-
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> None:
-        with failing_in_a_line():
-            for name, make in makers.items():
-                arguments[name] = make(**{each.name: arguments.pop(each.name) for each in fields[name]})
-            command(**arguments)
-
-    (argument, noise, *common), *own = (fields.get(each.name, [each]) for each in taken)
-    merged = [argument, noise, *(each for some in own for each in some), *common]
-    wrapped.__signature__ = inspect.Signature(  # pyright: ignore[reportAttributeAccessIssue]
-        [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in merged]
-    )
-    wrapped.__annotations__ = {each.name: each.annotation for each in merged}
-    return wrapped
-
-
-def _options(
-    name: str, width: list[int] | None, examples: int | None, others: list[str] | None, seed: int
-) -> dict[str, Any]:
-    """The options of a problem; the seed goes to those that have one."""
-    options: dict[str, Any] = {}
-    for text in others or []:
-        option, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set needs name=value, got {text!r}.")
-        options[option.strip()] = typed(value.strip())
-    known = problems.options_of(name)
-    if width and "width" in known and "widths" not in known:
-        if len(width) > 1:
-            raise UsageError(f"{name!r} has one hidden layer, and --width was given {len(width)} times.")
-        options["width"] = width[0]
-    elif width:
-        options["widths"] = width
-    if examples is not None:
-        options["examples"] = examples
-    if name == "table" or "seed" in known:
-        options.setdefault("seed", seed)
-    return options
-
-
-def typed(text: str) -> Any:
-    """A number, true or false, a list of them, or else a word."""
-    try:
-        return json.loads(text.lower() if text.lower() in ("true", "false") else text)
-    except (ValueError, RecursionError):
-        return text
+    options, values = ProblemOptions(**of(ProblemOptions)), of(config)
+    values["problem"] = options.named(values["problem"])
+    values["options"] = options.arguments(values["problem"], values["seed"])
+    if not values["noise"]:
+        values["noise"] = config.default_noises(problems.load(values["problem"], **values["options"]), values)
+    values["source"] = runs.digest_of_source(values["problem"], values["options"])
+    if "command" in config.model_fields:
+        values["command"] = config.model_fields["command"].default
+    quiet, as_json = typed["quiet"], typed["as_json"]
+    return Request(config, values, more and more(**of(more)), quiet or as_json, as_json)

@@ -1,4 +1,4 @@
-"""What a run found, as tables for a terminal and as rows for machines."""
+"""The results of a run, as tables for a terminal and as rows for machines."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ _LABELS = 26  # columns of the terminal for the labels of a comparison; longer o
 
 
 def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
-    """Print the table of a run, or what its studies found."""
+    """Print the table of a run, or the findings of its studies."""
     if config["command"] == SWEEP:
         _print_sweep(results)
     elif not results.children:
@@ -67,7 +67,7 @@ def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, A
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table below its title. What is too wide for the terminal is folded, if it can be at spaces."""
+    """Print a table below its title. Cells too wide for the terminal are folded, at spaces if possible."""
     print_title(title)
     lines = [list(row) for row in rows]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
@@ -81,7 +81,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str =
 
 
 def _widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
-    """How wide the columns of a table are: where there is no room for the longest cells, few are folded."""
+    """The widths of the columns of a table; where the longest cells do not fit, few are folded."""
     cells = [[_length(cell) for cell in column] for column in zip(*lines, strict=True)]
     words = [
         max((cell_len(word) for cell in column for word in cell.split()), default=0)
@@ -103,7 +103,7 @@ def _length(cell: str) -> int:
 
 
 def print_title(title: str) -> None:
-    """Print what a table is about; nothing where there is nothing to say."""
+    """Print the title of a table, if it has one."""
     if title:
         out.print(escape(title), style="italic", highlight=False)
 
@@ -136,7 +136,7 @@ def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
 
 
 def _side_by_side(widths: Sequence[int]) -> Iterator[slice]:
-    """Which columns fit beside each other, and the labels before them; at least one each time."""
+    """The columns that fit beside each other after the labels; at least one each time."""
     first, taken = 0, 0
     for index, width in enumerate(widths):
         taken += _GAP + width

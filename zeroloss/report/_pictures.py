@@ -37,7 +37,7 @@ from zeroloss.report._chart import (
     path,
 )
 from zeroloss.report._text import number
-from zeroloss.runs._validation import load
+from zeroloss.runs._schema import load
 
 PICTURE = "picture"
 

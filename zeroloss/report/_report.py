@@ -1,10 +1,11 @@
 """Reading a run, and writing its page and its figures."""
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import xarray as xr
 
@@ -22,7 +23,22 @@ from zeroloss.runs._grid import SWEEP
 
 FORMATS = ("png", "pdf", "svg")
 
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
+
+def _refusing_damage(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Make any failure to show the runs in the first argument one `RunError`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with runs.reading(args[0]):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@_refusing_damage
 def write(folder: Path) -> Path:
     """Write the figures and `report.html` of the run in `folder`; returns the path of the page.
 
@@ -43,6 +59,7 @@ def write(folder: Path) -> Path:
     return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
 
 
+@_refusing_damage
 def write_several(folders: Sequence[Path], path: Path) -> Path:
     """Write a page that compares the runs in `folders` to the file `path`.
 
@@ -55,6 +72,7 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     return _save(_several.page(each), path, config, f"the runs {', '.join(run.name for run in each)}")
 
 
+@_refusing_damage
 def write_figures(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """Write the static figures of the run in `folder` into the folder `to`, as "png", "pdf" or "svg".
 

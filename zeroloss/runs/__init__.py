@@ -1,7 +1,7 @@
-"""Runs on disk: what they compute, the folder they live in, doing them, and looking at them."""
+"""Runs on disk: what they compute, the folder they live in, sweeps, and reading them."""
 
-from zeroloss.runs._cluster import dask_executor
-from zeroloss.runs._config import (
+from zeroloss.runs._commands import (
+    COMMANDS,
     CompareConfig,
     Config,
     DescendConfig,
@@ -10,23 +10,26 @@ from zeroloss.runs._config import (
     StudyConfig,
     config_from,
 )
+from zeroloss.runs._config import digest_of_source
+from zeroloss.runs._executors import dask_executor, worker_processes
 from zeroloss.runs._folder import (
     check_free,
+    configuration,
     create,
     gather,
-    gather_paths,
-    gather_studies,
     noises_of,
     read,
+    reading,
     write_results,
 )
 from zeroloss.runs._grid import SweepConfig, sweep_config
-from zeroloss.runs._jobs import configuration, digest_of_source, resume, start
+from zeroloss.runs._resume import resume, start
 from zeroloss.runs._run import Run, export_csv, export_netcdf, find_runs, open_run, summary
 from zeroloss.runs._sweep import Cell, cells_of, collect, resume_sweep, sweep
 from zeroloss.runs._table import ends, rows
 
 __all__ = [
+    "COMMANDS",
     "Cell",
     "CompareConfig",
     "Config",
@@ -49,11 +52,10 @@ __all__ = [
     "export_netcdf",
     "find_runs",
     "gather",
-    "gather_paths",
-    "gather_studies",
     "noises_of",
     "open_run",
     "read",
+    "reading",
     "resume",
     "resume_sweep",
     "rows",
@@ -61,5 +63,6 @@ __all__ = [
     "summary",
     "sweep",
     "sweep_config",
+    "worker_processes",
     "write_results",
 ]

@@ -1,183 +1,200 @@
-"""What a run computes: everything needed to repeat it, checked field by field."""
+"""Options of commands as Pydantic models, and the options that several commands have.
+
+A command is one model. Each option is declared there once, with its default, bounds and help; the command
+line, its help, TOML files of options, `config.json` and the axes of a sweep follow from the model.
+"""
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
-from pydantic import Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue
 
+from zeroloss import problems
+from zeroloss._checkpoint import digest_of_bytes
 from zeroloss.errors import InputError
+from zeroloss.noise import Dropout, MiniBatch
+from zeroloss.optimizers import SGD
+from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise, strengths_from
+from zeroloss.systems import AbstractSystem
 
-_LARGEST = 2**63 - 1
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # what steers terminals; halves of pairs
-_NO_TEXT_SAID = "a name or a value has characters that no text can have"
-_LONGEST_PLACE, _MOST_ERRORS = 6, 12  # that are said
+NOISE, TRAINING, PROBLEM = "Noise", "Training", "Problem"
+"""Panels of options in the help of a command."""
+
+_RATE = DEFAULT_STRENGTHS[Dropout.listing.name]
+_BATCH = int(DEFAULT_STRENGTHS[MiniBatch.listing.name])
+_LARGEST_SEED, _LARGEST_BATCH = 2**63 - 1, 2**31
+_CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # steer terminals; half pairs
+_DEEPEST_PLACE, _MOST_ERRORS, _LONGEST_VALUE = 6, 12, 60  # in a message
+
 _Model = TypeVar("_Model", bound=pydantic.BaseModel)
 
 
-class _Config(pydantic.BaseModel):
-    """What all runs have.
+def option(
+    default: Any, words: str, panel: str = TRAINING, *, metavar: str | None = None, **more: Any
+) -> Any:
+    """A field that is an option of the command line, with `words` as its help in `panel`.
 
-    - `problem`: a named problem, `options` its keyword arguments.
-    - `noise`: one or more noises, in the words of `zeroloss.problems.parse_noise`.
-    - `strengths`: of noises that are named without one.
-    - `seed`: of everything random.
-    - `source`: a digest of the file of the user's that the problem is made from; None where there is none.
+    `metavar` names its value there; `more` are arguments of `pydantic.Field`, such as the bound `gt=0`.
     """
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    problem: str
-    noise: tuple[str, ...] = Field(min_length=1)
-    options: dict[str, JsonValue] = {}
-    strengths: dict[str, float] = {}
-    seed: int = Field(0, ge=-_LARGEST, le=_LARGEST)
-    source: str | None = None
-
-    @pydantic.field_validator("noise")
-    @classmethod
-    def _each_once(cls, noise: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(noise)) < len(noise):
-            raise ValueError("every noise can be named once")
-        return noise
-
-
-class _Training(_Config):
-    """A training recipe; `step_size` is relative to 1 / lambda_max at the start, on the zero-loss set."""
-
-    step_size: PositiveFloat = 0.5
-    steps: Annotated[int, Field(gt=0, le=10**15)] = 50_000
-    momentum: float = Field(0.0, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0)
-    saves: int = Field(50, ge=2, le=10**6)
-
-    @property
-    def rule(self) -> dict[str, Any]:
-        """What the step size leaves to say of the rule of a step."""
-        return dict(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
-
-
-class CompareConfig(_Config):
-    """`zeroloss.compare` for each noise; `horizon` is the slow time to go to, instead of `steps`."""
-
-    command: Literal["compare"] = "compare"
-    step_size: PositiveFloat = 0.5
-    horizon: PositiveFloat | None = None
-    steps: Annotated[int, Field(gt=0, le=10**15)] = 50_000
-    replicas: int = Field(8, ge=2)
-
-
-class StudyConfig(_Config):
-    """`zeroloss.study` for each noise, in `budget` minutes for all together."""
-
-    command: Literal["study"] = "study"
-    budget: PositiveFloat = 10.0
-    drift: float = Field(0.05, gt=0, le=1)
-
-
-class PredictConfig(_Training):
-    """`zeroloss.predict` for each noise: the mean of training, or `replicas` draws of single runs."""
-
-    command: Literal["predict"] = "predict"
-    replicas: PositiveInt | None = None
-
-
-class DescendConfig(_Training):
-    """`zeroloss.descend` for each noise: an ensemble of `replicas` training runs."""
-
-    command: Literal["descend"] = "descend"
-    replicas: PositiveInt = 8
-
-
-class LimitConfig(_Config):
-    """`zeroloss.limit` for each noise, to the slow time `horizon`; `replicas` where it is stochastic."""
-
-    command: Literal["limit"] = "limit"
-    horizon: PositiveFloat = 1.0
-    saves: int = Field(50, ge=2, le=10**6)
-    replicas: PositiveInt = 200
-
-
-Config = CompareConfig | StudyConfig | PredictConfig | DescendConfig | LimitConfig
-
-_COMMANDS: dict[str, type[Config]] = {
-    model.model_fields["command"].default: model
-    for model in (CompareConfig, StudyConfig, PredictConfig, DescendConfig, LimitConfig)
-}
-
-
-def config_from(values: Mapping[str, Any]) -> Config:
-    """The config of its command with these values; `InputError` as `validated`, and for a command unknown."""
-    command = values.get("command")
-    if not isinstance(command, str) or command not in _COMMANDS:
-        raise InputError(f"unknown command {command!r}. Known: {', '.join(_COMMANDS)}.")
-    return validated(_COMMANDS[command], values)
-
-
-def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
-    """A config with these values. Raises `InputError`, naming the fields that are wrong, and their values."""
-    command = values.get("command", "sweep")
-    try:
-        config = model.model_validate(dict(values))
-    except pydantic.ValidationError as error:
-        raise InputError(f"{command}: {_wrong(error)}.") from None
-    if not is_text(values):
-        raise InputError(f"{command}: {_NO_TEXT_SAID}.")
-    return config
-
-
-class _Written(pydantic.BaseModel):
-    """What the config of any run has, a sweep included: kinds of values, and nothing about which."""
-
-    model_config = pydantic.ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
-
-    command: str = ""
-    problem: str = ""
-    noise: list[str] = []
-    options: dict[str, JsonValue] | None = None
-    strengths: dict[str, JsonValue] = {}
-    description: str = ""
-    budget: float | str | None = None
-    step_size: float = 0.0
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    versions: dict[str, str] = {}
-
-
-def check_kinds(values: Mapping[str, Any]) -> None:
-    """Raise `InputError` unless the values are of the kinds that a config has, whichever it is.
-
-    What passes is nowhere nested deeply either, so that it can be written again.
-    """
-    try:
-        _Written.model_validate(dict(values))
-    except pydantic.ValidationError as error:
-        raise InputError(_wrong(error)) from None
-    if not is_text(values):
-        raise InputError(_NO_TEXT_SAID)
+    shown: dict[str, JsonValue] = {"panel": panel, "metavar": metavar}
+    return Field(default, description=words, json_schema_extra=shown, **more)
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value that JSON or TOML can hold has only text that can be written, and be a file's name."""
+    """Whether all text in a value from JSON or TOML can be printed, and be the name of a file."""
     if isinstance(value, str):
-        return _NO_TEXT.search(value) is None
+        return _CONTROL_CHARACTERS.search(value) is None
     if isinstance(value, Mapping):
         return all(is_text(each) for pair in value.items() for each in pair)
     return not isinstance(value, list | tuple) or all(map(is_text, value))
 
 
-def _wrong(error: pydantic.ValidationError) -> str:
-    """Every field that is wrong, and its value."""
-    return "; ".join(
-        f"{'.'.join(map(str, each['loc'][:_LONGEST_PLACE]))}: {each['msg'][:1].lower()}{each['msg'][1:]}, "
-        f"got {_short(each['input'])}"
-        for each in error.errors(include_url=False)[:_MOST_ERRORS]
+def _only_text(value: Any) -> Any:
+    if not is_text(value):
+        raise ValueError("a name or a value has characters that no text can have")
+    return value
+
+
+Text = Annotated[str, pydantic.AfterValidator(_only_text)]
+
+
+class AbstractConfig(pydantic.BaseModel):
+    """The options of all commands that work on a problem; `examples` are shown in the help of one.
+
+    Beside them `options` holds keyword arguments of the problem, and `source` a digest of the file that the
+    problem is made from, where a user's file makes it.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    problem: str = option(
+        ...,
+        f"One of {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
+        "(zeroloss new writes one); or nothing with --data.",
     )
+    noise: tuple[str, ...] = option(
+        ...,
+        "Such as dropout, label:0.3, minibatch:32+label:0.1. Repeat for several. By default all "
+        "noises of the problem.",
+        NOISE,
+        metavar="<noise>",
+        min_length=1,
+    )
+    rate: float = option(_RATE, "Rate of dropout and dropconnect where --noise gives none.", NOISE)
+    sigma: float | None = option(
+        None, "Sigma of other noises where --noise gives none. By default 0.01 to 0.3.", NOISE
+    )
+    batch: int = option(
+        _BATCH,
+        "Size of minibatches where --noise gives none and there are as many examples.",
+        NOISE,
+        gt=-_LARGEST_BATCH,
+        lt=_LARGEST_BATCH,
+    )
+    options: dict[str, JsonValue] = {}
+    seed: int = option(
+        0, "Seed of data split, start and noise.", PROBLEM, ge=-_LARGEST_SEED, le=_LARGEST_SEED
+    )
+    source: str | None = None
+
+    @pydantic.field_validator("noise")
+    @classmethod
+    def _each_noise_once(cls, noise: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(noise)) < len(noise):
+            raise ValueError("every noise can be named once")
+        return noise
+
+    @pydantic.model_validator(mode="after")
+    def _only_text(self) -> "AbstractConfig":
+        _only_text(self.__dict__)
+        return self
+
+    @pydantic.computed_field
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The strength of each noise that is named without one."""
+        return DEFAULT_STRENGTHS | strengths_from(self.rate, self.sigma, float(self.batch))
+
+    @classmethod
+    def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
+        """The noises where none is named; `values` are the other options."""
+        return list(problem.noises)
+
+    def load(self) -> tuple[Problem, dict[str, AbstractSystem]]:
+        """The problem, and the system of each noise.
+
+        Raises `InputError` for what cannot be made, and where the user's file has changed since.
+        """
+        found = None if self.source is None else digest_of_source(self.problem, self.options)
+        if found != self.source:
+            raise InputError(
+                f"{problems.source(self.problem, self.options)} has changed since the run began (digest "
+                f"{found}, then {self.source}). Bring the file back, or begin anew."
+            )
+        problem = problems.load(self.problem, **self.options)
+        noises = {name: parse_noise(problem, name, self.strengths) for name in self.noise}
+        return problem, {name: problem.problem.with_noise(noise) for name, noise in noises.items()}
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:
+    """A digest of the file that a problem is made from; None where there is none."""
+    path = problems.source(problem, options)
+    if path is None:
+        return None
+    try:
+        return digest_of_bytes([path.read_bytes()])
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+
+
+StepSize = Annotated[
+    float,
+    option(
+        0.5, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2, with momentum further.", gt=0
+    ),
+]
+Steps = Annotated[int, option(50_000, "Training steps.", gt=0, le=10**15)]
+SaveCount = Annotated[int, option(50, "How many times to save at.", ge=2, le=10**6)]
+
+
+class TrainingConfig(AbstractConfig):
+    """The options of one training recipe: its optimizer."""
+
+    step_size: StepSize
+    momentum: float = option(0.0, "Momentum of the heavy ball method.", ge=0, lt=1)
+    nesterov: bool = option(False, "Nesterov's momentum, not heavy ball.")
+    weight_decay: float = option(0.0, "Weight decay, added to the gradient.", ge=0)
+
+    def optimizer(self, largest_eigenvalue: float) -> SGD:
+        """The optimizer, where the Hessian has this largest eigenvalue."""
+        return SGD(
+            self.step_size / largest_eigenvalue,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+
+def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """A model with these values. Raises `InputError` with each field that is wrong, and its value."""
+    try:
+        return model.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        command = values.get("command", getattr(model.model_fields.get("command"), "default", ""))
+        raise InputError(
+            f"{command}: {'; '.join(map(_wrong_field, error.errors()[:_MOST_ERRORS]))}."
+        ) from None
+
+
+def _wrong_field(error: Any) -> str:
+    """One field that is wrong, the reason, and the value."""
+    place = ".".join(map(str, error["loc"][:_DEEPEST_PLACE]))
+    if error["type"] == "value_error":
+        return ": ".join(filter(None, (place, str(error["ctx"]["error"]).removesuffix("."))))
+    value = repr(error["input"])
+    value = value if len(value) <= _LONGEST_VALUE else value[: _LONGEST_VALUE - 3] + "..."
+    return f"{place}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {value}"

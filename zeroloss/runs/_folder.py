@@ -1,64 +1,90 @@
-"""A run on disk: one folder, of which every file is whole at any moment.
+"""A run on disk: one folder, in which every file is whole at any moment.
 
-config.json     everything needed to repeat it, versions included
-results.zarr    what was computed, for xarray
-timings.json    how long it took: the only thing that another run of the same config changes
-log.jsonl       what happened when, a line each
+config.json     everything needed to repeat it, and the versions that computed it
+results.zarr    the results of the noises that are finished, for xarray
+partial.zarr    the trajectories of the noise that is being computed, as far as they are saved
+timings.json    durations: the only result that another run of the same config changes
+log.jsonl       events with their times, a line each
 checkpoint/     the state of what is being computed, until that is complete
 figures/, report.html
 cells/          of a sweep: the folders of its runs
-.stop           of a sweep that was stopped: what told those who computed its cells
+.stop           of a sweep: its cells save and stop while this file exists
+.previous/      an earlier run that is to be overwritten, until the new one has results
 """
 
 import contextlib
 import datetime
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 import xarray as xr
 
 from zeroloss._checkpoint import LOCK, in_use
 from zeroloss._files import PART, replacing, settle, unwritable
 from zeroloss.dynamics import Trajectory
-from zeroloss.errors import RunError
-from zeroloss.runs._config import check_kinds
-from zeroloss.runs._validation import check_results, check_sizes
+from zeroloss.errors import RunError, ZerolossError
+from zeroloss.runs._commands import Config, config_from
+from zeroloss.runs._config import Text, validated
+from zeroloss.runs._grid import SWEEP, SweepConfig, sweep_config
+from zeroloss.runs._schema import check_results, check_sizes
 from zeroloss.studies import Comparison, Study
 
 CONFIG, RESULTS, TIMINGS, LOG = "config.json", "results.zarr", "timings.json", "log.jsonl"
 CHECKPOINT, FIGURES, REPORT, CELLS = "checkpoint", "figures", "report.html", "cells"
-STOP = ".stop"
-VERSIONS, DESCRIPTION = "versions", "description"
+PARTIAL, STOP, DESCRIPTION = "partial.zarr", ".stop", "description"
 
+_FORMAT = 2
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "equinox", "diffrax", "numpy", "xarray", "zarr")
 _OLD = RESULTS + ".old"  # while new results take its place
-_PARTS = (CONFIG, TIMINGS, LOG, REPORT, RESULTS, _OLD, CHECKPOINT, FIGURES, CELLS, STOP)
-_PREVIOUS = ".previous"  # a run that is to be overwritten, until the new one has results
-_SETTING_ASIDE = _PREVIOUS + PART
-_FORGOTTEN = _PREVIOUS + ".old"
+_PREVIOUS = ".previous"
+_PARTS = (TIMINGS, LOG, REPORT, RESULTS, _OLD, PARTIAL, CHECKPOINT, FIGURES, CELLS, STOP, CONFIG)
 _COMPLETE = "complete"
+_LONGEST_REASON = 300  # in an error
 _CHUNK = 64  # saves together in a file, while a run works
 
 
-def check_free(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise `RunError` unless a run may be written to `folder`.
+class _Header(pydantic.BaseModel):
+    """What `config.json` has beside the config."""
 
-    It may when the folder is new or empty, or holds a run and `overwrite` is True. A folder that holds
-    anything else is never touched.
+    model_config = pydantic.ConfigDict(strict=True)
+
+    format: int
+    versions: dict[Text, Text]
+    description: Text = ""
+
+
+@contextlib.contextmanager
+def reading(folder: object) -> Iterator[None]:
+    """Turn any failure to read or show the run in `folder` into one error, `RunError`.
+
+    The files may come from a stranger: zarr and whatever draws them raise anything on damaged ones.
     """
+    try:
+        yield
+    except ZerolossError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise RunError(f"the run in {folder} cannot be read: {type(error).__name__}: {reason}.") from error
+
+
+def check_free(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise `RunError` unless a run can be made in `folder`: it is empty, or holds one to overwrite."""
     try:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file; a run needs a folder.")
-        if not folder.exists() or all(_is_nothing(each) for each in folder.iterdir()):
+        left_behind = (LOCK, CONFIG + PART)  # by a process that ended before it had written anything
+        if not folder.exists() or all(each.name in left_behind for each in folder.iterdir()):
             return
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error.strerror or error}.") from error
-    if not any((folder / place / CONFIG).is_file() for place in (".", _PREVIOUS, _SETTING_ASIDE)):
+    if not any((folder / place / CONFIG).is_file() for place in (".", _PREVIOUS)):
         raise RunError(
             f"{folder} is not empty and holds no run ({CONFIG} is missing); nothing was touched. "
             "Choose another folder."
@@ -73,33 +99,33 @@ def check_free(folder: Path, *, overwrite: bool = False) -> None:
         )
 
 
-def create(folder: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+def create(
+    folder: Path, config: Config | SweepConfig, description: str = "", *, overwrite: bool = False
+) -> None:
     """Start a run in `folder` by writing its `config.json`, with the versions of what computes it.
 
-    An earlier run, where it may be overwritten, is set aside until there are results to take its place, or
-    until `restore_previous`. One without results, that was to overwrite another, is deleted. Raises
-    `RunError` like `check_free` and `require_idle`, and when the folder cannot be written.
+    An earlier run that may be overwritten is set aside until the new one has results, or until
+    `restore_previous`. Raises `RunError` like `check_free` and `require_idle`, and when the folder cannot be
+    written.
     """
     check_free(folder, overwrite=overwrite)
     require_idle(folder)
+    header = {"format": _FORMAT, "versions": {name: version(name) for name in _VERSIONED}}
+    values = {**header, DESCRIPTION: description, **config.model_dump(mode="json")}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _set_aside(folder)
-    except OSError as error:
-        if (folder / _SETTING_ASIDE).is_dir():
-            _bring_back(folder / _SETTING_ASIDE)
-        raise unwritable(folder, error) from error
-    versions = {name: version(name) for name in _VERSIONED}
-    try:
         with replacing(folder / CONFIG) as file:
-            file.write((json.dumps({**config, VERSIONS: versions}, indent=2) + "\n").encode())
+            file.write((json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise unwritable(folder, error) from error
     except RunError:
         restore_previous(folder)
         raise
 
 
 def require_idle(folder: Path) -> None:
-    """Raise `RunError` where cells of a sweep are computed by processes that outlived it; have those stop."""
+    """Raise `RunError` where processes still compute cells of a sweep, and make those stop."""
     busy = sum(in_use(path) for path in (folder / CELLS).glob("*"))
     try:
         if busy:
@@ -114,8 +140,8 @@ def require_idle(folder: Path) -> None:
 
 
 def has_previous(folder: Path) -> bool:
-    """Whether there is a run that the one in `folder`, which has no results yet, is to overwrite."""
-    return (folder / _PREVIOUS).is_dir()
+    """Whether the run in `folder` is to overwrite an earlier one and has no results yet."""
+    return (folder / _PREVIOUS / CONFIG).exists()
 
 
 def restore_previous(folder: Path) -> None:
@@ -123,80 +149,55 @@ def restore_previous(folder: Path) -> None:
     if has_previous(folder):
         for name in _PARTS:
             _remove(folder / name)
-        _bring_back(folder / _PREVIOUS)
+        for name in _PARTS:
+            if (folder / _PREVIOUS / name).exists():
+                (folder / _PREVIOUS / name).rename(folder / name)
+        _remove(folder / _PREVIOUS)
 
 
 def _set_aside(folder: Path) -> None:
-    """Move a run into a folder of its own, which has its name once it is whole."""
-    part = folder / _SETTING_ASIDE
-    if part.is_dir():  # a process ended here
-        _bring_back(part)
-    held = [folder / name for name in _PARTS if (folder / name).exists()]
-    if has_previous(folder):
-        for path in held:
+    """Move a run to `.previous`, its config last; if one is there already, delete the run."""
+    whole = has_previous(folder)
+    for path in [folder / name for name in _PARTS if (folder / name).exists()]:
+        if whole:
             _remove(path)
-    elif held:
-        part.mkdir()
-        for path in held:
-            path.rename(part / path.name)
-        part.rename(folder / _PREVIOUS)
+        else:
+            (folder / _PREVIOUS).mkdir(exist_ok=True)
+            path.rename(folder / _PREVIOUS / path.name)
 
 
 def _forget_previous(folder: Path) -> None:
-    """Delete the run that was overwritten; half of it is never taken for the whole."""
-    _remove(folder / _FORGOTTEN)
-    if has_previous(folder):
-        (folder / _PREVIOUS).rename(folder / _FORGOTTEN)
-        _remove(folder / _FORGOTTEN)
+    """Delete the run that was overwritten; a part of it is never taken for the whole."""
+    (folder / _PREVIOUS / CONFIG).unlink(missing_ok=True)
+    _remove(folder / _PREVIOUS)
 
 
-def _bring_back(aside: Path) -> None:
-    for path in list(aside.iterdir()):
-        path.rename(aside.parent / path.name)
-    aside.rmdir()
+def gather(results: Mapping[str, Comparison | Study | Trajectory]) -> xr.DataTree:
+    """The results of a run as one tree, with a group for each noise: its `to_xarray()`.
 
-
-def gather(comparisons: Mapping[str, Comparison]) -> xr.DataTree:
-    """All comparisons of a run as one tree.
-
-    The root is the table: one entry along `noise` for each, a variable for each column of
-    `Comparison.rows()`. Each noise has a group of its own with `limit` and `training_0`.
+    The root names the noises. Of comparisons it is a table, with a variable for each column of
+    `Comparison.rows()`.
     """
-    rows = {name: comparison.rows()[0] for name, comparison in comparisons.items()}
-    names = dict.fromkeys(name for row in rows.values() for name in row)
-    table = {
-        name: ("noise", column([row.get(name) for row in rows.values()])) for name in names if name != "noise"
-    }
-    table["verdict"] = ("noise", column([str(each.verdict) for each in comparisons.values()]))
-    root = xr.Dataset(table, {"noise": ("noise", np.array(list(rows), dtype=object))})
-    return xr.DataTree(
-        root, children={name: comparison.to_xarray() for name, comparison in comparisons.items()}
-    )
-
-
-def gather_studies(studies: Mapping[str, Study]) -> xr.DataTree:
-    """All studies of a run as one tree, with a group for each noise: `Study.to_xarray()`."""
-    return _groups({name: each.to_xarray() for name, each in studies.items()})
-
-
-def gather_paths(paths: Mapping[str, Trajectory]) -> xr.DataTree:
-    """All paths of a run as one tree, with a group for each noise: `Path.to_xarray()`."""
-    return _groups({name: each.to_xarray() for name, each in paths.items()})
-
-
-def _groups(datasets: Mapping[str, xr.Dataset]) -> xr.DataTree:
-    names = np.array(list(datasets), dtype=object)
-    return xr.DataTree(
-        xr.Dataset(coords={"noise": ("noise", names)}),
-        children={name: xr.DataTree(each) for name, each in datasets.items()},
-    )
+    table: dict[str, Any] = {}
+    groups: dict[str, xr.DataTree] = {}
+    comparisons = [each for each in results.values() if isinstance(each, Comparison)]
+    if comparisons:
+        rows = [each.rows()[0] for each in comparisons]
+        names = dict.fromkeys(name for row in rows for name in row if name != "noise")
+        table = {name: ("noise", column([row.get(name) for row in rows])) for name in names}
+        table["verdict"] = ("noise", column([str(each.verdict) for each in comparisons]))
+    for name, each in results.items():
+        found = each.to_xarray()
+        groups[name] = found if isinstance(found, xr.DataTree) else xr.DataTree(found)
+    names = np.array(list(results), dtype=object)
+    return xr.DataTree(xr.Dataset(table, {"noise": ("noise", names)}), children=groups)
 
 
 def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) -> None:
-    """Write `results.zarr`, and to `timings.json` how long it took; the new is complete before the old goes.
+    """Write `results.zarr`, and durations to `timings.json`; the new is complete before the old goes.
 
-    `complete` says whether that is all there will be. Raises `RunError` where it cannot be written; what
-    was there before stays.
+    `complete` says whether that is all there will be. Raises `RunError` where it cannot be written; the
+    results that were there before stay.
     """
     results = results.copy()
     table = results.to_dataset()
@@ -219,6 +220,8 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
             target.rename(old)
         fresh.rename(target)
         _remove(old)
+        for noise in noises_of(results):
+            _remove(folder / PARTIAL if complete else folder / PARTIAL / noise)
         _forget_previous(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -229,21 +232,21 @@ def write_results(folder: Path, results: xr.DataTree, *, complete: bool = True) 
             file.write((json.dumps(timings, indent=2) + "\n").encode())
 
 
-def append_path(folder: Path, group: str, path: Trajectory, written: int) -> None:
-    """Add to `results.zarr` what a path has got beyond the `written` times that are there.
+def append_trajectory(folder: Path, group: str, trajectory: Trajectory, written: int) -> None:
+    """Add to `partial.zarr` the times of a trajectory beyond the `written` ones that are there.
 
-    With none written, what is in the group is replaced.
+    With none written, the group is replaced.
     """
-    target, dataset = folder / RESULTS, path.to_xarray()
+    target, dataset = folder / PARTIAL, trajectory.to_xarray()
     try:
-        if not target.exists():
-            xr.Dataset(attrs={_COMPLETE: 0}).to_zarr(target, mode="w", consolidated=False)
-        outer = group.rpartition("/")[0]
-        if outer and not (target / outer).exists():
-            xr.Dataset().to_zarr(target, group=outer, mode="a", consolidated=False)
-        if written == 0:
-            chunks = {
-                name: {"chunks": tuple(_CHUNK if dim == "time" else values.sizes[dim] for dim in values.dims)}
+        if not written:
+            chunks: dict[str, Any] = {
+                str(name): {
+                    "chunks": tuple(
+                        _CHUNK if dim == "time" else max(size, 1)
+                        for dim, size in zip(values.dims, values.shape, strict=True)
+                    )
+                }
                 for name, values in dataset.variables.items()
                 if values.dims
             }
@@ -258,66 +261,88 @@ def append_path(folder: Path, group: str, path: Trajectory, written: int) -> Non
 def read(folder: Path) -> tuple[dict[str, Any], xr.DataTree]:
     """The config and results of the run in `folder`; a run without results yet is an empty tree.
 
-    What was measured is in memory, the parameters stay on the disk. Raises `RunError` where there is no run,
-    or its files are damaged or not those of its command.
+    The numbers are in memory, the parameters stay on the disk. While a noise is being computed, its
+    trajectories up to now are there too. Raises `RunError` where there is no run, or its files are damaged
+    or not those of its command.
     """
     config = read_config(folder)
-    target, old = folder / RESULTS, folder / _OLD
-    if not target.exists() and old.exists():  # the process ended between one and the other
-        target = old
-    try:
-        if not target.exists():
-            return config, xr.DataTree()
-        check_sizes(target)
-        results = _open(target, unfinished=(folder / CHECKPOINT).is_dir())
-        noises = noises_of(results)
-        if (folder / TIMINGS).is_file():
-            timings = json.loads((folder / TIMINGS).read_text(encoding="utf-8"))
-            names = dict.fromkeys(name for each in timings.values() for name in each if is_timing(name))
-            columns = {
-                name: ("noise", [float(timings.get(noise, {}).get(name, np.nan)) for noise in noises])
-                for name in names
-            }
-            results.dataset = results.to_dataset().assign(columns)
-        unfinished = not is_complete(folder, results)
-        results = check_results(config, results, noises, unfinished=unfinished)
-    except Exception as error:  # zarr and its codecs raise anything on damaged files
-        raise RunError(f"the results of {folder} cannot be read: {error}.") from error
+    target = folder / RESULTS
+    if not target.exists():  # the process ended between two renames
+        target = folder / _OLD
+    results = xr.DataTree()
+    with reading(folder):
+        if target.exists():
+            check_sizes(target)
+            results = xr.open_datatree(target, engine="zarr", consolidated=False)
+            noises = noises_of(results)
+            check_results(config, results, noises)
+            if (folder / TIMINGS).is_file():
+                timings = _TIMINGS.validate_json((folder / TIMINGS).read_bytes())
+                names = dict.fromkeys(name for each in timings.values() for name in each if is_timing(name))
+                results.dataset = results.to_dataset().assign(
+                    {
+                        name: ("noise", [timings.get(noise, {}).get(name, np.nan) for noise in noises])
+                        for name in names
+                    }
+                )
+    with contextlib.suppress(Exception):  # a process may be writing there
+        if (folder / PARTIAL).exists():
+            check_sizes(folder / PARTIAL)
+            partial = xr.open_datatree(folder / PARTIAL, engine="zarr", consolidated=False)
+            check_results(config, partial, ())
+            for name in set(partial.children) - set(results.children):
+                results[name] = partial[name]
     return config, results
 
 
-def _open(store: Path, *, unfinished: bool) -> xr.DataTree:
-    """The results in a store; of an unfinished run without the groups that are just being written."""
-    try:
-        return xr.open_datatree(store, engine="zarr", consolidated=False)
-    except Exception:
-        if not unfinished:
-            raise
-    nodes: dict[str, xr.Dataset] = {"/": xr.open_zarr(store, consolidated=False)}
-    for metadata in sorted(store.rglob("zarr.json")):
-        where = metadata.parent.relative_to(store).as_posix()
-        with contextlib.suppress(Exception):
-            if json.loads(metadata.read_text())["node_type"] == "group" and where != ".":
-                nodes[where] = xr.open_zarr(store, group=where, consolidated=False)
-    return xr.DataTree.from_dict(nodes)
+_TIMINGS = pydantic.TypeAdapter(dict[str, dict[str, float]])
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of the run in `folder`, as it was written. Raises `RunError` where that is no config."""
+    """The contents of `config.json` in `folder`. Raises `RunError` where that is not one of a run."""
     path = folder / CONFIG
     try:
         if path.exists() and not path.is_file():  # to read a pipe would take for ever
-            raise ValueError(f"{CONFIG} is no file")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            check_kinds(config)
+            raise ValueError(f"{CONFIG} is not a file")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{CONFIG} is not a table of values")
+        if values.get("format") != _FORMAT:
+            raise RunError(_of_another_format(folder, values))
+        header = validated(_Header, {name: values[name] for name in _Header.model_fields if name in values})
+        return {**header.model_dump(), **_parsed(values).model_dump(mode="json")}
     except FileNotFoundError:
         raise RunError(f"{folder} holds no readable run: there is no {CONFIG} in it.") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{folder} holds no readable run: {error}.") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{folder} holds no readable run: {CONFIG} is no table of values.")
-    return config
+        raise RunError(f"{folder} holds no readable run: {error}") from error
+
+
+def _of_another_format(folder: Path, values: Mapping[str, Any]) -> str:
+    versions = values.get("versions")
+    writer = repr(versions.get("zeroloss") if isinstance(versions, dict) else None)[:20]
+    return (
+        f"the run in {folder} has format {repr(values.get('format', 1))[:20]}, of zeroloss {writer}; this is "
+        f"zeroloss {version('zeroloss')}, which reads format {_FORMAT}. Read the run with the version that "
+        f"wrote it, or compute it again with the options in its {CONFIG}."
+    )
+
+
+def configuration(folder: Path) -> Config | SweepConfig:
+    """The config of the run, or of the sweep, in `folder`. Raises `RunError` like `read_config`."""
+    return _parsed(read_config(folder))
+
+
+def _parsed(values: Mapping[str, Any]) -> Config | SweepConfig:
+    """The config in the contents of `config.json`."""
+    values = {name: value for name, value in values.items() if name not in _Header.model_fields}
+    if values.get("command") != SWEEP:
+        return config_from(_without_strengths(values))
+    return sweep_config({**values, "cell": _without_strengths(values.get("cell"))})
+
+
+def _without_strengths(values: Any) -> Any:
+    """The fields of a config without the strengths, which follow from them."""
+    return {name: value for name, value in dict(values or {}).items() if name != "strengths"}
 
 
 def noises_of(results: xr.DataTree) -> list[str]:
@@ -342,7 +367,7 @@ def log(folder: Path, event: str, **facts: Any) -> None:
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
-    """What `log.jsonl` says; lines that were not written to their end are left out."""
+    """The events in `log.jsonl`; lines that are incomplete are left out."""
     try:
         is_file = (folder / LOG).is_file()
         text = (folder / LOG).read_text(encoding="utf-8", errors="replace") if is_file else ""
@@ -350,22 +375,15 @@ def events(folder: Path) -> list[dict[str, Any]]:
         return []
     found = []
     for line in text.splitlines():
-        try:
+        with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
-            found.append(event)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                found.append(event)
     return found
 
 
-def _is_nothing(path: Path) -> bool:
-    """Whether a file is no more than a trace of a process that ended before it had written anything."""
-    return path.name == LOCK or path.name == CONFIG + PART
-
-
 def is_timing(name: str) -> bool:
-    """Whether what is called so is how long something took."""
+    """Whether this column is a duration."""
     return name.startswith("seconds_") or name in ("seconds", "ratio")
 
 
@@ -377,7 +395,7 @@ def _remove(path: Path) -> None:
 
 
 def column(values: list[Any]) -> np.ndarray:
-    """Numbers or words as an array; missing numbers are NaN and missing words empty, as Zarr has them."""
+    """Numbers or words as an array; missing numbers are NaN and missing words empty, as Zarr stores them."""
     if any(isinstance(value, str) for value in values):
         return np.array(["" if value is None else value for value in values], dtype=object)
     return np.array([np.nan if value is None else value for value in values])

@@ -1,4 +1,7 @@
-"""What a page shows that needs the problem itself: computed with a run, so that to look executes nothing."""
+"""Spectrum, learned function and zero-loss set for the page of a run.
+
+They need the problem itself, so they are computed with the run: making its page executes nothing.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -27,9 +30,9 @@ _LARGEST_SPECTRUM = 2000  # residuals: some seconds and 32 MiB
 _MOMENTS = 60
 _ABSCISSAE = 201
 _MOST_REPLICAS = 64
-_BESIDE = 0.1  # of the width of the inputs, on both sides
-_ROOM = 0.3  # of the size of the paths, around them
-_STILL, _NEARBY = 1e-6, 0.25  # of |w|: paths no longer stand still; what is shown around those
+_MARGIN = 0.1  # of the width of the inputs, on both sides
+_BORDER = 0.3  # of the extent of the trajectories, around them
+_NO_EXTENT, _NEARBY = 1e-6, 0.25  # of |w|: shorter trajectories count as a point; the border around those
 _RESOLUTION = 150  # points of a set along an axis
 _SEEDS = {2: 60, 3: 22}  # along an axis, by number of parameters
 _DRAWN, _MOST_ENDS = 5, 400  # replicas
@@ -38,14 +41,14 @@ _DRAWN, _MOST_ENDS = 5, 400  # replicas
 def views(
     problem: Problem, system: AbstractSystem, trajectories: Mapping[str, Trajectory]
 ) -> dict[str, xr.Dataset]:
-    """What else there is to see of one noise, by name.
+    """Datasets about one noise that the page shows beside its trajectories, by name.
 
-    - `spectrum`: the eigenvalues of the Hessian on the normal space, from the largest, at the start of the
-      first of `trajectories` and where it ends; up to 2000 residuals, or a loss whose Hessian is a matrix.
-    - `function`: of a regression on a line what the model says along the first path, and where the others
-      end, in the mean over at most 64 replicas.
-    - `zero_loss_set`: of two or three parameters, points all over the set near the paths, and the paths, at
-      most five replicas of each, and where they end.
+    - `spectrum`: the eigenvalues of the Hessian on the normal space, from the largest, at the start and the
+      end of the first of `trajectories`; up to 2000 residuals, or a loss whose Hessian is a matrix.
+    - `function`: of a regression on a line the function of the model along the first trajectory, and at the
+      end of the others, in the mean over at most 64 replicas.
+    - `zero_loss_set`: of two or three parameters, points all over the set near the trajectories, and the
+      trajectories, at most five replicas of each, and their ends.
 
     Costs two spectra, a few hundred evaluations of the model, or some thousand projections of few parameters.
     """
@@ -65,7 +68,7 @@ def _spectrum(system: AbstractSystem, path: Trajectory) -> xr.Dataset | None:
         return None
     every = {}
     for where, time in (("start", 0), ("end", -1)):
-        with contextlib.suppress(ZerolossError):  # not every path ends where there is a spectrum
+        with contextlib.suppress(ZerolossError):  # not every trajectory ends where there is a spectrum
             every[where] = _eigenvalues(system, project(system, _first(path.params, path, time)))
     if not every:
         return None
@@ -104,8 +107,8 @@ def _function(problem: Problem, trajectories: Mapping[str, Trajectory]) -> xr.Da
     if inputs.size != inputs.shape[0] or inputs.size == 1 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         return None
     low, high = float(inputs.min()), float(inputs.max())
-    beside = _BESIDE * (high - low or 1.0)
-    line = jnp.linspace(low - beside, high + beside, _ABSCISSAE)
+    margin = _MARGIN * (high - low or 1.0)
+    line = jnp.linspace(low - margin, high + margin, _ABSCISSAE)
     at = line.reshape(-1, *inputs.shape[1:]).astype(inputs.dtype)
 
     def mean_of(path: Trajectory, times: np.ndarray) -> np.ndarray:
@@ -114,14 +117,18 @@ def _function(problem: Problem, trajectories: Mapping[str, Trajectory]) -> xr.Da
             lambda leaf: jnp.asarray(leaf[:_MOST_REPLICAS, times] if many else leaf[None, times]), path.params
         )
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), chosen)
-        return np.asarray(_said(clean.model, at, flat)).reshape(-1, len(times), _ABSCISSAE).mean(axis=0)
+        return (
+            np.asarray(_function_values(clean.model, at, flat))
+            .reshape(-1, len(times), _ABSCISSAE)
+            .mean(axis=0)
+        )
 
     first, *others = trajectories
     moments = _moments(len(trajectories[first].ts))
     along = mean_of(trajectories[first], moments)
     ends = {f"{name}_end": mean_of(trajectories[name], np.array([-1]))[0] for name in others}
     ends = {name: values for name, values in ends.items() if np.isfinite(values).any()}
-    known = np.isfinite([*along, *ends.values()]).all(axis=0)  # beside the inputs there may be no value
+    known = np.isfinite([*along, *ends.values()]).all(axis=0)  # outside the inputs there may be no value
     if not known.any():
         return None
     data: dict[str, Any] = {
@@ -136,13 +143,13 @@ def _function(problem: Problem, trajectories: Mapping[str, Trajectory]) -> xr.Da
 
 
 @eqx.filter_jit
-def _said(model: Callable[[PyTree, Array], Array], inputs: Array, params: PyTree) -> Array:
-    """What a model says of the inputs, for parameters along a leading axis."""
+def _function_values(model: Callable[[PyTree, Array], Array], inputs: Array, params: PyTree) -> Array:
+    """The values of a model at the inputs, for parameters along a leading axis."""
     return jax.lax.map(lambda one: model(one, inputs), params)
 
 
 def _moments(count: int) -> np.ndarray:
-    """At most so many of the times saved, denser at the beginning, where more happens."""
+    """The indices of at most so many of the times saved, denser at the beginning, where more happens."""
     if count <= _MOMENTS:
         return np.arange(count)
     return np.unique(np.round((count - 1) * np.linspace(0, 1, _MOMENTS) ** 2).astype(int))
@@ -154,13 +161,13 @@ def _zero_loss_set(system: AbstractSystem, trajectories: Mapping[str, Trajectory
     )
     if w.size not in _SEEDS:
         return None
-    seen = np.concatenate(
+    points_of_paths = np.concatenate(
         [flat_trajectories(path.params, path.loss.ndim).reshape(-1, w.size) for path in trajectories.values()]
     )
-    low, high = seen.min(axis=0), seen.max(axis=0)
-    extent, size = float(np.max(high - low)), float(np.max(np.abs(seen)))
-    room = _ROOM * extent if extent > _STILL * size else _NEARBY * (size or 1.0)
-    low, high = low - room, high + room
+    low, high = points_of_paths.min(axis=0), points_of_paths.max(axis=0)
+    extent, size = float(np.max(high - low)), float(np.max(np.abs(points_of_paths)))
+    border = _BORDER * extent if extent > _NO_EXTENT * size else _NEARBY * (size or 1.0)
+    low, high = low - border, high + border
     axes = [np.linspace(*ends, _SEEDS[w.size]) for ends in zip(low, high, strict=True)]
     seeds = np.stack(np.meshgrid(*axes), axis=-1).reshape(-1, w.size)
     zero_set = zero_set_of(system, w, unravel)

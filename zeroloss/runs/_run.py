@@ -1,4 +1,4 @@
-"""A run from disk, to look at from Python."""
+"""A run read from disk, and exports of it."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.runs._folder import CONFIG, events, is_complete, noises_of, read
 from zeroloss.runs._geometry import VIEWS
 from zeroloss.runs._grid import SWEEP
-from zeroloss.runs._validation import load
+from zeroloss.runs._schema import load
 
 
 class Run(NamedTuple):
@@ -65,11 +65,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The folders of all runs in `folder` and below, by name."""
+    """The folders of all runs in `folder` and below, by name. Raises `RunError` where it is not a folder."""
     if not folder.is_dir():
-        raise RunError(f"{folder} is no folder.")
+        raise RunError(f"{folder} is not a folder.")
     found: list[Path] = []
-    for where, folders, files in os.walk(folder):  # which passes by what may not be read
+    for where, folders, files in os.walk(folder):  # skips folders that may not be read
         if CONFIG in files:
             found.append(Path(where))
             folders.clear()
@@ -83,17 +83,15 @@ def summary(path: Path) -> dict[str, str]:
         run = open_run(path)
     except RunError as error:
         return {"run": str(path), "command": "", "problem": "", "noise": "", "status": f"damaged: {error}"}
-    command, values = str(run.config.get("command", "")), run.config
+    command, values = run.config["command"], run.config
     if command == SWEEP:
-        cell, grid = values.get("cell"), values.get("grid")
-        cell, grid = (each if isinstance(each, dict) else {} for each in (cell, grid))
-        command, values = f"{SWEEP} {cell.get('command', '')}", {**cell, **grid}
-    noises = values.get("noise")
+        values = {**values["cell"], **values["grid"]}
+        command = f"{SWEEP} {values['command']}"
     return {
         "run": str(path),
         "command": command,
-        "problem": str(values.get("problem", "")),
-        "noise": ", ".join(map(str, noises)) if isinstance(noises, list) else "",
+        "problem": values["problem"],
+        "noise": ", ".join(map(str, values["noise"])),
         "status": run.status,
     }
 

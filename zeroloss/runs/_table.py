@@ -1,4 +1,4 @@
-"""What a run found in numbers, a row for each noise."""
+"""The results of a run as numbers, a row for each noise."""
 
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ _LAST = ("distance", "loss", "noisy_loss")
 
 
 def rows(command: str, results: xr.DataTree) -> list[dict[str, Any]]:
-    """A row for each noise that there are results of, of numbers and words that JSON can hold.
+    """A row for each noise that has results, with numbers and words that JSON can hold.
 
-    Of a comparison the columns of `Comparison.rows()`; of a study what it measured; of paths the verdict on
-    the noise, where each quantity starts, where it ends, and the standard error of that over replicas.
+    A comparison has the columns of `Comparison.rows()`; a study its measurements; a trajectory the verdict on
+    the noise, the start and the end of each quantity, and the standard error of the end over replicas.
     """
     names = [name for name in noises_of(results) if command == "compare" or name in results.children]
-    if command not in ("compare", "study"):  # of a path there is something before it is done
+    if command not in ("compare", "study"):  # a trajectory has values before it is done
         names += [name for name in results.children if name not in names]
     if command == "compare":
         table = results.to_dataset()
@@ -67,9 +67,9 @@ def over_replicas(values: xr.DataArray) -> OverReplicas:
 
 
 def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
-    """Of every quantity measured its start, its end, and the standard error of that.
+    """The start of every quantity, its end, and the standard error of the end.
 
-    It is that over replicas, where there are several, else what a prediction states of itself, or None.
+    The error is that over replicas, where there are several; else the one of a prediction, or None.
     """
     found = {}
     for name, values in path.data_vars.items():
@@ -77,9 +77,9 @@ def ends(path: xr.Dataset) -> dict[str, tuple[float, float, float | None]]:
         if where.startswith(("params", "uncertainty_")) or where in _LEFT_OUT:
             continue
         _, mean, error = over_replicas(values)
-        own = path.get(f"uncertainty_of_{where}")
-        if error is None and own is not None and np.isfinite(own.values[-1]):
-            error = own.values
+        stated = path.get(f"uncertainty_of_{where}")
+        if error is None and stated is not None and np.isfinite(stated.values[-1]):
+            error = stated.values
         found[where] = (float(mean[0]), float(mean[-1]), None if error is None else float(error[-1]))
     return {name: found[name] for name in sorted(found, key=reading_order)}
 
@@ -92,5 +92,5 @@ def reading_order(quantity: str) -> tuple[int, str]:
 
 
 def plain(value: Any) -> Any:
-    """What NumPy holds as Python's own; words are that already."""
+    """A value of NumPy as numbers and lists of Python."""
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -1,14 +1,15 @@
-"""The commands that look at runs on disk."""
+"""The commands that read runs on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from zeroloss import problems, report, runs
+from zeroloss import report, runs
 from zeroloss.cli._console import (
-    PROBLEMS,
     RESULTS,
     Json,
     RunFolder,
@@ -32,44 +33,48 @@ _FORMAT = "Format"  # a panel of the help
 @command("show", RESULTS, "zeroloss show runs/first", "zeroloss show runs/first --json")
 def show_command(run: RunFolder, as_json: Json = False) -> None:
     """Print what a run has found, and whether it is complete."""
-    with failing_in_a_line():
-        opened = _opened(run)
-        config = opened.config
-        verb = config["command"]
+    with _reading(run):
+        found = _results_now(run)
+        config = found.config
         if as_json:
             print_json(
                 {
                     "config": config,
-                    "status": opened.status,
-                    "failure": opened.failure,
-                    "verdicts": opened.verdicts,
-                    "results": as_rows(config, opened.results),
+                    "status": found.status,
+                    "failure": found.failure,
+                    "verdicts": found.verdicts,
+                    "results": as_rows(config, found.results),
                 }
             )
             return
-        of = (
-            f"{config['cell']['command']} {config['cell']['problem']}" if verb == SWEEP else config["problem"]
-        )
-        what = f"{verb} {of}: {opened.status}"
-        out.print(escape(what), highlight=False, soft_wrap=True)
-        if opened.failure:
-            out.print(escape(opened.failure), highlight=False, soft_wrap=True)
-        if opened.status != "complete":
-            out.print(f"To go on: zeroloss resume {escape(str(run))}", highlight=False, soft_wrap=True)
-        print_results(config, opened.results)
+        cell = config["cell"] if config["command"] == SWEEP else config
+        of = f"{cell['command']} {cell['problem']}".removeprefix(f"{config['command']} ")
+        lines = [f"{config['command']} {of}: {found.status}", found.failure]
+        if not found.complete:
+            lines.append(f"To go on: zeroloss resume {run}")
+        for line in filter(None, lines):
+            out.print(escape(line), highlight=False, soft_wrap=True)
+        print_results(config, found.results)
 
 
-def _opened(run: Path) -> runs.Run:
-    """A run; of a sweep what its cells have found since it was stopped, too."""
-    opened, configuration = runs.open_run(run), runs.configuration(run)
-    if isinstance(configuration, runs.SweepConfig):
-        return opened._replace(results=runs.collect(configuration, run))
-    return opened
+@contextmanager
+def _reading(run: Path) -> Iterator[None]:
+    """Print any failure to read or show a run as an error in a line."""
+    with failing_in_a_line(), runs.reading(run):
+        yield
+
+
+def _results_now(run: Path) -> runs.Run:
+    """A run; the results of a sweep are those that its cells have now."""
+    found, config = runs.open_run(run), runs.configuration(run)
+    if isinstance(config, runs.SweepConfig):
+        return found._replace(results=runs.collect(config, run))
+    return found
 
 
 @command("list", RESULTS, "zeroloss list", "zeroloss list runs")
 def list_command(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to search.")] = Path("."),
     as_json: Json = False,
 ) -> None:
     """List all runs in a folder and below, with their status."""
@@ -102,17 +107,17 @@ def export_command(
     ] = None,
 ) -> None:
     """Write the results of a run as CSV or netCDF files."""
-    with failing_in_a_line():
+    with _reading(run):
         if csv == netcdf:
             raise UsageError("choose one of --csv and --netcdf.")
-        opened = _opened(run)
-        if not opened.results.children and not opened.results.data_vars:
+        found = _results_now(run)
+        if not found.results.children and not found.results.data_vars:
             raise InputError(f"{run} has no results yet.")
         folder = run if to is None else to
         if csv:
-            written = runs.export_csv(opened, folder / "csv" if to is None else folder)
+            written = runs.export_csv(found, folder / "csv" if to is None else folder)
         else:
-            written = [runs.export_netcdf(opened, folder / "results.nc")]
+            written = [runs.export_netcdf(found, folder / "results.nc")]
         for path in written:
             typer.echo(path)
 
@@ -127,7 +132,7 @@ def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     to: Annotated[
         Path | None,
-        option(_FORMAT, "Of several runs: the page to write.", "--out", metavar="<file>"),
+        option(_FORMAT, "The page to write, of several runs.", "--out", metavar="<file>"),
     ] = None,
 ) -> None:
     """Write the page of a run again, or one that compares several.
@@ -162,14 +167,3 @@ def figures_command(
             raise InputError(f"{run / FIGURES} is a link; say with --out where to write.")
         for path in report.write_figures(run, run / FIGURES if to is None else to, format):
             typer.echo(path)
-
-
-@command("new", PROBLEMS, "zeroloss new problem.py", "zeroloss classify problem.py")
-def new_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The file to write, such as problem.py.")],
-) -> None:
-    """Write a working problem of your own to a file, to begin from."""
-    with failing_in_a_line():
-        problems.write_template(path)
-        print_path("Wrote", path)
-        print_path("Look at it: zeroloss classify", path)

@@ -1,5 +1,7 @@
 import functools
+import itertools
 import json
+import os
 import random
 import signal
 import time
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from killing import COMMANDS, contents, finished, kill_and_resume, zeroloss
+from typer.testing import CliRunner
 
 import zeroloss as zl
 from zeroloss import runs
-from zeroloss.errors import InputError, IntegrationError, RunError
+from zeroloss.cli import app
+from zeroloss.errors import InputError, IntegrationError, Interrupted, RunError
 
 
 class Killed(BaseException):
@@ -53,7 +57,7 @@ def test_the_same_config_gives_the_same_bytes(tmp_path):
 def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     seen = []
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def watching(*arguments):
         append(*arguments)
@@ -63,7 +67,7 @@ def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
         if seen[-1] == 5:
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", watching)
+    monkeypatch.setattr(runs._resume, "append_trajectory", watching)
     with pytest.raises(Killed):
         runs.start(config(saves=40, steps=100_000), folder, every=0.0)
     assert set(seen) == {1, 2, 3, 4, 5}
@@ -78,15 +82,15 @@ def test_a_run_shows_where_it_is_while_it_works(tmp_path, monkeypatch):
 def test_a_half_written_chunk_hides_nothing_else(tmp_path, monkeypatch):
     """Killed while it appends: what had been finished can be looked at, and the run goes on."""
     folder = tmp_path / "run"
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def dying(folder, group, path, written):
         append(folder, group, path, written)
         if group == "minibatch:1":
-            (folder / "results.zarr" / group / "loss" / "zarr.json").write_text('{"shape": [')
+            (folder / "partial.zarr" / group / "loss" / "zarr.json").write_text('{"shape": [')
             raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     both = config(noise=["label:0.3", "minibatch:1"])
     with pytest.raises(Killed):
         runs.start(both, folder, every=0.0)
@@ -134,17 +138,17 @@ def test_what_is_to_be_overwritten_stays_until_there_are_results(tmp_path, monke
     """Through a run that was killed before it had any, and one that failed after its first save."""
     runs.start(config(), tmp_path)
     before = contents(tmp_path, without=())
-    append = runs._jobs.append_path
+    append = runs._resume.append_trajectory
 
     def dying(*arguments, error=Killed):
         append(*arguments)
         raise error
 
-    monkeypatch.setattr(runs._jobs, "append_path", dying)
+    monkeypatch.setattr(runs._resume, "append_trajectory", dying)
     with pytest.raises(Killed):
         runs.start(config(seed=1), tmp_path, overwrite=True, every=0.0)
     failing = functools.partial(dying, error=IntegrationError("for the test", None))
-    monkeypatch.setattr(runs._jobs, "append_path", failing)
+    monkeypatch.setattr(runs._resume, "append_trajectory", failing)
     with pytest.raises(IntegrationError):
         runs.start(config(seed=2), tmp_path, overwrite=True, every=0.0)
     assert contents(tmp_path, without=()) == before
@@ -154,7 +158,7 @@ def test_an_unfinished_run_is_not_started_over(tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", die)
+    monkeypatch.setattr(runs._resume, "append_trajectory", die)
     with pytest.raises(Killed):
         runs.start(config(steps=100_000), tmp_path / "run", every=0.0)
     with pytest.raises(RunError, match=r"an unfinished run; nothing was touched. Go on with it"):
@@ -168,7 +172,7 @@ def test_what_fails_brings_back_what_it_was_to_replace(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise IntegrationError("for the test", None)
 
-    monkeypatch.setattr(runs._jobs, "descend", fail)
+    monkeypatch.setattr(runs._commands, "descend", fail)
     with pytest.raises(IntegrationError):
         runs.start(config(seed=1), tmp_path, overwrite=True)
     assert contents(tmp_path, without=()) == before
@@ -181,7 +185,7 @@ def test_another_config_is_refused_by_the_checkpoint(tmp_path, monkeypatch):
     def die(*_):
         raise Killed
 
-    monkeypatch.setattr(runs._jobs, "append_path", die)
+    monkeypatch.setattr(runs._resume, "append_trajectory", die)
     with pytest.raises(Killed):
         runs.start(config(steps=100_000), tmp_path, every=0.0)
     changed = json.loads((tmp_path / "config.json").read_text()) | {"replicas": 3}
@@ -194,7 +198,7 @@ def test_another_config_is_refused_by_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        (dict(command="fly"), "unknown command 'fly'. Known: compare, study"),
+        (dict(command="fly"), "unknown command 'fly'. Known: limit, predict, descend"),
         (dict(steps=0), "steps: input should be greater than 0, got 0"),
         (dict(steps="many"), "steps: .*got 'many'"),
         (dict(momentum=1.0), "momentum: input should be less than 1, got 1.0"),
@@ -231,13 +235,55 @@ def test_finding_runs(tmp_path):
     assert runs.find_runs(tmp_path) == [tmp_path / "a" / "b", tmp_path / "c"]
     assert runs.summary(tmp_path / "a" / "b")["status"] == "complete"
     assert "damaged" in runs.summary(tmp_path / "c")["status"]
-    with pytest.raises(RunError, match="is no folder"):
+    with pytest.raises(RunError, match="is not a folder"):
         runs.find_runs(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("verb", ["descend"])
-def test_killed_processes_leave_what_can_be_resumed(verb, tmp_path):
-    check_kills(verb, tmp_path, kills=3)
+SMALL = {
+    "limit": dict(problem="ellipse", noise=["langevin:0.1"], horizon=0.05, replicas=5, saves=4),
+    "predict": dict(noise=["weight:0.05"], steps=200, saves=4),
+    "descend": dict(noise=["label:0.3", "minibatch:1"], steps=2000, replicas=2, saves=4),
+    "compare": dict(noise=["label:0.3"], steps=500, replicas=2),
+    "study": dict(noise=["weight:0.1"], budget=0.05),
+}
+
+
+@pytest.mark.parametrize("command", SMALL)
+def test_a_run_that_is_stopped_again_and_again_has_the_same_bytes(command, tmp_path):
+    """Each process of the run asks whether to stop, and is told so the third time."""
+    values = dict(command=command, problem="hyperbola") | SMALL[command]
+    run, asked = tmp_path / "run", itertools.count(1)
+
+    def stop():
+        return next(asked) % 3 == 0
+
+    with pytest.raises(Interrupted, match=r"everything until now is saved.*zeroloss resume"):
+        runs.start(runs.config_from(values), run, every=1000, stop=stop)
+    stops = 1
+    while not zl.open_run(run).complete:
+        try:
+            runs.resume(run, every=1000, stop=stop if stops < 4 else lambda: False)
+        except Interrupted:
+            stops += 1
+    assert stops >= 2
+    if command == "study":  # test_checkpoint.py compares its bits, with the choices of its clock
+        assert zl.open_run(run).results["weight:0.1"].sizes["rung"] >= 6
+        return
+    runs.start(runs.config_from(values), tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_a_killed_process_leaves_a_run_that_can_be_resumed(tmp_path):
+    run, command = tmp_path / "run", [*COMMANDS["descend"], "--save-every", "0"]
+    process = zeroloss(*command, "--out", run)
+    while process.poll() is None and not (run / "checkpoint" / "noise_0" / "state.npz").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not zl.open_run(run).complete
+    runs.resume(run)
+    runs.start(runs.configuration(run), tmp_path / "whole")
+    assert contents(run) == contents(tmp_path / "whole")
 
 
 @pytest.mark.ensemble
@@ -262,26 +308,18 @@ def check_kills(verb, tmp_path, kills):
             assert contents(folder) == contents(whole)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tmp_path):
-    command = [
-        "descend",
-        "hyperbola",
-        "--noise",
-        "label:0.3",
-        "--steps",
-        "1000000000",
-        "--out",
-        tmp_path / "run",
-    ]
-    process = zeroloss(*command)
-    for _ in range(1200):
-        time.sleep(0.1)
-        if (tmp_path / "run" / "checkpoint" / "lock").exists():
-            break
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    printed = finished(process, code=128 + signal.SIGTERM)
-    assert "everything until now is saved" in printed and "zeroloss resume" in " ".join(printed.split())
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
+    append = runs._resume.append_trajectory
+
+    def terminating(*arguments):
+        append(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(runs._resume, "append_trajectory", terminating)
+    command = [*COMMANDS["descend"], "--save-every", "0", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "everything until now is saved. To go on: zeroloss resume" in " ".join(result.stderr.split())
     assert (tmp_path / "run" / "checkpoint" / "noise_0" / "state.npz").exists()
 
 
@@ -296,6 +334,6 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
         printed.split()
     )
     assert "Traceback" not in printed
-    finished(zeroloss("resume", folder))
-    finished(zeroloss(*command, "--out", tmp_path / "whole"))
+    runs.resume(folder)
+    runs.start(runs.configuration(folder), tmp_path / "whole")
     assert contents(folder) == contents(tmp_path / "whole")
