@@ -155,15 +155,15 @@ def growth(path, repeats):
         "outputs k, 64-300-300-k, 250 examples": [(k, (64, 300, 300, k), 250) for k in (1, 2, 4, 8)],
     }
     figure, axes = plt.subplots(2, 2, figsize=(9, 7.2), layout="constrained")
-    for axis, (name, rungs) in zip(axes.flat, ladders.items(), strict=True):
+    for axis, (name, measurements) in zip(axes.flat, ladders.items(), strict=True):
         drifts, gradients = [], []
-        for _, sizes, examples in rungs:
+        for _, sizes, examples in measurements:
             made = perceptron(sizes, examples)
             functions, _ = tasks(*made, False, ("gradient of the loss", "label noise"))
             seconds = in_turns(functions, repeats)
             drifts.append(seconds["label noise"])
             gradients.append(seconds["gradient of the loss"])
-        scale = np.array([each for each, _, _ in rungs], float)
+        scale = np.array([each for each, _, _ in measurements], float)
         for what, measured in (("drift", drifts), ("gradient", gradients)):
             exponents = np.diff(np.log(measured)) / np.diff(np.log(scale))
             fitted = np.polyfit(np.log(scale), np.log(measured), 1)[0]

@@ -11,7 +11,7 @@ from zeroloss.dynamics._trajectory import Uncertainty
 from zeroloss.runs._folder import append_trajectory
 from zeroloss.studies import Comparison, Prediction, Study, Training
 from zeroloss.studies._fits import Approach, Exponent
-from zeroloss.studies._measurement import Rung
+from zeroloss.studies._measurement import Measurement
 from zeroloss.studies._study import Bound
 
 FAST, SLOW = "1/(alpha sigma^2)", "1/(alpha^2 sigma^2)"
@@ -76,14 +76,14 @@ EXPONENTS = {"step_size": Exponent(1.998, 0.007, 2.0, 5), "sigma": Exponent(2.11
 APPROACH = Approach(Exponent(1.0, 0.2, 1.0, 5), 0.0, 0.001)
 
 
-def rungs(kind: str, stochastic: bool = False) -> tuple[Rung, ...]:
+def measurements(kind: str, stochastic: bool = False) -> tuple[Measurement, ...]:
     """A ladder over a factor of 16, with known gaps to the limit; the last is within its error."""
     made = []
     for index, gap in enumerate(GAPS):
         factor = 2.0**-index
         theory = 300 / factor**2
         made.append(
-            Rung(
+            Measurement(
                 step_size=0.05 * (factor if kind == "step size" else 1),
                 sigma=0.3 * (factor if kind == "sigma" else 1),
                 replicas=64,
@@ -100,7 +100,7 @@ def rungs(kind: str, stochastic: bool = False) -> tuple[Rung, ...]:
 
 
 def drifting(
-    *, sigmas=True, fitted=True, stochastic=False, choices=("Ladder of step sizes: 5 rungs.",)
+    *, sigmas=True, fitted=True, stochastic=False, choices=("Ladder of step sizes: 5 measurements.",)
 ) -> Study:
     return Study(
         noise="LabelNoise",
@@ -108,8 +108,8 @@ def drifting(
         largest_eigenvalue=4.0,
         drift=0.05,
         t1=0.1,
-        by_step_size=rungs("step size"),
-        by_sigma=rungs("sigma") if sigmas else (),
+        by_step_size=measurements("step size"),
+        by_sigma=measurements("sigma") if sigmas else (),
         step_size_exponent=EXPONENTS["step_size"] if fitted else None,
         sigma_exponent=EXPONENTS["sigma"] if fitted and sigmas else None,
         step_size_approach=APPROACH if fitted else None,

@@ -303,7 +303,9 @@ def test_a_training_that_diverged(tmp_path, scale, reached):
     text = reader.text
     assert "The training diverged at step 7,000" in text and "does nothing" not in text
     does = "has no drift on either time scale" if scale is None else "steps"
-    assert re.search(rf"Label noise [^.]*{does}; training diverged at step 7,000 at this step size\.", text)
+    assert re.search(
+        rf"Label noise with sigma 0.3 [^.]*{does}; training diverged at step 7,000 at this step size\.", text
+    )
     shown = curves(runs.read(page.parent)[1])
     for low, high in ranges(shown["hessian_trace"]):
         assert -200 < low < high < 300

@@ -65,7 +65,7 @@ def test_page_says_what_was_found(run):
     assert "with a stochastic limit" in text and "root-mean-square drift" in text
     assert "Minibatches of 1 alone do nothing on either time scale: after 100,000 steps of size 0.100" in text
     assert "moved by less than 1.0 × 10⁻¹⁶ |w|" in text  # noqa: RUF001
-    assert "Ladder of step sizes: 5 rungs." in text and "budget of 0.5 minutes" in text
+    assert "Ladder of step sizes: 5 measurements." in text and "budget of 0.5 minutes" in text
     assert "is kept as far as possible" in text and "25 seconds in all" in text and "are done" not in text
     assert "How to read this" in text and "jax (version)" in text
 

@@ -267,7 +267,7 @@ def test_a_run_that_is_stopped_again_and_again_has_the_same_bytes(command, tmp_p
             stops += 1
     assert stops >= 2
     if command == "study":  # test_checkpoint.py compares its bits, with the choices of its clock
-        assert zl.open_run(run).results["weight:0.1"].sizes["rung"] >= 6
+        assert zl.open_run(run).results["weight:0.1"].sizes["measurement"] >= 6
         return
     runs.start(runs.config_from(values), tmp_path / "whole")
     assert contents(run) == contents(tmp_path / "whole")
@@ -303,7 +303,7 @@ def check_kills(verb, tmp_path, kills):
     for folder in kill_and_resume(command, killed, kills, seconds, rng):
         if verb == "study":  # its bits, given what the clock chose, are compared in test_checkpoint.py
             run = zl.open_run(folder)
-            assert run.complete and run.results["weight:0.1"].sizes["rung"] >= 6
+            assert run.complete and run.results["weight:0.1"].sizes["measurement"] >= 6
         else:
             assert contents(folder) == contents(whole)
 

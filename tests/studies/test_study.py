@@ -86,12 +86,12 @@ def test_exponents_on_the_hyperbola(noise, power, even_clock):
         assert exponent.half_width <= 0.4
     rows = study.rows()
     assert len(rows) >= 8 and {row["ladder"] for row in rows} == {"step size", "sigma"}
-    steps = [rung.steps for rung in study.by_step_size]
+    steps = [measurement.steps for measurement in study.by_step_size]
     assert all(np.diff(steps) > 0)
     text = str(study)
     assert "theory" in text and "runs each" in text
     dataset = study.to_xarray()
-    assert dataset.sizes["rung"] == len(rows)
+    assert dataset.sizes["measurement"] == len(rows)
     assert dataset.attrs["step_size_exponent_theory"] == power
 
 

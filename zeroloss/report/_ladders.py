@@ -32,7 +32,7 @@ class Points(NamedTuple):
 
 
 class Ladder(NamedTuple):
-    """Rungs that differ in one parameter only, from the coarsest. All arrays have the axis `[rung]`.
+    """Measurements that differ in one parameter only, from the coarsest; arrays are `[measurement]`.
 
     - `kind`: "step size" or "sigma"; `x`: its values. `step_sizes`: relative to 1 / lambda_max.
     - `steps`: for the drift; `steps_error`: the standard error of its logarithm; `theory`: of the limit.
@@ -88,7 +88,7 @@ class Ladder(NamedTuple):
 
     @property
     def fitted_steps(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The fitted power law, through the finest rung, where it holds best."""
+        """The fitted power law, through the finest measurement, where it holds best."""
         if self.exponent is None:
             return None
         ends = self.x[[0, -1]]
@@ -157,20 +157,20 @@ def _study(noise: str, data: xr.Dataset) -> NoiseStudy:
 
 
 def _ladder(noise: str, kind: str, data: xr.Dataset) -> Ladder:
-    rungs = data.isel(rung=np.flatnonzero(data["ladder"].values == kind))
+    measurements = data.isel(measurement=np.flatnonzero(data["ladder"].values == kind))
     prefix, columns = kind.replace(" ", "_"), {}
     for name in ("steps", "steps_error", "theory", "distance", "distance_error"):
-        columns[name] = rungs[name].values.astype(float)
+        columns[name] = measurements[name].values.astype(float)
     columns["steps_error"] = np.maximum(columns["steps_error"], 1e-6)
-    order = _exponent(data.attrs, f"{prefix}_order", rungs.sizes["rung"])
+    order = _exponent(data.attrs, f"{prefix}_order", measurements.sizes["measurement"])
     remainder = [float(data.attrs.get(f"{prefix}_{name}", 0.0)) for name in ("remainder", "remainder_error")]
     return Ladder(
         noise=noise,
         kind=kind,
         stochastic=bool(data.attrs.get("stochastic", 0)),
-        x=rungs[prefix].values.astype(float),
-        step_sizes=rungs["step_size_relative"].values.astype(float),
-        exponent=_exponent(data.attrs, f"{prefix}_exponent", rungs.sizes["rung"]),
+        x=measurements[prefix].values.astype(float),
+        step_sizes=measurements["step_size_relative"].values.astype(float),
+        exponent=_exponent(data.attrs, f"{prefix}_exponent", measurements.sizes["measurement"]),
         approach=None if order is None else Approach(order, *remainder),
         **columns,
     )

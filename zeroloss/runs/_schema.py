@@ -148,7 +148,7 @@ def _check_group(where: str, group: xr.Dataset) -> None:
         _require(rising, f"'time' in {where!r} does not rise from 0")
         for name, values in group.data_vars.items():
             _require("time" in values.dims, f"{name!r} in {where!r} does not go along time")
-    if group.sizes.get("rung"):
+    if group.sizes.get("measurement"):
         _check_has(repr(where), group, _RUNGS)
 
 

@@ -16,15 +16,15 @@ from zeroloss.studies._measurement import Measurement, Target, measure
 from zeroloss.systems import AbstractSystem
 
 LARGEST_STEP = 0.4
-"""Step size of the first rung, in units of 1 / lambda_max."""
+"""Step size of the first measurement, in units of 1 / lambda_max."""
 
 PRIOR = {"step sizes": 1.0, "sigmas": 0.5}
 """Standard deviation of the corrections to the power laws, before the data are seen."""
 
 FEWEST_MEASUREMENTS = 3
-"""A ladder of fewer has no exponent; so many are climbed, whatever the time left."""
+"""The measurements that an exponent needs; a ladder has at least so many, whatever the time left."""
 
-_FEWEST_STEPS = 200  # that the drift should take on the first rung
+_FEWEST_STEPS = 200  # the drift should take at least so many in the first measurement
 _MEASUREMENTS = 5
 _RANGES = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)  # of a ladder of step sizes
 _SIGMA_RANGES = (2.0, 3.0, 4.0, 6.0, 8.0)
@@ -32,7 +32,7 @@ _FEWEST, _MOST_IN_PILOT = 16, 256  # replicas
 _ENSEMBLE_IN_PILOT = 1e5  # parameters
 _MOST_REPLICAS = 4096
 _LARGEST_ENSEMBLE = 5e6  # parameters of all replicas together
-_FINEST_ERROR = 2e-3  # of a logarithm of steps: less is not worth aiming for
+_FINEST_ERROR = 2e-3  # of a logarithm of steps: a smaller one is not aimed at
 _SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
 
 
@@ -60,46 +60,46 @@ class Budget:
         self.choices: list[str] = []
 
     def pilot(self, key: Key[Array, ""]) -> None:
-        """A first rung: how many steps, how much scatter, how many seconds a step."""
+        """A first measurement, for the number of steps, their scatter and the seconds of one step."""
         sigma = self.system.noise_law(self.point).sigma
         expected = self.target.t1 / (self.step_size**self.power * sigma**2)
         self.step_size *= min(expected / _FEWEST_STEPS, 1.0) ** (1 / self.power)
         number = 0
         while True:
             try:
-                rung = measure(
+                measurement = measure(
                     self.system, self.point, self.target, self.step_size, self.replicas, key,
                     checkpoint=self.checkpoint / f"pilot_{number}",
                 )  # fmt: skip
-                self.left -= rung.seconds
+                self.left -= measurement.seconds
             except DivergenceError as error:
                 raise InputError(
                     f"a pilot run at the step size {self.step_size:.3g} and sigma {sigma:.3g} diverged at "
                     f"step {error.step}: the noise is too large for its limit to say anything. Take a "
                     "smaller sigma."
                 ) from error
-            if not np.isfinite(rung.steps):
+            if not np.isfinite(measurement.steps):
                 raise InputError(
-                    f"at the step size {rung.step_size:.3g} and sigma {rung.sigma:.3g} training did not make "
-                    "the drift of the limit: the noise is too large for its limit to say anything. Take a "
-                    "smaller sigma, or a smaller drift."
+                    f"at the step size {measurement.step_size:.3g} and sigma {measurement.sigma:.3g} "
+                    "training did not make the drift of the limit: the noise is too large for its limit to "
+                    "describe it. Take a smaller sigma, or a smaller drift."
                 )
-            if rung.steps >= _FEWEST_STEPS or rung.step_size < 1e-3 / self.largest:
+            if measurement.steps >= _FEWEST_STEPS or measurement.step_size < 1e-3 / self.largest:
                 break
             number += 1
-            self.step_size *= max((rung.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
-        self.steps, self.scatter = rung.total_steps, max(rung.steps_error, 1e-4)
+            self.step_size *= max((measurement.steps / _FEWEST_STEPS) ** (1 / self.power) / 1.1, 0.1)
+        self.steps, self.scatter = measurement.total_steps, max(measurement.steps_error, 1e-4)
         self.seconds_per_step = self.checkpoint.computed_once(
             "seconds_per_step", lambda: self._time_steps(key)
         )
         self.choices.append(
             f"Largest step size {self.step_size * self.largest:.3g} / lambda_max, where the drift takes "
-            f"{rung.steps:,.0f} steps; a pilot of {self.replicas} runs costs "
+            f"{measurement.steps:,.0f} steps; a pilot of {self.replicas} runs costs "
             f"{1e6 * self.seconds_per_step:.0f} microseconds a step."
         )
 
     def ladder(self, kind: str, key: Key[Array, ""]) -> tuple[Measurement, ...]:
-        """The rungs along step sizes or sigmas, from the coarsest."""
+        """The measurements along step sizes or sigmas, from the coarsest."""
         if kind == "sigmas":
             try:
                 self.system.scaled(0.5)
@@ -107,11 +107,11 @@ class Budget:
                 self.choices.append(f"No ladder of sigmas: {error}")
                 return ()
         factors, replicas = self._choose(kind)
-        rungs: list[Measurement] = []
+        measurements: list[Measurement] = []
         for index, factor in enumerate(factors):
-            if len(rungs) >= FEWEST_MEASUREMENTS and rungs[-1].seconds > 2 * self.left:
+            if len(measurements) >= FEWEST_MEASUREMENTS and measurements[-1].seconds > 2 * self.left:
                 self.choices.append(
-                    f"The ladder of {kind} stops after {index} of {len(factors)} rungs: the budget is "
+                    f"The ladder of {kind} stops after {index} of {len(factors)} measurements: the budget is "
                     "used up."
                 )
                 break
@@ -121,26 +121,26 @@ class Budget:
             else:
                 step_size = step_size * factor
             try:
-                rung = measure(
+                measurement = measure(
                     system, self.point, self.target, float(step_size), replicas,
                     jax.random.fold_in(key, index),
                     self.checkpoint / kind.replace(" ", "_") / f"{index}",
                 )  # fmt: skip
-                self.left -= rung.seconds
+                self.left -= measurement.seconds
             except DivergenceError as error:
-                self.choices.append(f"A rung of the ladder of {kind} was left out: {error}")
+                self.choices.append(f"A measurement of the ladder of {kind} was left out: {error}")
                 continue
-            if not np.isfinite(rung.steps):
+            if not np.isfinite(measurement.steps):
                 self.choices.append(
-                    f"A rung of the ladder of {kind} was left out: training at step size {step_size:.3g} and "
-                    f"sigma {rung.sigma:.3g} did not make the drift."
+                    f"A measurement of the ladder of {kind} was left out: training at step size "
+                    f"{step_size:.3g} and sigma {measurement.sigma:.3g} did not make the drift."
                 )
                 continue
-            rungs.append(rung)
-        return tuple(rungs)
+            measurements.append(measurement)
+        return tuple(measurements)
 
     def _choose(self, kind: str) -> tuple[np.ndarray, int]:
-        """The ladder, and the replicas, that promise the narrowest interval for the time there is."""
+        """The ladder and the replicas with the narrowest expected interval in the time that is left."""
         seconds = _SHARES[kind] * max(self.left, 1.0)
         power = self.power if kind == "step sizes" else 2
         most = int(min(_MOST_REPLICAS, max(_FEWEST, _LARGEST_ENSEMBLE // self.target.start.shape[0])))
@@ -161,8 +161,8 @@ class Budget:
         assert best is not None
         width, factors, replicas = best
         self.choices.append(
-            f"Ladder of {kind}: {_MEASUREMENTS} rungs over a factor of {1 / factors[-1]:.0f}, {replicas} "
-            f"runs each, to know the exponent to about ± {width:.2g}."
+            f"Ladder of {kind}: {_MEASUREMENTS} measurements over a factor of {1 / factors[-1]:.0f}, "
+            f"{replicas} runs each, to know the exponent to about ± {width:.2g}."
         )
         return factors, replicas
 

@@ -55,7 +55,7 @@ class Study(eqx.Module):
 
     - `noise`, `verdict`: the noise in words, and the verdict.
     - `drift`: how far the limit goes, relative to |w|, in the slow time `t1`.
-    - `by_step_size`, `by_sigma`: the rungs of the two ladders, from the coarsest.
+    - `by_step_size`, `by_sigma`: the measurements of the two ladders, from the coarsest.
     - `step_size_exponent`: p in steps ~ alpha^-p for a fixed drift, in theory 1 or 2;
       `sigma_exponent`: q in steps ~ sigma^-q, in theory 2.
     - `step_size_approach`, `sigma_approach`: how the gap to the limit, the logarithm of steps over those
@@ -81,19 +81,19 @@ class Study(eqx.Module):
     choices: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per rung, with `ladder` saying which it is on."""
+        """One dictionary per measurement, with `ladder` saying which it is on."""
         return [
-            {"ladder": ladder, "step_size_relative": rung.step_size * self.largest_eigenvalue}
-            | rung._asdict()
-            for ladder, rungs in (("step size", self.by_step_size), ("sigma", self.by_sigma))
-            for rung in rungs
+            {"ladder": ladder, "step_size_relative": measurement.step_size * self.largest_eigenvalue}
+            | measurement._asdict()
+            for ladder, measurements in (("step size", self.by_step_size), ("sigma", self.by_sigma))
+            for measurement in measurements
         ]
 
     def to_xarray(self) -> xr.Dataset:
-        """The rungs along the dimension `rung`; exponents, bound and verdict as attributes."""
+        """The measurements along the dimension `measurement`; exponents, bound and verdict as attributes."""
         rows = self.rows()
         names = [name for name in rows[0] if name != "ladder"] if rows else []
-        data = {name: ("rung", np.array([row[name] for row in rows])) for name in names}
+        data = {name: ("measurement", np.array([row[name] for row in rows])) for name in names}
         ladders = np.array([row["ladder"] for row in rows], dtype=object)
         attributes: dict[str, Any] = {
             "noise": self.noise,
@@ -121,7 +121,7 @@ class Study(eqx.Module):
                         attributes[f"{ladder}_{name}_theory"] = exponent.theory
         if self.bound is not None:
             attributes |= {f"bound_{k}": v for k, v in dataclasses.asdict(self.bound).items()}
-        return xr.Dataset(data, {"ladder": ("rung", ladders)}, attributes)
+        return xr.Dataset(data, {"ladder": ("measurement", ladders)}, attributes)
 
     def __str__(self) -> str:
         lines = [f"{self.noise}: {self.verdict}"]
@@ -149,10 +149,10 @@ def study(
     """Measure on which time scale training drifts, and how it approaches the limit.
 
     An ensemble is trained at each of a ladder of step sizes, and at each of a ladder of sigmas, until it has
-    drifted as far as the limit does in a fixed slow time. How the number of steps grows down each ladder
-    is a power law, steps ~ alpha^-p sigma^-q; theory says p = 1 or 2 and q = 2 (theory.md, section 2). The
-    exponents come with 95 % intervals from the scatter of the replicas, allowing for a leading
-    correction to the power law. How the distance to the limit falls along each ladder is its order.
+    drifted as far as the limit does in a fixed slow time. Along each ladder the number of steps follows a
+    power law, steps ~ alpha^-p sigma^-q; in theory p = 1 or 2 and q = 2 (theory.md, section 2). The exponents
+    come with 95 % intervals from the scatter of the replicas, which allow for a leading correction to the
+    power law. The order of the approach is the power with which the distance to the limit falls.
 
     **Arguments:**
 
@@ -167,7 +167,7 @@ def study(
 
     **Returns:** a `Study`. For a trivial noise it holds a bound on the drift instead of exponents.
 
-    **Raises:** what `project`, `classify` and `limit` raise; `InputError` where the drift vanishes at the
+    **Raises:** the errors of `project`, `classify` and `limit`; `InputError` where the drift vanishes at the
     start, which is then a stationary point, and where the noise is too large for training to follow its
     limit at all.
 
@@ -214,41 +214,47 @@ def _study(
         by_sigma=by_sigma,
         step_size_exponent=_exponent(
             by_step_size,
-            [rung.step_size * largest for rung in by_step_size],
-            [rung.step_size * largest for rung in by_step_size],
+            [measurement.step_size * largest for measurement in by_step_size],
+            [measurement.step_size * largest for measurement in by_step_size],
             PRIOR["step sizes"],
             float(power_of_step_size(verdict.time_scale)),
         ),
         sigma_exponent=_exponent(
             by_sigma,
-            [rung.sigma for rung in by_sigma],
-            [(rung.sigma / by_sigma[0].sigma) ** 2 for rung in by_sigma],
+            [measurement.sigma for measurement in by_sigma],
+            [(measurement.sigma / by_sigma[0].sigma) ** 2 for measurement in by_sigma],
             PRIOR["sigmas"],
             2.0,
         ),
-        step_size_approach=_approach(by_step_size, [rung.step_size for rung in by_step_size], 1.0),
-        sigma_approach=_approach(by_sigma, [rung.sigma for rung in by_sigma], None),
+        step_size_approach=_approach(
+            by_step_size, [measurement.step_size for measurement in by_step_size], 1.0
+        ),
+        sigma_approach=_approach(by_sigma, [measurement.sigma for measurement in by_sigma], None),
         choices=tuple(plan.choices),
         seconds=60 * budget - plan.left,
     )
 
 
 def _exponent(
-    rungs: tuple[Measurement, ...], x: list[float], correction: list[float], prior: float, theory: float
+    measurements: tuple[Measurement, ...],
+    x: list[float],
+    correction: list[float],
+    prior: float,
+    theory: float,
 ) -> Exponent | None:
-    if len(rungs) < FEWEST_MEASUREMENTS:
+    if len(measurements) < FEWEST_MEASUREMENTS:
         return None
-    steps = np.log([rung.steps for rung in rungs])
-    errors = np.maximum([rung.steps_error for rung in rungs], 1e-6)
+    steps = np.log([measurement.steps for measurement in measurements])
+    errors = np.maximum([measurement.steps_error for measurement in measurements], 1e-6)
     leading = np.array(correction)
     return power_law(
         np.array(x), steps, errors, corrections=(leading, leading**2), prior=prior, theory=theory, sign=-1
     )
 
 
-def _approach(rungs: tuple[Measurement, ...], x: list[float], theory: float | None) -> Approach | None:
-    gaps = np.array([np.log(rung.steps / rung.theory) for rung in rungs])
-    errors = np.maximum([rung.steps_error for rung in rungs], 1e-6)
+def _approach(measurements: tuple[Measurement, ...], x: list[float], theory: float | None) -> Approach | None:
+    gaps = np.array([np.log(measurement.steps / measurement.theory) for measurement in measurements])
+    errors = np.maximum([measurement.steps_error for measurement in measurements], 1e-6)
     return approach(np.array(x), gaps, errors, theory=theory)
 
 
