@@ -253,12 +253,13 @@ def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
         "sweep", "descend", "hyperbola", "--noise", "label:0.3", "--steps", "100000000", "--out", folder,
         "--grid", "seed=0,1", "--workers", "2", "--save-every", "0.05", alone=True,
     )  # fmt: skip
-    while process.poll() is None and not list((folder / "cells").glob("*/checkpoint/**/state.npz")):
+    while process.poll() is None and len(list(folder.glob("cells/*/checkpoint/**/state.npz"))) < 2:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
-    begun = list((folder / "cells").glob("*/config.json"))
-    assert len(list((folder / "cells").glob("*/checkpoint/**/state.npz"))) == len(begun) > 0
+    assert [events(cell) for cell in runs.cells_of(runs.configuration(folder), folder)] == [
+        ["started", "stopped"]
+    ] * 2
 
 
 def test_what_was_not_saved_is_not_said_to_be(tmp_path):
