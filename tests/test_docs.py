@@ -1,4 +1,4 @@
-"""The documents name code, files and tests that exist, and the rooms import only from rooms above them."""
+"""Documents name code that exists; rooms import only from rooms above them; functions take few parameters."""
 
 import ast
 import pkgutil
@@ -70,3 +70,13 @@ def test_rooms_import_only_from_rooms_above():
                     used = [child.split(".")[0]] if child else [alias.name for alias in node.names]
                     for other in set(used) - {room, "__version__"}:
                         assert rooms.index(other) < rooms.index(room), f"{path} imports {other}"
+
+
+def test_functions_have_at_most_eight_parameters():
+    for path in (ROOT / "zeroloss").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                names = [
+                    each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                ]
+                assert len(set(names) - {"self", "cls"}) <= 8, f"{path}: {node.name} takes {names}"
