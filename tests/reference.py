@@ -100,7 +100,7 @@ def second_drift(
     """Compute b, the drift of the degenerate case in theory.md, section 2.
 
     It is the sum of the normal, mixed and Lyapunov terms; with a positive step size it is D_2 of
-    section 5. `covariance`, d x d, replaces Sigma = G G^T when it is given, and `third` the third
+    section 5. `covariance`, d x d, replaces Sigma = G G^T when it is given, and `third_derivative` the third
     derivative of L, which does not depend on the noise.
     """
     H, P_N, P_T, pseudo_inverse = projectors(noisy_loss, w, n, rank)

@@ -69,6 +69,7 @@ def test_rooms_import_only_from_rooms_above():
                 if parent == "zeroloss":
                     used = [child.split(".")[0]] if child else [alias.name for alias in node.names]
                     for other in set(used) - {room, "__version__"}:
+                        assert "._" not in child, f"{path} reaches into a private module: {node.module}"
                         assert rooms.index(other) < rooms.index(room), f"{path} imports {other}"
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from zeroloss import _progress
 from zeroloss._compilation import seconds_compiling
-from zeroloss._progress import Pace, doing, progress_bar, show_progress
+from zeroloss._progress import Pace, progress_bar, show_progress, stage_indicator
 
 
 @pytest.fixture
@@ -97,19 +97,19 @@ def test_a_terminal_shows_the_same_words(clock, monkeypatch):
 
 def test_work_without_progress_says_what_it_does(monkeypatch, printed):
     monkeypatch.setattr(_progress, "_PATIENCE", 0.05)
-    with show_progress(), doing() as say:
-        say("label (1 of 2)")
+    with show_progress(), stage_indicator() as set_stage:
+        set_stage("label (1 of 2)")
         time.sleep(0.5)
     assert re.fullmatch(r"label \(1 of 2\), \d s so far\n", printed.getvalue())
-    with doing() as say:
-        say("nobody")
+    with stage_indicator() as set_stage:
+        set_stage("nobody")
         time.sleep(0.2)
     assert "nobody" not in printed.getvalue()
 
 
 def test_short_work_says_nothing(printed):
-    with show_progress(), doing() as say:
-        say("label")
+    with show_progress(), stage_indicator() as set_stage:
+        set_stage("label")
     assert printed.getvalue() == ""
 
 

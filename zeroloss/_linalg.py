@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from zeroloss._tolerances import TINY
 
 WIDE = 1e-9
-"""A spectrum wider than this, smallest over largest, is taken from singular values, an inverse from it."""
+"""If smallest / largest eigenvalue of K is below this, singular values of J replace the spectrum of K."""
 
 _INVERSE_ITERATIONS = 2
 

@@ -168,7 +168,7 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def doing() -> Iterator[Callable[[str], None]]:
+def stage_indicator() -> Iterator[Callable[[str], None]]:
     """Yield a function that takes the name of the next stage of work that cannot measure its own progress.
 
     The name is shown once the work takes longer than some seconds: beside a spinner and the seconds so far in
@@ -182,11 +182,11 @@ def doing() -> Iterator[Callable[[str], None]]:
     speaker = threading.Thread(target=_speak, args=(said, ended), daemon=True)
     speaker.start()
 
-    def say(words: str) -> None:
+    def set_stage(words: str) -> None:
         said[0] = words
 
     try:
-        yield say
+        yield set_stage
     finally:
         ended.set()
         speaker.join()

@@ -67,7 +67,7 @@ def _covariance_over_batches(system, point):
     for index, noise in enumerate(system.injections):
         ratio = (reference_law.laws[index].sigma / reference_law.sigma) ** 2
         alone = problem.with_noise(noise)
-        if index in system.pushing(point):
+        if index in system.force_injections(point):
             factor = reference.first_order_noise(*flat_noisy_loss(alone, point))
             total += ratio * factor @ factor.T
             continue

@@ -13,7 +13,7 @@ from zeroloss._pytrees import flatten
 from zeroloss.errors import NotOnSetError, NotReachedError
 from zeroloss.zero_sets import _projection, locate, zero_set_of
 from zeroloss.zero_sets._contradictions import disagreeing, number
-from zeroloss.zero_sets._diagnosis import _FACTORS, Visit, _grows_on, _places_of_endless_fall
+from zeroloss.zero_sets._diagnosis import _FACTORS, DescentPoint, _grows_on, _places_of_endless_fall
 
 RNG = np.random.default_rng(0)
 ROWS = jnp.asarray(RNG.normal(size=(6, 10)))
@@ -338,8 +338,8 @@ def test_no_steps_at_all():
 
 def test_growth_with_the_logarithm_of_the_steps():
     steps = [0, 200, 600, 1400, 3000, 6200, 12600, 20000]
-    logarithmic = [Visit(k, 1 / (1 + k), np.log(1 + k)) for k in steps]
-    settling = [Visit(k, 1 / (1 + k), 3 - (1 + k) ** -0.25) for k in steps]
+    logarithmic = [DescentPoint(k, 1 / (1 + k), np.log(1 + k)) for k in steps]
+    settling = [DescentPoint(k, 1 / (1 + k), 3 - (1 + k) ** -0.25) for k in steps]
     assert _grows_on(logarithmic) and not _grows_on(settling) and not _grows_on(logarithmic[:4])
 
 

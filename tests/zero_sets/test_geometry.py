@@ -112,7 +112,7 @@ def test_third_derivative(located, way):
     zero_sets, w, (_, _, tangent, _), third = located
     left, right = jax.random.normal(jax.random.key(0), (2, w.shape[0], 3))
     expected = reference.contract(third, np.asarray(left @ right.T + right @ left.T) / 2)
-    computed = zero_sets[way].spectrum(w).tangent(zero_sets[way].third(w, left, right))
+    computed = zero_sets[way].spectrum(w).tangent(zero_sets[way].third_derivative(w, left, right))
     np.testing.assert_allclose(computed, tangent @ expected, atol=1e-9 * np.linalg.norm(expected))
 
 

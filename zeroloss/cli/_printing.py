@@ -13,9 +13,8 @@ from rich.text import Text
 from zeroloss import report, runs
 from zeroloss.cli._console import messages, out
 from zeroloss.report import cell_rows, cell_table, failures, greek, in_table
-from zeroloss.runs._folder import DESCRIPTION
-from zeroloss.runs._grid import SWEEP
-from zeroloss.studies._answers import which_answer
+from zeroloss.runs import DESCRIPTION, SWEEP
+from zeroloss.studies import which_answer
 
 _MOST_CELLS = 200
 _GAP = 2  # between two columns

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from zeroloss import problems
-from zeroloss._progress import doing
+from zeroloss._progress import stage_indicator
 from zeroloss.cli._console import PROBLEMS, command, failing_in_a_line, out, print_json, print_path
 from zeroloss.cli._options import GOAL, Request, on_problem
 from zeroloss.cli._printing import print_table
@@ -21,7 +21,7 @@ from zeroloss.noise import Langevin, MiniBatch
 from zeroloss.prediction import how_long
 from zeroloss.problems import Problem
 from zeroloss.report import greek
-from zeroloss.runs._config import AbstractConfig, TrainingConfig, option
+from zeroloss.runs import AbstractConfig, TrainingConfig, option
 from zeroloss.zero_sets import largest_eigenvalue, project
 
 _PROJECTING = "projecting the start onto the zero-loss set"
@@ -75,12 +75,12 @@ def classify_command(request: Request) -> None:
     """Print the verdict on each noise."""
     problem, systems = request.config().load()
     verdicts = {}
-    with doing() as say:
-        say(_PROJECTING)
+    with stage_indicator() as set_stage:
+        set_stage(_PROJECTING)
         point = project(next(iter(systems.values())), problem.start)
         largest = largest_eigenvalue(next(iter(systems.values())), point)
         for index, (name, system) in enumerate(systems.items()):
-            say(f"classifying {name} ({index + 1} of {len(systems)})")
+            set_stage(f"classifying {name} ({index + 1} of {len(systems)})")
             verdicts[name] = classify(system, point, key=jax.random.key(request.values["seed"]))
     lines, found, caveats, dimensions = [], [], defaultdict(list), ""
     for name, verdict in verdicts.items():
@@ -121,8 +121,8 @@ def how_long_command(request: Request) -> None:
     config: HowLongConfig = request.config()
     problem, systems = config.load()
     first = next(iter(systems.values()))
-    with doing() as say:
-        say(_PROJECTING)
+    with stage_indicator() as set_stage:
+        set_stage(_PROJECTING)
         point = project(first, problem.start)
         optimizer = config.optimizer(largest_eigenvalue(first, point))
     quantity = None if config.of is None else problem.observables.get(config.of, config.of)

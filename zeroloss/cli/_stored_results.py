@@ -24,8 +24,7 @@ from zeroloss.cli._console import (
 )
 from zeroloss.cli._printing import as_rows, print_results, print_table
 from zeroloss.errors import InputError
-from zeroloss.runs._folder import FIGURES
-from zeroloss.runs._grid import SWEEP
+from zeroloss.runs import FIGURES, SWEEP
 
 _FORMAT = "Format"  # a panel of the help
 

@@ -96,10 +96,10 @@ def second_drift(
     """
     zero_set = expansion.zero_set
     covariance = spectrum.lyapunov(expansion.normal_covariance(w, spectrum), step_size)
-    force = -0.5 * zero_set.third_of_normal(w, spectrum, covariance)
+    force = -0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
     if expansion.tangential_law(w) is not None:
         left = spectrum.embed(jnp.diag(spectrum.inverses))  # H^+ Q
-        force = force - zero_set.third(w, left, expansion.tangential_covariance(w, spectrum))
+        force = force - zero_set.third_derivative(w, left, expansion.tangential_covariance(w, spectrum))
     return spectrum.tangent(force)
 
 

@@ -206,8 +206,10 @@ class LeastSquaresExpansion(AbstractExpansion):
         return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
 
     def tangential_law(self, w: Vector) -> Joint | None:
-        pushing = self.system.pushing(self.zero_set.unravel(w))
-        return Joint(tuple(self._law(w).laws[index] for index in pushing)) if pushing else None
+        force_injections = self.system.force_injections(self.zero_set.unravel(w))
+        return (
+            Joint(tuple(self._law(w).laws[index] for index in force_injections)) if force_injections else None
+        )
 
     def factor(self, w: Vector) -> lx.AbstractLinearOperator:
         law, params, moving = self._law(w), self.zero_set.unravel(w), self.tangential_law(w)
@@ -216,7 +218,7 @@ class LeastSquaresExpansion(AbstractExpansion):
 
         def force(xi: Array) -> Vector:
             parts = list(law.zeros(jnp.float64))
-            for index, part in zip(self.system.pushing(params), unravel(xi), strict=True):
+            for index, part in zip(self.system.force_injections(params), unravel(xi), strict=True):
                 parts[index] = part
             return flatten(self.system.force(params, law.unit(tuple(parts))))[0]
 
@@ -262,9 +264,9 @@ class LeastSquaresExpansion(AbstractExpansion):
         )
         own: list[Array] = []
         shared: list[Array] = []
-        pushing = system.pushing(params)
+        force_injections = system.force_injections(params)
         for index, (injection, derivative) in enumerate(zip(system.injections, derivatives, strict=True)):
-            for leaf in jax.tree.leaves(derivative) if index not in pushing else ():
+            for leaf in jax.tree.leaves(derivative) if index not in force_injections else ():
                 block = leaf.reshape(*leaf.shape[:2], -1)
                 (own if injection.per == "example" else shared).append(block)
         return own, shared

@@ -14,6 +14,11 @@ def power_of_step_size(time_scale: TimeScale) -> int:
     return {FAST: 1, SLOW: 2}[time_scale]
 
 
+def steps_per_unit(time_scale: TimeScale, step_size: float, sigma: float) -> float:
+    """The number of training steps in one unit of slow time, 1 / (alpha^power sigma^2)."""
+    return 1 / (step_size ** power_of_step_size(time_scale) * sigma**2)
+
+
 def slow_time(steps: np.ndarray | int, time_scale: TimeScale, step_size: float, sigma: float) -> np.ndarray:
     """The slow time t that `steps` steps of training take."""
     return np.asarray(np.asarray(steps) * step_size ** power_of_step_size(time_scale) * sigma**2)

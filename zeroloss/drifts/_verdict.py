@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._pytrees import Vector, refuse_tracing
-from zeroloss._tolerances import ZERO
+from zeroloss._tolerances import TINY, ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
 from zeroloss.drifts._expansion import AbstractExpansion, expand
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
@@ -21,10 +21,10 @@ from zeroloss.zero_sets import (
     ON_SET,
     AbstractSpaces,
     AbstractZeroSet,
-    length,
     locate,
     looks_smooth,
     neighbours,
+    norm_or_one,
     spectrum_of,
 )
 
@@ -212,15 +212,15 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
         known = _is_second_known(expansion, w)
         trace_gradient = spaces.tangent(jax.grad(zero_set.trace)(w)) if known else jnp.zeros_like(w)
         return (
-            _relative(jnp.linalg.norm(first) * length(w), typical_regularizer),
-            _relative(jnp.linalg.norm(second) * length(w), typical_variance),
+            _relative(jnp.linalg.norm(first) * norm_or_one(w), typical_regularizer),
+            _relative(jnp.linalg.norm(second) * norm_or_one(w), typical_variance),
             _relative(diffusion, typical_variance),
             second,
             trace_gradient,
         )
 
     first, second, diffusion, drifts, traces = jax.lax.map(at_point, points)
-    coefficient = jnp.sum(drifts * traces) / jnp.maximum(jnp.sum(traces**2), 1e-300)
+    coefficient = jnp.sum(drifts * traces) / jnp.maximum(jnp.sum(traces**2), TINY)
     remainder = jnp.linalg.norm(drifts - coefficient * traces)
     follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
     w = points[0]
@@ -260,8 +260,8 @@ def _typical(
 
     def beside(w: Vector, key: Array) -> tuple[Array, Array]:
         direction = jax.random.normal(key, w.shape, w.dtype)
-        w = w + _SPREAD * length(w) * direction / jnp.linalg.norm(direction)
-        slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * length(w)
+        w = w + _SPREAD * norm_or_one(w) * direction / jnp.linalg.norm(direction)
+        slope = jnp.linalg.norm(jax.grad(expansion.regularizer)(w)) * norm_or_one(w)
         # A step beside the set may leave the domain of the loss; such a point does not count.
         size, variance = expansion.magnitude(w) + slope, expansion.total_variance(w)
         return jnp.where(jnp.isfinite(size), size, jnp.nan), jnp.where(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import flatten, refuse_tracing
-from zeroloss.drifts._expansion import expand
+from zeroloss.drifts import expand
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._training import ensemble_of, train

@@ -10,17 +10,16 @@ from jaxtyping import Array, Float, Key
 
 from zeroloss._checkpoint import digest, facts_of
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._drift import second_drift
-from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.dynamics._driver import AbstractEvolution, Item
+from zeroloss.drifts import AbstractExpansion, second_drift
+from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import ON_SET, length, spectrum_of
+from zeroloss.zero_sets import ON_SET, norm_or_one, spectrum_of
 
 _STEP = 0.03  # of |w|: what one time step moves by default
-_BACK = 0.9  # a step is too long where the retraction takes back more than this share of it
+_LARGEST_RETRACTION = 0.9  # a step is too long where the retraction takes back more than this share of it
 
 
 class Diffusion(AbstractEvolution["_State"]):
@@ -82,7 +81,7 @@ class Diffusion(AbstractEvolution["_State"]):
             _State(ensemble, done, t, pairs, h) if pairs > 0 else _State(ensemble, done, float(target), -1, h)
         )
 
-    def item(self, state: "_State", time: float) -> Item:
+    def item(self, state: "_State", time: float) -> SavedArrays:
         fine, coarse = state.ensemble.fine, state.ensemble.coarse
         worst = float(_worst_residual(self._expansion, fine))
         if not worst <= ON_SET:
@@ -100,7 +99,7 @@ class Diffusion(AbstractEvolution["_State"]):
             replicas=len(self._keys), dt=self._dt, keys=digest(self._keys),
         )  # fmt: skip
 
-    def trajectory(self, items: list[Item]) -> Trajectory:
+    def trajectory(self, items: list[SavedArrays]) -> Trajectory:
         return self._recorder.trajectory(items)
 
     def _check(self, ensemble: "_Ensemble") -> None:
@@ -195,8 +194,8 @@ def _step(
     drift = second_drift(expansion, w, spectrum)
     move = h * drift + jnp.sqrt(h) * spectrum.tangent(expansion.factor(w).mv(noise))
     landed = zero_set.retract(w + move)
-    back = jnp.linalg.norm(landed - w - move)
-    missed = ~(back <= _BACK * jnp.linalg.norm(move))  # also where it is not finite
+    retracted = jnp.linalg.norm(landed - w - move)
+    missed = ~(retracted <= _LARGEST_RETRACTION * jnp.linalg.norm(move))  # also where it is not finite
     rank = jnp.sum(jnp.abs(spectrum.eigenvalues) > zero_set.fall_tolerance * largest)
     return landed, jnp.where(rank != zero_set.rank, _RANK, jnp.where(missed, _LANDING, 0))
 
@@ -204,7 +203,7 @@ def _step(
 @eqx.filter_jit
 def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     spectrum = spectrum_of(expansion.zero_set, w)
-    reach = _STEP * length(w)
+    reach = _STEP * norm_or_one(w)
     speed = jnp.linalg.norm(second_drift(expansion, w, spectrum))
     variance = expansion.tangential_variance(w, spectrum)
     return 1 / (speed / reach + variance / reach**2)

@@ -12,7 +12,7 @@ from zeroloss._progress import progress_bar
 from zeroloss.errors import DivergenceError, IntegrationError, StabilityError
 
 State = TypeVar("State")
-Item = dict[str, np.ndarray]
+SavedArrays = dict[str, np.ndarray]
 """The arrays saved at one time, by name."""
 
 _SECONDS_PER_CHUNK = 0.5  # so that progress, checkpoints and Ctrl-C come often enough
@@ -45,14 +45,14 @@ class AbstractEvolution(abc.ABC, Generic[State]):
         """The state after at most `chunk` steps towards `target`. It may pass the target."""
 
     @abc.abstractmethod
-    def item(self, state: State, time: float) -> Item:
+    def item(self, state: State, time: float) -> SavedArrays:
         """The arrays to save at `time`, which `state` has reached."""
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
         """Numbers and words that say what is computed; a checkpoint of something else is refused."""
 
-    def trajectory(self, items: list[Item]) -> Any:
+    def trajectory(self, items: list[SavedArrays]) -> Any:
         """The result so far, for an error on the way and for readers of the checkpoint; None without one."""
         return None
 
@@ -61,8 +61,8 @@ def drive(
     evolution: AbstractEvolution[State],
     times: Sequence[float] | np.ndarray,
     checkpoint: Checkpoint = NO_CHECKPOINT,
-    items: list[Item] | None = None,
-) -> list[Item]:
+    items: list[SavedArrays] | None = None,
+) -> list[SavedArrays]:
     """Advance `evolution` through `times`, and return the items that it saves, one for each time.
 
     The items are also appended to the argument `items`, for callers that need them after an error. The error

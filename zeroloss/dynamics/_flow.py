@@ -11,10 +11,8 @@ from jaxtyping import Array
 
 from zeroloss._checkpoint import facts_of
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._drift import first_drift, second_drift_of
-from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.drifts._slow_time import FAST, TimeScale
-from zeroloss.dynamics._driver import AbstractEvolution, Item
+from zeroloss.drifts import FAST, AbstractExpansion, TimeScale, first_drift, second_drift_of
+from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError
@@ -73,7 +71,7 @@ class Flow(AbstractEvolution["_State"]):
             raise (KinkError if at_kink else IntegrationError)(problem)
         return state
 
-    def item(self, state: "_State", time: float) -> Item:
+    def item(self, state: "_State", time: float) -> SavedArrays:
         w, residual = _at_time(self._expansion, self._method, state, jnp.asarray(time))
         if not float(residual) <= ON_SET:
             raise IntegrationError(
@@ -85,7 +83,7 @@ class Flow(AbstractEvolution["_State"]):
     def facts(self) -> dict[str, Any]:
         return facts_of(self._expansion.system, self._start, self._times, **self._facts)
 
-    def trajectory(self, items: list[Item]) -> Trajectory:
+    def trajectory(self, items: list[SavedArrays]) -> Trajectory:
         return self._recorder.trajectory(items)
 
 

@@ -9,8 +9,7 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
-from zeroloss.drifts._expansion import AbstractExpansion, expand
-from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
+from zeroloss.drifts import CLASSIFIED_POINTS, AbstractExpansion, Verdict, classify_at, expand
 from zeroloss.dynamics._diffusion import Diffusion
 from zeroloss.dynamics._driver import drive
 from zeroloss.dynamics._flow import Flow, KinkError

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._expansion import AbstractExpansion
-from zeroloss.dynamics._driver import Item
+from zeroloss.drifts import AbstractExpansion
+from zeroloss.dynamics._driver import SavedArrays
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory
 
@@ -46,12 +46,12 @@ class Recorder:
         measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
         return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
 
-    def item(self, w: Array, measured: Mapping[str, Any] | None = None) -> Item:
+    def item(self, w: Array, measured: Mapping[str, Any] | None = None) -> SavedArrays:
         """The item of `w`; `measured` is what `measure(w)` gives, where that is known already."""
         measured = self.measure(w) if measured is None else measured
         return {_PARAMS: np.asarray(w)} | {k: np.asarray(v) for k, v in measured.items()}
 
-    def item_with_bias(self, w: Array, coarse: Array) -> Item:
+    def item_with_bias(self, w: Array, coarse: Array) -> SavedArrays:
         """The item of `w`, with how far the means of measured quantities move in `coarse`.
 
         `coarse` comes from steps of twice the length on the same noise.
@@ -61,7 +61,7 @@ class Recorder:
             _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
         }
 
-    def trajectory(self, items: list[Item]) -> Trajectory:
+    def trajectory(self, items: list[SavedArrays]) -> Trajectory:
         """The trajectory of these items, at the first of the times."""
         count = len(items)
         axis = 1 if self.batched else 0

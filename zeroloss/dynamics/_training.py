@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
 from zeroloss._pytrees import flatten
-from zeroloss.dynamics._driver import AbstractEvolution, Item, drive
+from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays, drive
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import DivergenceError
@@ -63,10 +63,10 @@ def train(
     ensemble: Ensemble,
     states: States,
     times: np.ndarray,
-    item: Callable[[Array], Item],
+    item: Callable[[Array], SavedArrays],
     checkpoint: Checkpoint = NO_CHECKPOINT,
     recorder: Recorder | None = None,
-) -> list[Item]:
+) -> list[SavedArrays]:
     """Train the ensemble, and return the `item` of its flat parameters at each of `times`, in steps.
 
     `item` takes `[replica, parameters]`, or `[parameters]` with a `recorder` that is not `batched`. With a
@@ -86,7 +86,7 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
         ensemble: Ensemble,
         states: States,
         times: np.ndarray,
-        item: Callable[[Array], Item],
+        item: Callable[[Array], SavedArrays],
         recorder: Recorder | None,
     ):
         self._ensemble, self._states, self._times = ensemble, states, times
@@ -112,7 +112,7 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
             )
         return ahead, done + count
 
-    def item(self, state: tuple[States, int], time: float) -> Item:
+    def item(self, state: tuple[States, int], time: float) -> SavedArrays:
         batched = self._recorder is None or self._recorder.batched
         # By way of the host, so that measuring is free to run wherever the examples are.
         return self._item(jnp.asarray(np.asarray(_flat(state[0].params, batched))))
@@ -124,7 +124,7 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
             keys=digest(keys), **optimizer.facts(self._times),
         )  # fmt: skip
 
-    def trajectory(self, items: list[Item]) -> Trajectory | None:
+    def trajectory(self, items: list[SavedArrays]) -> Trajectory | None:
         return None if self._recorder is None else self._recorder.trajectory(items)
 
 

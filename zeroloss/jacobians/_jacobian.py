@@ -22,7 +22,7 @@ from zeroloss._linalg import (
     squared_singular_values,
 )
 from zeroloss._pytrees import Vector, in_float32
-from zeroloss.jacobians import Factors, Structure
+from zeroloss.jacobians._structure import Factors, Structure
 from zeroloss.systems import LeastSquares, Scalar
 
 WIDE_FOR_FLOAT32 = 1e-6

@@ -25,7 +25,7 @@ from zeroloss.noise._parameters import (
     Langevin,
     WeightNoise,
 )
-from zeroloss.noise._sites import site
+from zeroloss.noise._sites import site, site_shapes
 
 LISTINGS = {
     noise.listing.name: noise.listing
@@ -77,5 +77,6 @@ __all__ = [
     "is_zero",
     "parts",
     "site",
+    "site_shapes",
     "with_scales_as_arrays",
 ]

@@ -60,9 +60,9 @@ class LabelNoise(_AbstractOnTargets):
 
     the clean gradient of all examples with the label noise of a batch of n. So dW/dt = -1/(4n) P_T grad tr H,
     with t = alpha^2 sigma^2 k. For n = 1 that is the label noise gradient descent of HaoChen et al. (2021),
-    and to second order, so in verdict, drift and limit, `LabelNoise(sigma * N**0.5)` on all labels. In the
-    other reading, where one label of the mean loss over N examples is off by delta, the noise of that example
-    counts 1/N: that is `LabelNoise(delta / N, examples=1)`, to second order `LabelNoise(delta / N**0.5)`.
+    and to second order, so in verdict, drift and limit, `LabelNoise(sigma * N**0.5)` on all labels.
+    Another convention puts an error delta on one label inside the mean over N examples. That noise is
+    `LabelNoise(delta / N, examples=1)`, to second order `LabelNoise(delta / N**0.5)`.
 
     `MiniBatch` and `examples` cannot be combined: with minibatches the gradient is not that of all examples.
     """

@@ -37,11 +37,11 @@ class MiniBatch(AbstractNoise):
       1 is plain training on batches and costs B examples a step; any other strength costs all N. Noise of an
       example, such as label noise, is multiplied by the same count as the loss of that example.
 
-    A full gradient plus delta times the difference of the gradients of two batches of B, each drawn
-    independently (HaoChen et al. 2021), has counts of the same mean and covariance as
-    `MiniBatch(B, strength=delta * 2**0.5)`. For two single examples that always differ, a full gradient plus
-    delta (grad l_i - grad l_j), it is `MiniBatch(1, strength=delta * (2 * N / (N - 1))**0.5)`. Verdicts,
-    drifts and limits depend on mean and covariance of the counts alone.
+    Consider the step grad L + delta (grad L_B - grad L_B') with two independent batches of B (HaoChen et al.
+    2021). Its counts have the mean and covariance of `MiniBatch(B, strength=delta * 2**0.5)`. For two single
+    examples that always differ, a full gradient plus delta (grad l_i - grad l_j), it is `MiniBatch(1,
+    strength=delta * (2 * N / (N - 1))**0.5)`. Verdicts, drifts and limits depend on mean and covariance of
+    the counts alone.
     """
 
     listing: ClassVar[Listing] = Listing("minibatch", "minibatches", "batch", 32.0, plural=True)

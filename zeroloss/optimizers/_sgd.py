@@ -94,6 +94,10 @@ class SGD(eqx.Module):
                 )
         return jax.tree.map(lambda w, d: w - size.astype(w.dtype) * d, params, direction), velocity
 
+    def effective(self, step_size: Scalar) -> Scalar:
+        """The step size of plain gradient descent with the same slow motion: step_size / (1 - momentum)."""
+        return step_size / (1 - self.momentum)
+
     @property
     def stability_limit(self) -> Scalar:
         """The largest stable step_size * (lambda_max + weight_decay): 2 without momentum."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._pytrees import Vector, flatten
-from zeroloss.drifts._expansion import AbstractExpansion
+from zeroloss.drifts import AbstractExpansion
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets import AbstractSpectrum
 

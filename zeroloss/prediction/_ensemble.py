@@ -54,15 +54,16 @@ def draws_of_displacement(
 ) -> Float[Array, "draws parameters"]:
     """Draws of the displacement along the set by one training step, less their mean.
 
-    Along the set most noises act to second order, through eta and the fluctuation x = Q z of the iterate:
-    P_T (grad L_hat(w + x, eta) - grad L(w + x)) is fresh at every step, and 1/2 P_T T[x x^T] is correlated in
-    time. By the Poisson equation of z <- (1 - alpha Lambda) z - alpha xi the latter adds up to fresh
-    increments as well, T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi xi^T o 1/rate]. With
-    momentum that is right for slow modes. Costs three gradients, one clean gradient and one T[.] a draw.
+    Two terms move a run along the set, to second order in eta and in the fluctuation x = Q z of the iterate.
+    The term P_T (grad L_hat(w + x, eta) - grad L(w + x)) is independent from step to step. The term 1/2 P_T
+    T[x x^T] is correlated in time; the Poisson equation of z <- (1 - alpha Lambda) z - alpha xi replaces its
+    sum by a sum of the independent increments T[-alpha (1 - alpha Lambda) z xi^T o 1/rate + 1/2 alpha^2 xi
+    xi^T o 1/rate]. With momentum they are exact for slow modes. Costs three gradients, one clean gradient and
+    one T[.] a draw.
     """
     expansion, spectrum = mean_path.expansion, state.spectrum
     system, zero_set = expansion.system, expansion.zero_set
-    effective = step_size / (1 - mean_path.optimizer.momentum)
+    effective = mean_path.optimizer.effective(step_size)
     decayed = 1 - step_size * relaxation(spectrum, excess)
     rate = 1 - decayed[:, None] * decayed[None, :]
     inverse = jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), 0.0)
@@ -77,7 +78,7 @@ def draws_of_displacement(
         xi = spectrum.coordinates(noisy(state.w, key) - clean(state.w))
         mixed = jnp.outer(decayed * z, xi)
         weights = inverse * (-step_size * (mixed + mixed.T) / 2 + step_size**2 / 2 * jnp.outer(xi, xi))
-        return fresh + zero_set.third_of_normal(state.w, spectrum, weights)
+        return fresh + zero_set.third_derivative_of_normal(state.w, spectrum, weights)
 
     to_eta, to_z = jax.random.split(key)
     total = jax.vmap(one)(jax.random.split(to_eta, draws), fluctuations(state, to_z, draws))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._pytrees import Vector, flatten
-from zeroloss.dynamics._driver import AbstractEvolution, Item
+from zeroloss.dynamics import AbstractEvolution, SavedArrays
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._integrator import Integrator, IntegratorState, PathState
@@ -23,7 +23,7 @@ from zeroloss.systems import Scalar
 PAIRS = 4
 """The pairs of runs that are added to an ensemble at a time."""
 
-COARSER = 4.0
+ENSEMBLE_COARSENESS = 4.0
 """The tolerance of an ensemble, relative to that of the mean path."""
 
 _ORDER = 0.75  # of the integration's error in its tolerance: 1 in theory, 0.7 to 0.9 where it was measured
@@ -32,7 +32,7 @@ _FLUCTUATIONS = 16  # draws of single runs, at least, that observables are avera
 _CHECKS = 8  # times at which the terms that the recursion leaves out are computed
 
 
-class Setup(NamedTuple):
+class PredictionInputs(NamedTuple):
     """What all parts of a prediction share.
 
     - `times`: training steps.
@@ -65,20 +65,20 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
 
     name = "prediction"
 
-    def __init__(self, setup: Setup, pairs: int, coarser: float):
+    def __init__(self, setup: PredictionInputs, pairs: int, coarser: float):
         mean_path, key = setup.mean_path, setup.key
-        self._setup, self._quiet, self._coarser = setup, without_sampling(mean_path), coarser
+        self._setup, self._unsampled, self._coarser = setup, without_sampling(mean_path), coarser
         self._checked = set(np.linspace(0, len(setup.times) - 1, _CHECKS).round().astype(int))
         # The indices of three integrators that may be the same: the fine mean path, the ensemble, and the
         # mean path whose difference to that of the ensemble shows the error of the integration.
-        self._around = self._compared = 0
+        self._ensemble_index = self._error_index = 0
         self._integrators = [setup.integrator(mean_path, 1.0, key, pairs if mean_path.stochastic else 0)]
         if not mean_path.stochastic:
-            self._integrators.append(setup.integrator(self._quiet, coarser, key, pairs))
-            self._around = 1
+            self._integrators.append(setup.integrator(self._unsampled, coarser, key, pairs))
+            self._ensemble_index = 1
             if not isinstance(mean_path.average, ExactAverage):
-                self._integrators.append(setup.integrator(self._quiet, 1.0, key, 0))
-                self._compared = 2
+                self._integrators.append(setup.integrator(self._unsampled, 1.0, key, 0))
+                self._error_index = 2
 
     def start(self) -> tuple[IntegratorState, ...]:
         return tuple(each.start() for each in self._integrators)
@@ -93,8 +93,8 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
         advanced = self._integrators[late].advance(state[late], int(target))
         return (*state[:late], advanced, *state[late + 1 :])
 
-    def item(self, state: tuple[IntegratorState, ...], time: float) -> Item:
-        fine, around, compared = (state[index].path for index in (0, self._around, self._compared))
+    def item(self, state: tuple[IntegratorState, ...], time: float) -> SavedArrays:
+        fine, around, compared = (state[index].path for index in (0, self._ensemble_index, self._error_index))
         gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
         left_out, excess = np.full_like(self._setup.start, np.nan), np.nan
         index = int(np.searchsorted(self._setup.times, time))
@@ -108,7 +108,7 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
             both = self._setup.measure(jnp.stack([fine.mean.w, compared.mean.w]))
             measured = {name: values[0] for name, values in both.items()}
             finely = {name: values[1] for name, values in both.items()}
-            finely |= jax.tree.map(np.asarray, _losses(self._quiet, compared.mean, self._setup.key))
+            finely |= jax.tree.map(np.asarray, _losses(self._unsampled, compared.mean, self._setup.key))
             coarsely = ensemble.mean_measured | ensemble.mean_losses
             integration_of = {name: share * (finely[name] - coarsely[name]) for name in finely}
         return item_of(
@@ -133,12 +133,14 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
 class EnsembleEvolution(AbstractEvolution[IntegratorState]):
     """More runs around a mean path; saves an `EnsembleSample` at each time. `runs_before` there were."""
 
-    def __init__(self, setup: Setup, key: Key[Array, ""], runs_before: int):
+    def __init__(self, setup: PredictionInputs, key: Key[Array, ""], runs_before: int):
         self.name = (
             f"spread of the runs, part {runs_before // (2 * PAIRS) + 1} of at most {MOST_PAIRS // PAIRS}"
         )
         self._setup, self._runs_before = setup, runs_before
-        self._integrator = setup.integrator(without_sampling(setup.mean_path), COARSER, key, PAIRS)
+        self._integrator = setup.integrator(
+            without_sampling(setup.mean_path), ENSEMBLE_COARSENESS, key, PAIRS
+        )
 
     def start(self) -> IntegratorState:
         return self._integrator.start()
@@ -149,14 +151,14 @@ class EnsembleEvolution(AbstractEvolution[IntegratorState]):
     def advance(self, state: IntegratorState, target: float, chunk: int) -> IntegratorState:
         return self._integrator.advance(state, int(target))
 
-    def item(self, state: IntegratorState, time: float) -> Item:
+    def item(self, state: IntegratorState, time: float) -> SavedArrays:
         return item_of(sample_of(self._setup, state.path, self._runs_before))
 
     def facts(self) -> dict[str, Any]:
         return self._setup.facts()
 
 
-def sample_of(setup: Setup, at: PathState, runs_before: int = 0) -> EnsembleSample:
+def sample_of(setup: PredictionInputs, at: PathState, runs_before: int = 0) -> EnsembleSample:
     """The ensemble at a time saved, with draws of fluctuations around its runs."""
     key = jax.random.fold_in(setup.key, at.step % 2**32)
     key = jax.random.fold_in(key, runs_before) if runs_before else key

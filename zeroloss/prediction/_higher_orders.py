@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._expansion import AbstractExpansion, LeastSquaresExpansion
-from zeroloss.jacobians import analyse
-from zeroloss.jacobians._jacobian import (
+from zeroloss.drifts import AbstractExpansion, LeastSquaresExpansion
+from zeroloss.jacobians import (
     AbstractJacobian,
     AbstractJacobians,
     PerExampleJacobians,
     StructuredJacobians,
+    analyse,
 )
 from zeroloss.systems import LeastSquares, LeastSquaresSystem, Scalar
 from zeroloss.zero_sets import spectrum_of
@@ -27,7 +27,7 @@ from zeroloss.zero_sets import spectrum_of
 _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
 _FEWEST_DRAWS = 4  # of all examples
 _DRAWS_OF_OUTPUT = 2  # of all examples, for each output: below that, eigenvalues scatter too much
-_NONE = 1e-9  # terms beyond first order that are smaller, relative to the first, do not exist
+_NONE = 1e-9  # higher orders below this share of the first are treated as zero
 _ROUNDED = 1e-3
 _NEAR = 1e-2  # |w|: the distance at which their size is measured
 
@@ -79,10 +79,10 @@ class HigherOrders(eqx.Module):
     def at(self, w: Vector, spectrum: Any, key: Key[Array, ""]) -> Excess:
         """An estimate at w, with `spectrum` there.
 
-        The noise is sum_i Cov[Q^T J_i(eta)^T r_i(eta)] / N^2, with minibatches times E[c_i^2]. Its first
-        order, whose covariance is known, is a control variate: the draws scatter as little as eta acts beyond
-        it. 1000 / N draws, but at least 4, and 2 for each output. Each costs K(w, w0) and 10 m^3 operations;
-        m x m memory.
+        The noise is sum_i Cov[Q^T J_i(eta)^T r_i(eta)] / N^2, with minibatches times E[c_i^2]. The first
+        order has a known covariance and serves as a control variate, so that only the higher orders scatter.
+        There are 1000 / N draws, at least 4, and at least 2 for each output. Each costs K(w, w0) and 10 m^3
+        operations; m x m memory.
         """
         system, params = self.model.system, self.expansion.zero_set.unravel(w)
         number, outputs = system.problem.number, system.problem.targets.size // system.problem.number

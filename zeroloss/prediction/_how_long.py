@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from zeroloss._progress import doing, progress_bar
+from zeroloss._progress import progress_bar, stage_indicator
 from zeroloss._pytrees import flatten, refuse_tracing
-from zeroloss.drifts._drift import drift
-from zeroloss.drifts._slow_time import FAST, power_of_step_size
-from zeroloss.drifts._verdict import Verdict, classify
+from zeroloss.drifts import FAST, Verdict, classify, drift, steps_per_unit
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import Integrator
@@ -21,7 +19,7 @@ from zeroloss.prediction._mean_path import MeanPath
 from zeroloss.prediction._predict import mean_path_of
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import largest_eigenvalue, length, project
+from zeroloss.zero_sets import largest_eigenvalue, norm_or_one, project
 
 _SETTLED = 0.01  # of the whole change, within the last doubling of the number of steps
 _FEWEST = 100.0
@@ -94,10 +92,10 @@ def how_long(
       times as fast, and good to 1 % or so. Where averages over the noise are sampled, as under weight noise,
       1 % is the accuracy at any `rtol`.
 
-    **Returns:** a `HowLong`. A quantity has settled when it changes by less than 1 % of all it has changed
-    while the number of steps doubles, after no fewer steps than the limit takes, at its initial speed, for a
-    tenth of |w|. Where it has not settled within `most_steps` and `max_gradients`, the answer is about the
-    change until then, and `settled` is False.
+    **Returns:** a `HowLong`. A quantity has settled when two conditions hold: while the number of steps
+    doubled, it changed by less than 1 % of its total change; and at least as many steps were followed as the
+    limit, at its initial speed, needs for |w| / 10. Where it has not settled within `most_steps` and
+    `max_gradients`, the answer is about the change until then, and `settled` is False.
 
     **Raises:** `InputError` where the noise is trivial, or a `value` is not reached within `most_steps`,
     `BudgetError` within `max_gradients`; `UnsupportedError` for a stochastic limit; what `project`,
@@ -110,10 +108,10 @@ def how_long(
     tolerance = as_tolerance(rtol)
     refuse_tracing((system, params, step_size), "how_long")
     optimizer = as_optimizer(step_size)
-    with doing() as say:
-        say("projecting the start onto the zero-loss set")
+    with stage_indicator() as set_stage:
+        set_stage("projecting the start onto the zero-loss set")
         point = project(system, params)
-        say("deciding on which time scale the noise acts")
+        set_stage("deciding on which time scale the noise acts")
         verdict = classify(system, point)
     if verdict.time_scale is None:
         raise InputError(f"this noise does nothing on the zero-loss set, however long it takes: {verdict}.")
@@ -194,9 +192,9 @@ def _steps_of_the_limit(system: AbstractSystem, point: PyTree, verdict: Verdict,
     speed = float(jnp.linalg.norm(flatten(found.first if verdict.time_scale == FAST else found.second)[0]))
     if speed == 0 or step_size == 0 or verdict.time_scale is None:
         return _FEWEST
-    t = _REACH * float(length(flatten(point)[0])) / speed
+    t = _REACH * float(norm_or_one(flatten(point)[0])) / speed
     sigma = system.noise_law(point).sigma
-    return max(_FEWEST, t / (step_size ** power_of_step_size(verdict.time_scale) * sigma**2))
+    return max(_FEWEST, t * steps_per_unit(verdict.time_scale, step_size, sigma))
 
 
 def _has_settled(steps: list[int], values: list[float], beginning: float) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from zeroloss._pytrees import Vector
+from zeroloss._tolerances import TINY
 from zeroloss.errors import BudgetError, IntegrationError, StabilityError
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import displacements_of_runs
-from zeroloss.prediction._mean_path import MeanPath, Outcome, State
-from zeroloss.zero_sets import length, looks_smooth
+from zeroloss.prediction._mean_path import MeanPath, State, StepReport
+from zeroloss.zero_sets import looks_smooth, norm_or_one
 
 _MANY = 500  # steps of the integrator, after which it is asked whether kinks hold it up
 _AT_KINKS = 1 / 200  # of the training steps made so far: the shortest step of the integrator then
@@ -185,7 +186,7 @@ class Integrator:
                 return steps, float(weights @ sizes)
             steps = max(1, steps // 2)
 
-    def _instability(self, step: int, report: "_Report", size: float) -> str | None:
+    def _instability(self, step: int, report: "_StepNumbers", size: float) -> str | None:
         """Why training is not stable at the end of a step from `step` on; None where it is."""
         sharpness = report.sharpness
         if sharpness >= 1:
@@ -204,11 +205,11 @@ class Integrator:
         return None
 
 
-def _draws_needed(report: "_Report", taken: int) -> float:
+def _draws_needed(report: "_StepNumbers", taken: int) -> float:
     """So many that the sampling errors of all steps add up to `_SAMPLING` of the distance travelled."""
     count = max(_STEPS_EXPECTED, taken)  # of steps like this one, at least
     moved = max(report.moved, report.way / count)
-    return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, 1e-300)
+    return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, TINY)
 
 
 @eqx.filter_jit
@@ -216,8 +217,8 @@ def _start(mean_path: MeanPath, w: Vector, count: int) -> State:
     return jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * leaf.ndim), mean_path.start(w))
 
 
-class _Report(NamedTuple):
-    """The numbers of a step: the `Outcome` of the mean path, and in part the worst over all runs.
+class _StepNumbers(NamedTuple):
+    """The numbers of a step: the `StepReport` of the mean path, and in part the worst over all runs.
 
     - `finite`: whether all runs are.
     - `way`: the distance of the mean path from the start, relative to |w|.
@@ -245,10 +246,10 @@ def _step(
     steps: int,
     key: Key[Array, ""],
     draws: int,
-) -> tuple[State, _Report]:
+) -> tuple[State, _StepNumbers]:
     numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
     states, report = _step_compiled(mean_path, states, start, key, *numbers)
-    return states, _Report(**{name: float(number) for name, number in jax.device_get(report).items()})
+    return states, _StepNumbers(**{name: float(number) for name, number in jax.device_get(report).items()})
 
 
 @eqx.filter_jit
@@ -273,7 +274,7 @@ def _step_compiled(
         )
         displacements = jnp.concatenate([jnp.zeros_like(states.w[:1]), displacements])
 
-        def step(each: tuple[State, Vector]) -> tuple[State, Outcome]:
+        def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
             # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
             near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
             return mean_path.step(each[0], size, steps, key, draws, each[1], near)
@@ -286,7 +287,7 @@ def _step_compiled(
     mean = jax.tree.map(lambda leaf: leaf[0], outcomes)
     return states, dict(
         finite=jnp.all(jnp.isfinite(states.w)),
-        way=jnp.linalg.norm(states.w[0] - start) / length(states.w[0]),
+        way=jnp.linalg.norm(states.w[0] - start) / norm_or_one(states.w[0]),
         error=jnp.max(outcomes.error) if mean_path.stochastic else mean.error,
         loss_error=mean.loss_error,
         variance=mean.variance,
@@ -294,6 +295,6 @@ def _step_compiled(
         second=jnp.linalg.norm(mean.second),
         sharpness=jnp.max(outcomes.sharpness),
         unsettled=jnp.max(outcomes.unsettled),
-        draw_variance=mean.draw_variance / length(states.w[0]) ** 2,
-        moved=jnp.linalg.norm(mean.first + mean.second) / length(states.w[0]),
+        draw_variance=mean.draw_variance / norm_or_one(states.w[0]) ** 2,
+        moved=jnp.linalg.norm(mean.first + mean.second) / norm_or_one(states.w[0]),
     )

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._expansion import AbstractExpansion
+from zeroloss._tolerances import TINY
+from zeroloss.drifts import AbstractExpansion
 from zeroloss.optimizers import SGD
 from zeroloss.prediction._averages import AbstractAverage
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay_of, geometric, responses
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets import AbstractSpectrum, length, spectrum_of
+from zeroloss.zero_sets import AbstractSpectrum, norm_or_one, spectrum_of
 
-_FEWER = 8  # a change of the force takes so many times fewer draws than the force itself
-_TINY = 1e-300
+_DRAWS_RATIO = 8  # a change of the force takes so many times fewer draws than the force itself
 # The fluctuations under the random Hessian of minibatches are iterated to this relative error.
 _SETTLED, _MOST_ITERATIONS = 1e-4, 300
 _POWER_TOLERANCE = 1e-5
@@ -37,14 +37,14 @@ class State(eqx.Module):
     spectrum: AbstractSpectrum
 
 
-class Outcome(eqx.Module):
+class StepReport(eqx.Module):
     """The error and the displacement of one step of the integrator.
 
     - `error`: the distance between the predicted and the corrected end point, relative to |w|; or the
       distance that the difference of their velocities adds later, where that is larger.
-    - `loss_error`: the relative error of the expected loss. The noise changes within the step. That change
-      is accounted for to first order, and the error is the square of its relative effect on the loss; under
-      minibatches a tenth of the effect, since their noise changes with the fluctuations themselves.
+    - `loss_error`: the relative error of the expected loss. The noise changes within the step, and the
+      integrator accounts for the first order of that change. The error is its relative effect on the loss,
+      squared; under minibatches a tenth of the effect, because their noise depends on the fluctuations.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
@@ -103,8 +103,8 @@ class MeanPath(eqx.Module):
     Gauss-Newton Hessian, is solved exactly. The rest of the force is integrated to second order: a predictor
     takes it as constant, a corrector lets it grow linearly to its value at the predicted point (exponential
     Runge-Kutta, Hochbruck and Ostermann 2010, with the discrete recursion in place of the exponential). The
-    corrector takes the eigenvectors at the predicted point. On a curved set those of the start would turn the
-    force that pulls the predicted point back to the set into a force along it, which is large where sigma is
+    corrector takes the eigenvectors at the predicted point. On a curved set the eigenvectors of the start
+    would turn part of the restoring force into a force along the set; that error is large when sigma is
     small. At n = 1 a step is the recursion itself. It costs 2 spectra, 2 averages and 2 T[C].
 
     With `higher_orders`, Sigma and H hold terms of the noise beyond first order.
@@ -131,7 +131,7 @@ class MeanPath(eqx.Module):
         draws: Array,
         displacement: Vector | float = 0.0,
         excess: Excess | None = None,
-    ) -> tuple[State, Outcome]:
+    ) -> tuple[State, StepReport]:
         """`steps` training steps at `step_size`, after a `displacement` along the set.
 
         The displacement comes first: it leaves a curved set along a tangent, and the steps lead back to it.
@@ -154,7 +154,7 @@ class MeanPath(eqx.Module):
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, here.noise)
         then = self._covariances(predicted, ahead, covariance, step_size, steps, noise, excess)
         # The same draws on both sides: their difference is smooth, and a few of them show it.
-        few = (draws + _FEWER - 1) // _FEWER
+        few = (draws + _DRAWS_RATIO - 1) // _DRAWS_RATIO
         few_here = self.average.at(state.w, spectrum, key, few).gradient
         few_then = self.average.at(predicted, ahead, key, few).gradient
         second_then = self._covariance_force(predicted, ahead, then.within, step_size)
@@ -178,10 +178,10 @@ class MeanPath(eqx.Module):
         sampling_variance = position.force[-1] ** 2 * averaged.variance
         fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(then.after))
         loss = zero_set.loss(w) + jnp.abs(fluctuating)
-        grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(then.grown))) / jnp.maximum(loss, _TINY)
+        grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(then.grown))) / jnp.maximum(loss, TINY)
         stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
-        outcome = Outcome(
-            error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / length(w),
+        outcome = StepReport(
+            error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / norm_or_one(w),
             loss_error=grown / 10 if self._has_minibatch else grown**2,
             variance=sampling_variance,
             first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
@@ -213,13 +213,13 @@ class MeanPath(eqx.Module):
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
         """
         zero_set = self.expansion.zero_set
-        force = 0.5 * zero_set.third_of_normal(w, spectrum, covariance)
+        force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
         if not self.stochastic:
             return force
         left = spectrum.embed(jnp.diag(spectrum.inverses))
         common = self.expansion.tangential_covariance(w, spectrum)
-        effective = step_size / (1 - self.optimizer.momentum)
-        return force + effective * self.average.sigma**2 * zero_set.third(w, left, common)
+        effective = self.optimizer.effective(step_size)
+        return force + effective * self.average.sigma**2 * zero_set.third_derivative(w, left, common)
 
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""
@@ -257,8 +257,8 @@ class MeanPath(eqx.Module):
         def improve(guess: _Guess) -> _Guess:
             noise = own + expansion.excess_covariance(w, spectrum, guess.within)
             new = sums.constant / steps * covariance + sums.ramp * decay.gain * noise
-            change = jnp.linalg.norm(new - guess.within) / jnp.maximum(jnp.linalg.norm(new), _TINY)
-            ratio = jnp.minimum(change / jnp.maximum(guess.change, _TINY), 1 - 1e-6)
+            change = jnp.linalg.norm(new - guess.within) / jnp.maximum(jnp.linalg.norm(new), TINY)
+            ratio = jnp.minimum(change / jnp.maximum(guess.change, TINY), 1 - 1e-6)
             return _Guess(new, noise, change, change * ratio / (1 - ratio), guess.iterations + 1)
 
         def unfinished(guess: _Guess) -> Array:
@@ -288,14 +288,14 @@ class MeanPath(eqx.Module):
             return jnp.zeros(())
         spectrum = spectrum_of(self.expansion.zero_set, w)
         decay = decay_of(self.optimizer, step_size, spectrum.eigenvalues + self.optimizer.weight_decay)
-        response = jnp.where(decay.rate > 0, decay.gain / jnp.where(decay.rate > 0, decay.rate, 1.0), 0.0)
+        response = decay.stationary
         constant = self.expansion.excess_covariance(w, spectrum, jnp.zeros_like(response))
 
         def improve(state: tuple[Array, Scalar, Scalar, Array]) -> tuple[Array, Scalar, Scalar, Array]:
             covariance, _, before, count = state
             image = response * (self.expansion.excess_covariance(w, spectrum, covariance) - constant)
             norm = jnp.linalg.norm(image)
-            return image / jnp.maximum(norm, _TINY), before, norm, count + 1
+            return image / jnp.maximum(norm, TINY), before, norm, count + 1
 
         def unfinished(state: tuple[Array, Scalar, Scalar, Array]) -> Array:
             _, before, now, count = state

@@ -14,11 +14,8 @@ from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
-from zeroloss.drifts._expansion import AbstractExpansion, expand
-from zeroloss.dynamics._driver import Item, drive
-from zeroloss.dynamics._recorder import Recorder
-from zeroloss.dynamics._saves import Observables, Saves, as_saves
-from zeroloss.dynamics._trajectory import Trajectory
+from zeroloss.drifts import AbstractExpansion, expand
+from zeroloss.dynamics import Observables, Recorder, SavedArrays, Saves, Trajectory, as_saves, drive
 from zeroloss.errors import (
     BudgetError,
     InputError,
@@ -30,7 +27,13 @@ from zeroloss.errors import (
 )
 from zeroloss.optimizers import SGD, StepSize, as_optimizer
 from zeroloss.prediction._averages import average
-from zeroloss.prediction._evolution import COARSER, PAIRS, EnsembleEvolution, MeanEvolution, Setup
+from zeroloss.prediction._evolution import (
+    ENSEMBLE_COARSENESS,
+    PAIRS,
+    EnsembleEvolution,
+    MeanEvolution,
+    PredictionInputs,
+)
 from zeroloss.prediction._higher_orders import higher_orders
 from zeroloss.prediction._integrator import expected_gradients
 from zeroloss.prediction._mean_path import MeanPath
@@ -48,7 +51,7 @@ from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import largest_eigenvalue, locate, project, zero_set_of
 
-_PROBED, _PROBE_COARSER = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
+_PROBED, _PROBE_COARSENESS = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
 _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOG = logging.getLogger(__name__)
@@ -135,7 +138,9 @@ def predict(
             observables=",".join(sorted(saves.observables)), **optimizer.facts(times),
         )  # fmt: skip
 
-    setup = Setup(mean_path, start, times, tolerance, key, batch.measure if replicas is None else None, facts)
+    setup = PredictionInputs(
+        mean_path, start, times, tolerance, key, batch.measure if replicas is None else None, facts
+    )
 
     def trajectory(snapshots: list[Snapshot]) -> Trajectory:
         recorder = Recorder(
@@ -150,14 +155,19 @@ def predict(
         estimate = uncertainty(start, snapshots, batch.measure)
         return dataclasses.replace(recorder.trajectory(items), uncertainty=estimate)
 
-    items: list[Item] = []
-    more: list[list[Item]] = []
+    items: list[SavedArrays] = []
+    more: list[list[SavedArrays]] = []
     try:
         with checkpoint.open():
             if replicas is not None:
-                drive(MeanEvolution(setup, (replicas + 1) // 2, COARSER), times, checkpoint / "mean", items)
+                drive(
+                    MeanEvolution(setup, (replicas + 1) // 2, ENSEMBLE_COARSENESS),
+                    times,
+                    checkpoint / "mean",
+                    items,
+                )
             else:
-                drive(MeanEvolution(setup, _PROBED, _PROBE_COARSER), times, checkpoint / "mean", items)
+                drive(MeanEvolution(setup, _PROBED, _PROBE_COARSENESS), times, checkpoint / "mean", items)
                 _add_runs(setup, items, more, checkpoint)
     except (IntegrationError, StabilityError) as error:
         error.path = trajectory(_snapshots(items, more)) if items else None
@@ -169,7 +179,7 @@ def predict(
     return found
 
 
-def _snapshots(items: list[Item], more: list[list[Item]]) -> list[Snapshot]:
+def _snapshots(items: list[SavedArrays], more: list[list[SavedArrays]]) -> list[Snapshot]:
     """The snapshots of a mean path, with the runs of `more` ensembles in place of those of the probe."""
     snapshots = [snapshot_of(item) for item in items]
     for number, ensemble in enumerate(more):
@@ -180,7 +190,9 @@ def _snapshots(items: list[Item], more: list[list[Item]]) -> list[Snapshot]:
     return snapshots
 
 
-def _add_runs(setup: Setup, items: list[Item], more: list[list[Item]], checkpoint: Checkpoint) -> None:
+def _add_runs(
+    setup: PredictionInputs, items: list[SavedArrays], more: list[list[SavedArrays]], checkpoint: Checkpoint
+) -> None:
     """Where the spread of the runs moves their mean, add ensembles to `more` until the mean is sharp."""
     if not spread_matters(setup.start, _snapshots(items, more)):
         return
@@ -233,8 +245,8 @@ def _announce(mean_path: MeanPath, steps: int) -> None:
     """Say what a prediction will cost, and training in its place, in gradients."""
     one = expected_gradients(mean_path)
     # A probe of 16 times the tolerance takes a quarter of the steps, an ensemble of 4 times half of them.
-    cost = one * (1 + (1 + 2 * _PROBED) / _PROBE_COARSER**0.5)
-    most = cost + one * (MOST_PAIRS // PAIRS) * (1 + 2 * PAIRS) / COARSER**0.5
+    cost = one * (1 + (1 + 2 * _PROBED) / _PROBE_COARSENESS**0.5)
+    most = cost + one * (MOST_PAIRS // PAIRS) * (1 + 2 * PAIRS) / ENSEMBLE_COARSENESS**0.5
     text = (
         f"predicting {steps:,} training steps takes some {cost:,.0f} gradients, up to {most:,.0f} where runs "
         f"scatter, beside compiling; training takes {steps:,} for each run"

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zeroloss._tolerances import TINY
 from zeroloss.optimizers import SGD
 from zeroloss.systems import Scalar
 
 _SMALL = 1e-3
-_TINY = 1e-300
 
 
 class Response(NamedTuple):
@@ -77,6 +77,11 @@ class Decay(NamedTuple):
     rate: Float[Array, "modes modes"]
     gain: Float[Array, "modes modes"]
 
+    @property
+    def stationary(self) -> Float[Array, "modes modes"]:
+        """The stationary covariance for S = 1, gain / rate; 0 for modes that do not decay."""
+        return jnp.where(self.rate > 0, self.gain / jnp.where(self.rate > 0, self.rate, 1.0), 0.0)
+
 
 def decay_of(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes"]) -> Decay:
     """The decay of the covariance of the iterates, and its growth by gradient noise of covariance S.
@@ -109,7 +114,7 @@ def decay_of(optimizer: SGD, step_size: Scalar, curvatures: Float[Array, " modes
     else:  # the same formula without cancellation for small curvatures
         li, lj = l[:, None], l[None, :]
         kept = (1 - beta) * (li + lj - li * lj / (1 + beta)) + beta * (li - lj) ** 2 / (1 - beta**2)
-    floor = jnp.where(kept > _TINY, kept, 1.0)
+    floor = jnp.where(kept > TINY, kept, 1.0)
     slow = step_size**2 / (1 - beta) ** 2  # the gain where rate and kept both vanish
     return Decay(rate, jnp.where(kept > 1e-12, step_size**2 * noise * rate / floor, slow))
 
@@ -135,7 +140,7 @@ def geometric(rate: Array, steps: Int[Array, ""]) -> Sums:
     logarithm = jnp.where(
         rate < 0.5,
         jnp.log1p(-jnp.minimum(rate, 0.5)),
-        jnp.log(jnp.maximum(jnp.abs(1 - rate), _TINY)),
+        jnp.log(jnp.maximum(jnp.abs(1 - rate), TINY)),
     )
     positive = (rate <= 1) | (steps % 2 == 0)
     size = jnp.exp(n * logarithm)

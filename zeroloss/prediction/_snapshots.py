@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from zeroloss._pytrees import Vector
-from zeroloss.dynamics._driver import Item
+from zeroloss.dynamics import SavedArrays
 
 MOST_PAIRS = 16  # of runs in an ensemble
 _NEGLIGIBLE = 5e-4  # effect of the spread on the mean, relative to the way made
@@ -64,11 +64,12 @@ class Snapshot(NamedTuple):
     """The fine mean path and its ensemble at a time saved.
 
     - `step`, `mean`, `losses`, `measured`, `variance`: of the mean path, followed finely.
-    - `left_out`: what the recursion leaves out of a training step, and `excess` of the fluctuations, or NaN
-      where they were not computed.
+    - `left_out`: the truncation error of the displacement along the set in one training step.
+    - `excess`: the relative truncation error of the fluctuations' share of the loss. Both are NaN where they
+      were not computed.
     - `ensemble`: the ensemble and the mean path in its midst, followed coarsely.
-    - `integration`: the error of the fine mean path, from that of a coarse one; `integration_of` what is
-      measured on it, by name.
+    - `integration`, `integration_of`: the error of the integration in the fine mean path, and in the
+      quantities measured on it, by name.
     """
 
     step: np.ndarray
@@ -88,7 +89,7 @@ class Snapshot(NamedTuple):
         return self.mean - self.ensemble.mean
 
 
-def item_of(record: EnsembleSample | Snapshot) -> Item:
+def item_of(record: EnsembleSample | Snapshot) -> SavedArrays:
     """The arrays of a record by name, as a checkpoint keeps them; nested names are joined by slashes."""
     return dict(_named_arrays("", record._asdict()))
 
@@ -103,12 +104,12 @@ def _named_arrays(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str,
             yield f"{prefix}{name}", np.asarray(value)
 
 
-def ensemble_of(item: Item) -> EnsembleSample:
+def ensemble_of(item: SavedArrays) -> EnsembleSample:
     """The ensemble that `item_of` took apart."""
     return EnsembleSample(**_fields(EnsembleSample, item))
 
 
-def snapshot_of(item: Item) -> Snapshot:
+def snapshot_of(item: SavedArrays) -> Snapshot:
     """The snapshot that `item_of` took apart."""
     of_ensemble = {
         name.removeprefix("ensemble/"): value for name, value in item.items() if name.startswith("ensemble/")
@@ -117,7 +118,7 @@ def snapshot_of(item: Item) -> Snapshot:
     return Snapshot(**fields)
 
 
-def _fields(record: Any, item: Item) -> dict[str, Any]:
+def _fields(record: Any, item: SavedArrays) -> dict[str, Any]:
     """The fields of a record; a field without arrays is an empty dictionary."""
     fields: dict[str, Any] = {name: item.get(name, {}) for name in record._fields}
     for path, value in item.items():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from zeroloss._pytrees import Vector, flatten
+from zeroloss._tolerances import TINY
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
@@ -15,7 +16,6 @@ from zeroloss.prediction._recursion import decay_of
 from zeroloss.systems import Scalar
 
 _DRAWS = 64
-_TINY = 1e-300
 
 
 class Truncation(NamedTuple):
@@ -68,12 +68,12 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     if higher is not None:
         used = used + higher.covariance(spectrum)
     decay = decay_of(mean_path.optimizer, step_size, curvatures + mean_path.optimizer.weight_decay)
-    share = jnp.diag(decay.gain / jnp.where(decay.rate > 0, decay.rate, jnp.inf)) * spectrum.eigenvalues
+    share = jnp.diag(decay.stationary) * spectrum.eigenvalues
     unexplained = jnp.sum(share * (drawn - jnp.diag(batches)))
     explained = jnp.sum(share * jnp.diag(used + batches))
     # Without fluctuations, as at a start on the set under batches alone, there is no error.
-    excess = jnp.where(explained > _TINY, unexplained / jnp.maximum(explained, _TINY), 0.0)
-    second = 0.5 * spectrum.tangent(zero_set.third_of_normal(state.w, spectrum, state.covariance))
+    excess = jnp.where(explained > TINY, unexplained / jnp.maximum(explained, TINY), 0.0)
+    second = 0.5 * spectrum.tangent(zero_set.third_derivative_of_normal(state.w, spectrum, state.covariance))
     if not isinstance(mean_path.average, ExactAverage):
         halves = jnp.zeros((2, *state.w.shape))
     else:
@@ -84,12 +84,12 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
             return (gradient(state.w + moved) + gradient(state.w - moved)) / 2 - center
 
         def missing(z: Array) -> Vector:
-            expected = 0.5 * zero_set.third_of_normal(state.w, spectrum, z.T @ z / z.shape[0])
+            expected = 0.5 * zero_set.third_derivative_of_normal(state.w, spectrum, z.T @ z / z.shape[0])
             return spectrum.tangent(jnp.mean(jax.lax.map(curved, z), axis=0) - expected)
 
         halves = jax.lax.map(missing, z.reshape(2, _DRAWS // 2, -1))
     one, other = halves + excess * second
-    # The draws scatter, most at kinks; the part that two halves of them have in common does not.
+    # The draws scatter, most at kinks. Only the component that both halves of the draws share is kept.
     force, common = (one + other) / 2, jnp.sqrt(jnp.maximum(one @ other, 0.0))
-    force = force * common / jnp.maximum(jnp.linalg.norm(force), _TINY)
-    return Truncation(-step_size / (1 - mean_path.optimizer.momentum) * force, excess)
+    force = force * common / jnp.maximum(jnp.linalg.norm(force), TINY)
+    return Truncation(-mean_path.optimizer.effective(step_size) * force, excess)

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from zeroloss._pytrees import Vector
-from zeroloss.dynamics._trajectory import Trajectory, Uncertainty
+from zeroloss.dynamics import Trajectory, Uncertainty
 from zeroloss.errors import SpreadError
 from zeroloss.prediction._snapshots import Snapshot, correction_of
-from zeroloss.zero_sets import length
+from zeroloss.zero_sets import norm_or_one
 
 _SMALLEST_WAY = 1e-6  # |w|: of less there is nothing to predict
 _UNRELIABLE, _WIDE = 0.05, 0.3  # shares of the way: errors and spreads beyond both are refused
@@ -26,7 +26,7 @@ def check_spread(start: Vector, snapshots: list[Snapshot], path: Trajectory, ste
     spreads = path.uncertainty.spread * ways
     longest = ways.max()
     refused = (errors > _UNRELIABLE * longest) & (spreads > _WIDE * longest)
-    if not refused.any() or longest <= _SMALLEST_WAY * float(length(start)):
+    if not refused.any() or longest <= _SMALLEST_WAY * float(norm_or_one(start)):
         return
     worst = int(np.argmax(np.where(refused, errors, 0.0)))
     scatter = spreads[worst] / longest

@@ -11,11 +11,11 @@ from zeroloss.problems._ellipse import ellipse
 from zeroloss.problems._file import file_of, function_of, is_own, load_file, resolved, write_template
 from zeroloss.problems._hyperbola import hyperbola
 from zeroloss.problems._matrix_completion import matrix_completion
-from zeroloss.problems._matrix_sensing import matrix_sensing
-from zeroloss.problems._phase_retrieval import phase_retrieval
+from zeroloss.problems._matrix_sensing import matrix_sensing, product
+from zeroloss.problems._phase_retrieval import least_norm, phase_retrieval
 from zeroloss.problems._problem import DEFAULT_STRENGTHS, Problem, check_options, parse_noise, strengths_from
 from zeroloss.problems._regression_1d import regression_1d
-from zeroloss.problems._sparse_regression import sparse_regression
+from zeroloss.problems._sparse_regression import coefficients, sparse_regression
 from zeroloss.problems._table import FORMATS, table
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
@@ -36,16 +36,19 @@ __all__ = [
     "DEFAULT_STRENGTHS",
     "PROBLEMS",
     "Problem",
+    "coefficients",
     "digits",
     "ellipse",
     "hyperbola",
     "is_own",
+    "least_norm",
     "load",
     "matrix_completion",
     "matrix_sensing",
     "options_of",
     "parse_noise",
     "phase_retrieval",
+    "product",
     "regression_1d",
     "resolved",
     "source",

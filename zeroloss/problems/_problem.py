@@ -23,8 +23,8 @@ from zeroloss.noise import (
     Langevin,
     MiniBatch,
     WeightNoise,
+    site_shapes,
 )
-from zeroloss.noise._sites import site_shapes
 from zeroloss.systems import LeastSquares, Loss
 
 DEFAULT_STRENGTHS = {

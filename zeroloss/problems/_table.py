@@ -12,7 +12,7 @@ from zeroloss._tolerances import PROJECTED
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.problems._networks import mean_square, network_problem, wrong_signs
 from zeroloss.problems._problem import Problem, standardized
-from zeroloss.zero_sets._contradictions import disagreeing
+from zeroloss.zero_sets import disagreeing
 
 FORMATS = (".csv", ".npz", ".parquet")
 """The files that can be read."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from zeroloss.drifts._slow_time import slow_time
+from zeroloss.drifts import slow_time
 from zeroloss.report import _chart, _pictures, _sentences, _views
 from zeroloss.report._chart import (
     FAINT,
@@ -23,7 +23,7 @@ from zeroloss.report._chart import (
 )
 from zeroloss.report._page import Card, Page, Table
 from zeroloss.report._text import UNCHANGED, greek, grouped, joined, label_of, number, sentence_start
-from zeroloss.runs._table import over_replicas, plain
+from zeroloss.runs import over_replicas, plain
 
 DISTANCE, LOSS = "distance", "loss"
 LEVELS = (0.05, 0.25, 0.75, 0.95)

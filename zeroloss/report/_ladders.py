@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from zeroloss.studies._fits import Approach, Exponent
+from zeroloss.studies import Approach, Exponent
 
 KINDS = ("step size", "sigma")
 

@@ -17,10 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss import problems
 from zeroloss.errors import InputError
-from zeroloss.problems import Problem
-from zeroloss.problems._matrix_sensing import product
-from zeroloss.problems._phase_retrieval import least_norm
-from zeroloss.problems._sparse_regression import coefficients
+from zeroloss.problems import Problem, coefficients, least_norm, product
 from zeroloss.report._chart import (
     ENDS,
     LIMIT,
@@ -37,7 +34,7 @@ from zeroloss.report._chart import (
     path,
 )
 from zeroloss.report._text import number
-from zeroloss.runs._schema import load
+from zeroloss.runs import load
 
 PICTURE = "picture"
 

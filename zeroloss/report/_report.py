@@ -18,8 +18,7 @@ from zeroloss.report._matplotlib import save
 from zeroloss.report._page import Page, render
 from zeroloss.report._pictures import PICTURE
 from zeroloss.report._sentences import TRAJECTORIES
-from zeroloss.runs._folder import FIGURES, REPORT
-from zeroloss.runs._grid import SWEEP
+from zeroloss.runs import FIGURES, REPORT, SWEEP
 
 FORMATS = ("png", "pdf", "svg")
 

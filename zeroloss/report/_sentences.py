@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from zeroloss.drifts._slow_time import FAST, SLOW
+from zeroloss.drifts import FAST, SLOW
 from zeroloss.report._ladders import KINDS, Ladder, NoiseStudy
 from zeroloss.report._text import (
     MISSING,
@@ -30,10 +30,8 @@ from zeroloss.report._text import (
     speed,
     steps_in_words,
 )
-from zeroloss.runs import ends, noises_of
-from zeroloss.runs._table import over_replicas, reading_order
-from zeroloss.studies._answers import answer_in_short, what_took_longer, which_answer, why_below_the_limit
-from zeroloss.studies._fits import Exponent
+from zeroloss.runs import ends, noises_of, over_replicas, reading_order
+from zeroloss.studies import Exponent, answer_in_short, what_took_longer, which_answer, why_below_the_limit
 
 TRAJECTORIES = {"descend": "training", "predict": "prediction", "limit": "limit"}
 """What each command computes that follows one trajectory for each noise; also how it looks."""

@@ -35,8 +35,7 @@ from zeroloss.report._text import (
     steps_in_words,
     unused_fields,
 )
-from zeroloss.runs import ends, noises_of
-from zeroloss.runs._table import over_replicas
+from zeroloss.runs import ends, noises_of, over_replicas
 
 _FIELDS = (
     "command", "problem", "options", "noise", "step_size", "steps", "horizon", "replicas", "seed", "momentum",

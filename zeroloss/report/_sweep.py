@@ -28,8 +28,7 @@ from zeroloss.report._chart import (
 from zeroloss.report._page import Card, Page, Table
 from zeroloss.report._sentences import TRAJECTORIES
 from zeroloss.report._text import MISSING, Lines, joined, label_of, number, sentence_start, unused_fields
-from zeroloss.runs._grid import in_words
-from zeroloss.runs._table import plain, reading_order
+from zeroloss.runs import in_words, plain, reading_order
 
 SEED = "seed"
 

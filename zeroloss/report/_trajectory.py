@@ -26,8 +26,7 @@ from zeroloss.report._comparison import ROUNDING
 from zeroloss.report._page import Card, Page, Table
 from zeroloss.report._sentences import TRAJECTORIES
 from zeroloss.report._text import greek, joined, label_of, number, sentence_start
-from zeroloss.runs import ends, noises_of
-from zeroloss.runs._table import over_replicas
+from zeroloss.runs import ends, noises_of, over_replicas
 
 _LEVELS = (0.05, 0.95)
 _FEWEST = 8  # replicas, to show quantiles of

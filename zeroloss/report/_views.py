@@ -25,7 +25,7 @@ from zeroloss.report._chart import (
     path,
 )
 from zeroloss.report._text import greek, is_slow, number
-from zeroloss.runs._geometry import FUNCTION, SET, SPECTRUM
+from zeroloss.runs import FUNCTION, SET, SPECTRUM
 
 _WIDE = 30.0  # a larger ratio of largest to smallest is drawn by its logarithm
 _SET = replace(Style("muted").points("circle", 3), opacity=0.6)

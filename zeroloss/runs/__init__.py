@@ -10,9 +10,22 @@ from zeroloss.runs._commands import (
     StudyConfig,
     config_from,
 )
-from zeroloss.runs._config import digest_of_source
+from zeroloss.runs._config import (
+    NOISE,
+    PROBLEM,
+    TRAINING,
+    AbstractConfig,
+    TrainingConfig,
+    digest_of_source,
+    is_text,
+    option,
+    validated,
+)
 from zeroloss.runs._executors import dask_executor, worker_processes
 from zeroloss.runs._folder import (
+    DESCRIPTION,
+    FIGURES,
+    REPORT,
     check_free,
     configuration,
     create,
@@ -22,14 +35,27 @@ from zeroloss.runs._folder import (
     reading,
     write_results,
 )
-from zeroloss.runs._grid import SweepConfig, sweep_config
+from zeroloss.runs._grid import SWEEP, SweepConfig, in_words, sweep_config
+from zeroloss.runs._page_data import FUNCTION, SET, SPECTRUM
 from zeroloss.runs._resume import resume, start
 from zeroloss.runs._run import Run, export_csv, export_netcdf, find_runs, open_run, summary
+from zeroloss.runs._schema import load
 from zeroloss.runs._sweep import Cell, cells_of, collect, resume_sweep, sweep
-from zeroloss.runs._table import ends, rows
+from zeroloss.runs._table import ends, over_replicas, plain, reading_order, rows
 
 __all__ = [
     "COMMANDS",
+    "DESCRIPTION",
+    "FIGURES",
+    "FUNCTION",
+    "NOISE",
+    "PROBLEM",
+    "REPORT",
+    "SET",
+    "SPECTRUM",
+    "SWEEP",
+    "TRAINING",
+    "AbstractConfig",
     "Cell",
     "CompareConfig",
     "Config",
@@ -39,6 +65,7 @@ __all__ = [
     "Run",
     "StudyConfig",
     "SweepConfig",
+    "TrainingConfig",
     "cells_of",
     "check_free",
     "collect",
@@ -52,10 +79,17 @@ __all__ = [
     "export_netcdf",
     "find_runs",
     "gather",
+    "in_words",
+    "is_text",
+    "load",
     "noises_of",
     "open_run",
+    "option",
+    "over_replicas",
+    "plain",
     "read",
     "reading",
+    "reading_order",
     "resume",
     "resume_sweep",
     "rows",
@@ -63,6 +97,7 @@ __all__ = [
     "summary",
     "sweep",
     "sweep_config",
+    "validated",
     "worker_processes",
     "write_results",
 ]

@@ -5,9 +5,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import PyTree
 
-from zeroloss._progress import doing
-from zeroloss.drifts import classify
-from zeroloss.drifts._verdict import Verdict
+from zeroloss._progress import stage_indicator
+from zeroloss.drifts import Verdict, classify
 from zeroloss.dynamics import Saves, Trajectory, descend, limit
 from zeroloss.errors import InputError, ZerolossError
 from zeroloss.noise import Langevin
@@ -29,7 +28,7 @@ from zeroloss.zero_sets import largest_eigenvalue, project
 
 _HALF = Tolerance(1e-2, max_gradients=2e5)  # three digits, at a small part of the cost of a comparison
 
-Once = Callable[[str, Callable[[], Any]], Any]
+ComputedOnce = Callable[[str, Callable[[], Any]], Any]
 """Computes something once, even if the run is stopped and resumed: `Checkpoint.computed_once`."""
 
 
@@ -72,8 +71,8 @@ class Config(AbstractConfig):
         if not self.on_set:
             return Experiment(problem, systems, problem.start, 0.0, {})
         first = next(iter(systems.values()))
-        with doing() as say:
-            say("projecting the start onto the zero-loss set")
+        with stage_indicator() as set_stage:
+            set_stage("projecting the start onto the zero-loss set")
             start = project(first, problem.start)
             largest = largest_eigenvalue(first, start)
         optimizer = self.optimizer(largest)
@@ -88,7 +87,9 @@ class Config(AbstractConfig):
         """
         raise NotImplementedError
 
-    def attributes(self, experiment: Experiment, system: AbstractSystem, result: Any, once: Once) -> Any:
+    def attributes(
+        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+    ) -> Any:
         """Numbers and text to store beside the result: the verdict on the noise."""
 
         def ask() -> dict[str, Any]:
@@ -121,7 +122,7 @@ class LimitConfig(Config):
 
     command: Literal["limit"] = "limit"
     horizon: float = option(1.0, "Slow time to go to.", "Limit", gt=0)
-    saves: int = option(50, "How many times to save at.", "Limit", ge=2, le=10**6)
+    saves: int = option(50, "Number of times to save at.", "Limit", ge=2, le=10**6)
     replicas: int = option(200, "Trajectories, where the limit is stochastic.", "Limit", gt=0)
 
     def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
@@ -148,7 +149,7 @@ class PredictConfig(TrainingConfig, Config):
     command: Literal["predict"] = "predict"
     steps: Steps
     saves: SaveCount
-    replicas: int | None = option(None, "Draw so many runs, not the mean of training.", gt=0)
+    replicas: int | None = option(None, "Predict this many single runs, not the mean.", gt=0)
 
     @classmethod
     def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
@@ -227,7 +228,9 @@ class CompareConfig(Config):
             **options,
         )
 
-    def attributes(self, experiment: Experiment, system: AbstractSystem, result: Any, once: Once) -> Any:
+    def attributes(
+        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+    ) -> Any:
         """The number of steps after which half of the drift is done, as `how_long` computes it."""
         if result.verdict.time_scale is None or result.verdict.stochastic:
             return {}
@@ -280,7 +283,9 @@ class StudyConfig(Config):
         left = len(experiment.systems) - len(done)
         return study(system, experiment.start, budget=max(minutes / left, 0.1), drift=self.drift, **options)
 
-    def attributes(self, experiment: Experiment, system: AbstractSystem, result: Any, once: Once) -> Any:
+    def attributes(
+        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+    ) -> Any:
         """Nothing: a study has its own verdict."""
         return {}
 

@@ -9,10 +9,10 @@ import xarray as xr
 from rich.markup import escape
 
 from zeroloss._checkpoint import Checkpoint
-from zeroloss._progress import Tell, doing
+from zeroloss._progress import Tell, stage_indicator
 from zeroloss.runs._commands import Config, Experiment
 from zeroloss.runs._folder import DESCRIPTION, gather, log, write_results
-from zeroloss.runs._geometry import views
+from zeroloss.runs._page_data import page_datasets
 
 
 def compute(
@@ -38,13 +38,13 @@ def compute(
             done[name] = result
             tell(f"  {escape(config.summary(result))}{time.perf_counter() - began:.0f} s")
             checkpoint.stop_if_asked()
-            with doing() as say:
-                say(f"{name}: verdict and time scale")
+            with stage_indicator() as set_stage:
+                set_stage(f"{name}: verdict and time scale")
                 attributes[name] = config.attributes(experiment, system, result, part.computed_once)
                 checkpoint.stop_if_asked()
                 if folder is not None:  # without one there will be no page
-                    say(f"{name}: spectrum and zero-loss set for the page")
-                    shown[name] = views(experiment.problem, system, config.trajectories(result))
+                    set_stage(f"{name}: spectrum and zero-loss set for the page")
+                    shown[name] = page_datasets(experiment.problem, system, config.trajectories(result))
             results = gather(done)
             results.attrs[DESCRIPTION] = experiment.problem.description
             for noise in done:

@@ -84,13 +84,11 @@ class AbstractConfig(pydantic.BaseModel):
         metavar="<noise>",
         min_length=1,
     )
-    rate: float = option(_RATE, "Rate of dropout and dropconnect where --noise gives none.", NOISE)
-    sigma: float | None = option(
-        None, "Sigma of other noises where --noise gives none. By default 0.01 to 0.3.", NOISE
-    )
+    rate: float = option(_RATE, "Default rate of dropout and dropconnect.", NOISE)
+    sigma: float | None = option(None, "Default sigma of other noises. Otherwise 0.01 to 0.3.", NOISE)
     batch: int = option(
         _BATCH,
-        "Size of minibatches where --noise gives none and there are as many examples.",
+        "Default size of minibatches. A smaller data set uses half of its examples.",
         NOISE,
         gt=-_LARGEST_BATCH,
         lt=_LARGEST_BATCH,
@@ -154,11 +152,13 @@ def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:
 StepSize = Annotated[
     float,
     option(
-        0.5, "Relative to 1 / largest eigenvalue of the Hessian; stable below 2, with momentum further.", gt=0
+        0.5,
+        "Step size times the largest eigenvalue of the Hessian. Stable below 2; more with momentum.",
+        gt=0,
     ),
 ]
 Steps = Annotated[int, option(50_000, "Training steps.", gt=0, le=10**15)]
-SaveCount = Annotated[int, option(50, "How many times to save at.", ge=2, le=10**6)]
+SaveCount = Annotated[int, option(50, "Number of times to save at.", ge=2, le=10**6)]
 
 
 class TrainingConfig(AbstractConfig):

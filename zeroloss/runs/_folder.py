@@ -145,7 +145,7 @@ def has_previous(folder: Path) -> bool:
 
 
 def restore_previous(folder: Path) -> None:
-    """Bring back the run that a new one without results was to overwrite, if there is one."""
+    """Restore the run that was set aside by `overwrite`, if the new run has no results."""
     if has_previous(folder):
         for name in _PARTS:
             _remove(folder / name)

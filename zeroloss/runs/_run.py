@@ -9,8 +9,8 @@ import xarray as xr
 from zeroloss._files import PART, replacing, require_free, unwritable
 from zeroloss.errors import RunError, UnsupportedError
 from zeroloss.runs._folder import CONFIG, events, is_complete, noises_of, read
-from zeroloss.runs._geometry import VIEWS
 from zeroloss.runs._grid import SWEEP
+from zeroloss.runs._page_data import VIEWS
 from zeroloss.runs._schema import load
 
 

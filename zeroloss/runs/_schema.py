@@ -17,15 +17,25 @@ from zeroloss.errors import InputError, RunError
 from zeroloss.runs._config import Text, validated
 from zeroloss.runs._grid import SWEEP
 
-_BYTES, _CHUNKS = 2**28, 10_000  # may always be declared: chunks of zeros are not stored
-_BYTES_A_BYTE, _CHUNKS_A_FILE = 1000, 100  # and so many for each that is stored
-_FAR = 1e100  # beyond any time
+# A store may declare this many bytes and chunks whatever its size: Zarr does not store chunks of zeros.
+_BYTES, _CHUNKS = 2**28, 10_000
+_BYTES_A_BYTE, _CHUNKS_A_FILE = 1000, 100  # it may declare so many more for each byte and file that it has
+_LARGEST_TIME = 1e100
 _PARAMETERS = "params"
 
 _TABLE = {"verdict_name", "time_scale", "step_size", "sigma", "steps", "replicas", "hessian_trace_limit"}
 _TRAJECTORY = {"time", "loss"}
 _MEASURED = _TRAJECTORY | {"distance", "distance_error"}
-_RUNGS = {"ladder", "step_size", "sigma", "step_size_relative", "replicas", "steps", "steps_error", "theory"}
+_STUDY_COLUMNS = {
+    "ladder",
+    "step_size",
+    "sigma",
+    "step_size_relative",
+    "replicas",
+    "steps",
+    "steps_error",
+    "theory",
+}
 _GROUPS: dict[str, dict[str, set[str]]] = {
     "compare": {"limit": _TRAJECTORY, "training_0": _MEASURED},
     "study": {},
@@ -34,7 +44,7 @@ _GROUPS: dict[str, dict[str, set[str]]] = {
     "limit": {"": _TRAJECTORY},
 }
 """Of each command the groups of a noise, and the variables that each must have."""
-_Steps = Annotated[float, Field(ge=0, lt=_FAR)]
+_Steps = Annotated[float, Field(ge=0, lt=_LARGEST_TIME)]
 
 
 class _Attributes(pydantic.BaseModel):
@@ -144,12 +154,12 @@ def _check_group(where: str, group: xr.Dataset) -> None:
         measured = "time" in group.coords and group.sizes["time"] and group["time"].dtype.kind in "fiu"
         _require(measured, f"{where!r} has no times")
         times = group["time"].values.astype(float)
-        rising = times[0] >= 0 and bool((np.diff(times) >= 0).all()) and times[-1] < _FAR
+        rising = times[0] >= 0 and bool((np.diff(times) >= 0).all()) and times[-1] < _LARGEST_TIME
         _require(rising, f"'time' in {where!r} does not rise from 0")
         for name, values in group.data_vars.items():
             _require("time" in values.dims, f"{name!r} in {where!r} does not go along time")
     if group.sizes.get("measurement"):
-        _check_has(repr(where), group, _RUNGS)
+        _check_has(repr(where), group, _STUDY_COLUMNS)
 
 
 def _check_has(where: str, group: xr.Dataset, needed: Iterable[str]) -> None:

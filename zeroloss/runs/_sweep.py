@@ -229,10 +229,11 @@ def _go_on(
         write_results(folder, results, complete=done == len(cells))
     if stopped is not None and done < len(cells):
         log(folder, "stopped", cells=done)
-        others = "had saved last is kept" if stopped.at_once else "had done is saved"
+        others = (
+            "last saved state of the others is kept" if stopped.at_once else "state of the others is saved"
+        )
         raise Interrupted(
-            f"{done} of {len(cells)} cells are complete, and what the others {others}. To go on: zeroloss "
-            f"resume {folder}",
+            f"{done} of {len(cells)} cells are complete; the {others}. To continue: zeroloss resume {folder}",
             stopped.signal,
             at_once=stopped.at_once,
         )

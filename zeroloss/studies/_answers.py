@@ -1,14 +1,14 @@
-"""Which of limit, prediction and training to go by, in words, from a row of `Comparison.rows()`."""
+"""A recommendation between limit, prediction and training, in words, from a row of `Comparison.rows()`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-HOLDS = 0.05
-"""An answer holds that ends within this share of the way of the limit from the mean of training."""
+AGREEMENT = 0.05
+"""An answer holds if it ends this close to the mean of training, as a share of the limit's way."""
 
-_ERRORS = 2.0  # standard errors: within so many a distance may be the scatter of the runs alone
+_ERRORS = 2.0  # standard errors: a shorter distance may be the scatter of the runs
 _STILL = 1e-6  # of |w|
-_WRITTEN = 1e-3  # what two values must differ by, relative to them, to look different
+_VISIBLE_DIFFERENCE = 1e-3  # relative difference from which two values look different
 
 
 def which_answer(row: Mapping[str, Any]) -> str:
@@ -30,8 +30,8 @@ def which_answer(row: Mapping[str, Any]) -> str:
 def answer_in_short(row: Mapping[str, Any]) -> str:
     """The clause of that sentence: which one to use, and how far off each ends.
 
-    An answer holds where its distance from the mean of training is at most `HOLDS` of the way of the limit,
-    or no more than twice the share that the scatter of the runs explains.
+    An answer holds where its distance from the mean of training is at most `AGREEMENT` of the way of the
+    limit, or no more than twice the share that the scatter of the runs explains.
     """
     limit, predicted = row.get("distance"), row.get("prediction_distance")
     if row.get("diverged_at") is not None:
@@ -42,7 +42,7 @@ def answer_in_short(row: Mapping[str, Any]) -> str:
         moved = "does not move" if limit <= _STILL else f"moves by {percent(limit)} of |w|"
         return f"the limit stays where it is, and training {moved}"
     travels = row.get("distance_of") != "|w|"
-    most = max(HOLDS if travels else 0.0, _ERRORS * (row.get("distance_error") or 0.0))
+    most = max(AGREEMENT if travels else 0.0, _ERRORS * (row.get("distance_error") or 0.0))
     holds, predicted_holds = (
         _as_written(limit) <= most,
         predicted is not None and _as_written(predicted) <= most,
@@ -80,7 +80,7 @@ def why_below_the_limit(row: Mapping[str, Any]) -> str:
     limit, scatter = row.get("hessian_trace_limit"), row.get("hessian_trace_error") or 0.0
     if limit is None or row.get("diverged_at") is not None:
         return ""
-    least = _WRITTEN * abs(limit)
+    least = _VISIBLE_DIFFERENCE * abs(limit)
     found = (
         ("trained", row.get("hessian_trace_training"), max(_ERRORS * scatter, least)),
         ("predicted", row.get("hessian_trace_prediction"), least),

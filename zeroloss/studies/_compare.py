@@ -15,16 +15,19 @@ from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
 from zeroloss._tolerances import SHOWN_STEPS
-from zeroloss.drifts._expansion import expand
-from zeroloss.drifts._slow_time import TimeScale, slow_time, steps_for
-from zeroloss.drifts._verdict import CLASSIFIED_POINTS, Verdict, classify_at
-from zeroloss.dynamics._descend import descend
-from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
-from zeroloss.dynamics._saves import Saves, as_saves
-from zeroloss.dynamics._trajectory import Trajectory, flat_trajectories
+from zeroloss.drifts import CLASSIFIED_POINTS, TimeScale, Verdict, classify_at, expand, slow_time, steps_for
+from zeroloss.dynamics import (
+    Saves,
+    Trajectory,
+    as_saves,
+    descend,
+    deterministic_limit,
+    flat_trajectories,
+    stochastic_limit,
+)
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.optimizers import SGD
-from zeroloss.prediction._predict import predict
+from zeroloss.prediction import predict
 from zeroloss.studies._answers import what_took_longer, which_answer
 from zeroloss.systems import AbstractSystem
 from zeroloss.zero_sets import largest_eigenvalue, locate, project
@@ -52,10 +55,10 @@ class Training(eqx.Module):
     """An ensemble of training runs at one step size, at the times of the limit it is compared with.
 
     - `path`: replicas first; `path.ts` counts steps.
-    - `distance`: |mean over replicas of w - limit| at each time, relative to the distance the limit
-      travels in all; relative to |w| where it does not travel. Of a stochastic limit, its mean over
-      replicas and the root mean square of what they travel.
-    - `distance_error`: what the scatter of the ensemble, and of a stochastic limit, contributes to
+    - `distance`: |mean over replicas of w - limit| at each time. The unit is the distance that the limit
+      travels in all, or |w| if it does not move. A stochastic limit enters by its mean over replicas and the
+      root mean square distance that they travel.
+    - `distance_error`: the contribution of the scatter of the ensemble, and of a stochastic limit, to
       `distance`: the root of the summed squared standard errors of all parameters, in the same unit.
     - `seconds`: wall-clock time, compilation included; `compiling`: how much of it JAX spent compiling, in
       this process where the call went on from a checkpoint.

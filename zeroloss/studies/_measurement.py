@@ -11,20 +11,31 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector
-from zeroloss.drifts._drift import first_drift, second_drift
-from zeroloss.drifts._expansion import AbstractExpansion, expand
-from zeroloss.drifts._slow_time import FAST, TimeScale, steps_for
-from zeroloss.drifts._verdict import Verdict
-from zeroloss.dynamics._driver import Item
-from zeroloss.dynamics._limit import deterministic_limit, stochastic_limit
-from zeroloss.dynamics._saves import Saves
-from zeroloss.dynamics._training import ensemble_of, train
-from zeroloss.dynamics._trajectory import flat_trajectories
+from zeroloss._tolerances import TINY
+from zeroloss.drifts import (
+    FAST,
+    AbstractExpansion,
+    TimeScale,
+    Verdict,
+    expand,
+    first_drift,
+    second_drift,
+    steps_for,
+)
+from zeroloss.dynamics import (
+    SavedArrays,
+    Saves,
+    deterministic_limit,
+    ensemble_of,
+    flat_trajectories,
+    stochastic_limit,
+    train,
+)
 from zeroloss.errors import InputError, IntegrationError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import jackknife
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import AbstractSpectrum, length, locate, spectrum_of
+from zeroloss.zero_sets import AbstractSpectrum, locate, norm_or_one, spectrum_of
 
 FROM, TO = 0.25, 1.0
 """Steps are counted while training goes from a quarter of the drift to all of it.
@@ -42,9 +53,10 @@ _PROGRESS, _PARAMS = "progress", "params"  # of an item
 class Target(NamedTuple):
     """The drift that training is to make, from the limit.
 
-    Progress along it is 0 at the start and 1 where the limit is at slow time `t1`: the displacement along the
-    limit's, or, where the limit is stochastic, the mean square of the tangential displacement. `size` is the
-    length of the former or the latter, `share` the part of t1 in which the limit goes from FROM to TO.
+    Progress is 0 at the start and 1 at the limit's point at slow time `t1`. For a deterministic limit it is
+    the projection of the displacement on the displacement of the limit, and `size` is the length of the
+    latter. For a stochastic limit it is the mean squared tangential displacement, and `size` is that of the
+    limit. `share` is the fraction of t1 that the limit takes from progress FROM to TO.
     """
 
     start: Vector
@@ -71,7 +83,7 @@ def target_of(
     zero_set, w = locate(system, point)
     expansion = expand(system, zero_set)
     spectrum, speed, variance = _motion(expansion, w, verdict.time_scale == FAST)
-    reach = drift * float(length(w))
+    reach = drift * float(norm_or_one(w))
     if verdict.stochastic:
         t1 = reach**2 / float(variance)
         replicas = int(np.clip(2e5 / w.shape[0], 64, 4096))
@@ -91,7 +103,7 @@ def target_of(
             size_error=float(squares.std(ddof=1) / np.sqrt(replicas)),
             share=TO - FROM,
         )
-    if float(speed) * float(length(w)) <= 1e-10 * max(verdict.first, verdict.second):
+    if float(speed) * float(norm_or_one(w)) <= 1e-10 * max(verdict.first, verdict.second):
         raise InputError(
             "the limit does not move from this start: it is a stationary point of the drift, though the "
             "noise is not trivial elsewhere on the set. Start somewhere else."
@@ -155,10 +167,10 @@ def measure(
     expected = max(steps_for(target.t1, target.time_scale, step_size, sigma), 1)
     began, trained, earlier = perf_counter(), 0, 0.0
 
-    def item(w: Float[Array, "replicas parameters"]) -> Item:
+    def item(w: Float[Array, "replicas parameters"]) -> SavedArrays:
         return {_PROGRESS: np.asarray(_progress(target, w)), _PARAMS: np.asarray(w)}
 
-    def attempt(number: int, end: float) -> tuple[Item, float, float]:
+    def attempt(number: int, end: float) -> tuple[SavedArrays, float, float]:
         nonlocal trained, earlier
         stage = checkpoint / f"attempt_{number}"
         at = np.unique(np.append(np.linspace(0, end, _SAVES).round().astype(int), expected))
@@ -216,7 +228,7 @@ def _steps_between(at: np.ndarray, curve: np.ndarray) -> float:
     return float((crossings[1] - crossings[0]) * scale)
 
 
-def _distance(target: Target, arrival: Item) -> tuple[float, float]:
+def _distance(target: Target, arrival: SavedArrays) -> tuple[float, float]:
     """Distance of the ensemble from the limit at t1, without its own scatter, and the standard error."""
     if target.stochastic:
         made = arrival[_PROGRESS]
@@ -226,6 +238,6 @@ def _distance(target: Target, arrival: Item) -> tuple[float, float]:
     replicas = len(gap)
     scatter = gap.var(axis=0, ddof=1).sum() / replicas
     squared = float(np.sum(gap.mean(axis=0) ** 2) - scatter)
-    along = gap @ gap.mean(axis=0) / max(np.linalg.norm(gap.mean(axis=0)), 1e-300)
+    along = gap @ gap.mean(axis=0) / max(np.linalg.norm(gap.mean(axis=0)), TINY)
     error = along.std(ddof=1) / np.sqrt(replicas)
     return float(np.sqrt(max(squared, 0.0))) / target.size, float(error) / target.size

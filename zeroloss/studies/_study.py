@@ -14,16 +14,15 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import refuse_tracing
 from zeroloss._tolerances import BOUND_STEPS
-from zeroloss.drifts._slow_time import power_of_step_size
-from zeroloss.drifts._verdict import Verdict, classify
-from zeroloss.dynamics._training import ensemble_of, train
+from zeroloss.drifts import Verdict, classify, power_of_step_size
+from zeroloss.dynamics import ensemble_of, train
 from zeroloss.errors import InputError
 from zeroloss.optimizers import SGD
-from zeroloss.studies._budget import FEWEST_MEASUREMENTS, LARGEST_STEP, PRIOR, Budget, seconds_for
 from zeroloss.studies._fits import Approach, Exponent, approach, power_law
 from zeroloss.studies._measurement import Measurement, target_of
+from zeroloss.studies._planner import FEWEST_MEASUREMENTS, LARGEST_STEP, PRIOR, Planner, seconds_for
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, length, locate, project, spectrum_at
+from zeroloss.zero_sets import largest_eigenvalue, locate, norm_or_one, project, spectrum_at
 
 _REPLICAS = 16  # that bound a trivial drift
 _ONE_SIDED = 1.753  # 95 % of Student's t with 15 degrees of freedom
@@ -58,11 +57,11 @@ class Study(eqx.Module):
     - `by_step_size`, `by_sigma`: the measurements of the two ladders, from the coarsest.
     - `step_size_exponent`: p in steps ~ alpha^-p for a fixed drift, in theory 1 or 2;
       `sigma_exponent`: q in steps ~ sigma^-q, in theory 2.
-    - `step_size_approach`, `sigma_approach`: how the gap to the limit, the logarithm of steps over those
-      that the limit takes, closes along each ladder: its order, and what the other parameter leaves of
-      it. None where the data leave the order open.
-    - `bound`: for a trivial noise, in the place of all these.
-    - `choices`: what was chosen to keep to the budget, in sentences.
+    - `step_size_approach`, `sigma_approach`: the order with which the gap to the limit, log(steps / steps of
+      the limit), falls along each ladder, and the gap that remains at its end. None where the data do not
+      determine the order.
+    - `bound`: for a trivial noise, in place of all these.
+    - `choices`: the choices made to keep to the budget, in sentences.
     """
 
     noise: str
@@ -202,13 +201,14 @@ def _study(
         return Study(**common, bound=bound, seconds=seconds)
     target = target_of(system, point, verdict, drift, limit_key, checkpoint / "limit")
     prepared = checkpoint.computed_once("preparation", lambda: perf_counter() - began)
-    plan = Budget(system, point, target, largest, 60 * budget - prepared, checkpoint)
+    plan = Planner(system, point, target, largest, 60 * budget - prepared, checkpoint)
     plan.pilot(pilot_key)
     by_step_size = plan.ladder("step sizes", keys[0])
     by_sigma = plan.ladder("sigmas", keys[1])
     return Study(
         **common,
-        drift=float(target.size**0.5 if verdict.stochastic else target.size) / float(length(target.start)),
+        drift=float(target.size**0.5 if verdict.stochastic else target.size)
+        / float(norm_or_one(target.start)),
         t1=target.t1,
         by_step_size=by_step_size,
         by_sigma=by_sigma,
@@ -281,6 +281,6 @@ def _bound(
         ensemble, states, np.array([steps]), lambda w: {"params": np.asarray(w)}, checkpoint / "bound"
     )
     moved = np.asarray(jax.vmap(spectrum.tangent)(jnp.asarray(items[-1]["params"]) - w))
-    distances = np.linalg.norm(moved, axis=-1) / float(length(w))
+    distances = np.linalg.norm(moved, axis=-1) / float(norm_or_one(w))
     upper = distances.mean() + _ONE_SIDED * distances.std(ddof=1) / np.sqrt(_REPLICAS)
     return Bound(float(upper), float(distances.max()), steps, step_size, _REPLICAS)

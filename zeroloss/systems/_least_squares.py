@@ -123,7 +123,7 @@ class LeastSquaresSystem(AbstractInjectedSystem):
         """The force that the noise adds to the gradient beside the residuals; None if it adds none."""
         return self.apply(self.clean_forward(params), eta).force
 
-    def pushing(self, params: PyTree) -> tuple[int, ...]:
+    def force_injections(self, params: PyTree) -> tuple[int, ...]:
         """The indices of the injections that put a force on the parameters.
 
         Raises `InputError` for one that does anything else beside.

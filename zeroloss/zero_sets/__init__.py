@@ -1,6 +1,7 @@
 """The zero-loss set as numerics: projection, tangent and normal parts, retraction, spectrum."""
 
 from zeroloss._tolerances import ON_SET
+from zeroloss.zero_sets._contradictions import disagreeing
 from zeroloss.zero_sets._dense import DenseZeroSet
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet, GramSpectrum, GramZeroSet
 from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
@@ -12,7 +13,7 @@ from zeroloss.zero_sets._zero_set import (
     AbstractSpaces,
     AbstractSpectrum,
     AbstractZeroSet,
-    length,
+    norm_or_one,
     spectrum_at,
     spectrum_of,
 )
@@ -29,11 +30,12 @@ __all__ = [
     "IterativeGramZeroSet",
     "IterativeZeroSet",
     "Located",
+    "disagreeing",
     "largest_eigenvalue",
-    "length",
     "locate",
     "looks_smooth",
     "neighbours",
+    "norm_or_one",
     "project",
     "spectrum_at",
     "spectrum_of",

@@ -75,7 +75,7 @@ def proof(zero_set: AbstractZeroSet, w: Vector, tolerance: float) -> str | None:
     if not isinstance(zero_set, AbstractLeastSquaresZeroSet):
         return None
     problem = zero_set.problem
-    outputs, bends = (np.asarray(each) for each in _outputs_and_bends(zero_set, w))
+    outputs, nonlinearity = (np.asarray(each) for each in _outputs_and_bends(zero_set, w))
     outputs = outputs[np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))]
     labels = _groups_of_close(np.concatenate(list(outputs.reshape(len(outputs), problem.number, -1)), axis=1))
     groups, squares = _unequal(labels, np.asarray(problem.targets), tolerance)
@@ -86,7 +86,7 @@ def proof(zero_set: AbstractZeroSet, w: Vector, tolerance: float) -> str | None:
             "ones: the model does not tell these examples apart. Give them one target, or let the model "
             "see more of its inputs."
         )
-    found = range_of_jacobian(zero_set, w) if np.max(bends) <= _SAME else None
+    found = range_of_jacobian(zero_set, w) if np.max(nonlinearity) <= _SAME else None
     if found is None:
         return None
     rank, outside = found

@@ -18,24 +18,28 @@ from zeroloss._pytrees import Vector
 from zeroloss.systems import Scalar
 from zeroloss.zero_sets._contradictions import counts, listed, number, range_of_jacobian
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet
-from zeroloss.zero_sets._zero_set import AbstractZeroSet, length
+from zeroloss.zero_sets._zero_set import AbstractZeroSet, norm_or_one
 
 _OCTAVE = 32  # points on a line while the distance doubles
 _BELOW, _ABOVE = 10, 6  # octaves of a line before and beyond a point
 _FACTORS = 2.0 ** (np.arange((_BELOW + _ABOVE) * _OCTAVE + 1) / _OCTAVE - _BELOW)
-_FALL = 0.9  # of the loss in an octave, at most, where it falls for ever
-_VANISHED = 1e-12  # of the largest loss on the line, where rounding can hide a loss
-_EVEN = 0.6  # of the way that the loss takes for half as many digits, at least, where it falls for ever
-
-_GROWTH = 0.9  # of the growth of |w| before, at least, where it goes on
+_FALL = 0.9  # a loss that falls without end falls below this share of itself in an octave
+_ROUNDED_SHARE = 1e-12  # of the largest loss on the line: a smaller loss may be rounding
+_EVEN_SHARE = (
+    0.6  # the last half of the digits takes at least this share of the octaves of the quarter before
+)
+_GROWTH_RATIO = 0.9  # |w| keeps growing if each growth is at least this share of the one before
 _LEAST_GROWTH = 1e-2  # of |w|
-_STANDS_STILL = 1e-9  # relative fall of the loss over the last steps
-_FLAT, _LEVEL = 1e-8, 1e-2  # |w| |grad L| / L of a stationary point, and of a point that may be stationary
+_SMALLEST_FALL = 1e-9  # relative fall of the loss over the last steps
+_STATIONARY_SLOPE, _NEARLY_STATIONARY_SLOPE = (
+    1e-8,
+    1e-2,
+)  # |w| |grad L| / L of a stationary point, and of a point that may be stationary
 _SADDLE = 1e-4  # of the largest eigenvalue
 _SATURATED = 1e-2  # |w| |d output / dw| relative to the residual
 
 
-class Visit(NamedTuple):
+class DescentPoint(NamedTuple):
     """The state of gradient descent after some steps: the loss and |w|."""
 
     steps: int
@@ -43,17 +47,19 @@ class Visit(NamedTuple):
     size: float
 
 
-def endless_fall(zero_set: AbstractZeroSet, w: Vector, before: Vector, visits: Sequence[Visit]) -> str | None:
+def endless_fall(
+    zero_set: AbstractZeroSet, w: Vector, before: Vector, descent_history: Sequence[DescentPoint]
+) -> str | None:
     """The message where the loss falls along a straight line as far as floating point reaches; else None.
 
     Tries the ray from the origin through w, and the line from `before`, an earlier point of the descent,
     through w, each to 64 times |w|. Costs 1000 losses.
     """
     moved = float(jnp.linalg.norm(w - before))
-    lost = _VANISHED**2 if zero_set.has_residuals else _VANISHED  # residuals are squared
+    lost = _ROUNDED_SHARE**2 if zero_set.has_residuals else _ROUNDED_SHARE  # residuals are squared
     lines = [("the ray from the origin through this point", jnp.zeros_like(w), w)]
     if moved > 0:
-        away = (w - before) * (length(w) / moved)
+        away = (w - before) * (norm_or_one(w) / moved)
         lines.append(("the straight line on through this point", w, away))
     for name, base, direction in lines:
         losses, sizes = (np.asarray(each) for each in _along(zero_set, base, direction))
@@ -62,8 +68,9 @@ def endless_fall(zero_set: AbstractZeroSet, w: Vector, before: Vector, visits: S
             places = listed([f"{number(losses[place], 3)} at |w| = {sizes[place]:.4g}" for place in shown])
             return (
                 "zero loss cannot be reached: the loss falls as long as the parameters grow, so that its "
-                f"infimum is at infinity and there is no zero-loss set. {_descent(visits)} On {name} the "
-                f"loss is {places}. More steps or more parameters do not help. "
+                f"infimum is at infinity and there is no zero-loss set. "
+                f"{_descent(descent_history)} On {name} the loss is {places}. More steps or more parameters "
+                "do not help. "
                 f"{_REMEDIES[zero_set.has_residuals]} Or train the loss as it is, in Python with "
                 "zeroloss.descend, which needs no zero-loss set; there weight_decay keeps the parameters "
                 "finite."
@@ -83,20 +90,22 @@ _REMEDIES = {  # by whether there are residuals
 }
 
 
-def diagnosis(zero_set: AbstractZeroSet, w: Vector, visits: Sequence[Visit], max_steps: int) -> str:
+def diagnosis(
+    zero_set: AbstractZeroSet, w: Vector, descent_history: Sequence[DescentPoint], max_steps: int
+) -> str:
     """The facts about the point that gradient descent reached, and a remedy.
 
     For the case where nothing proves that zero cannot be reached. Costs up to 2000 Hessian-vector products
     where descent stands still, and a Gram matrix.
     """
-    last = visits[-1]
-    earlier = visits[-2] if len(visits) > 1 else last
+    last = descent_history[-1]
+    earlier = descent_history[-2] if len(descent_history) > 1 else last
     gradient = float(jnp.linalg.norm(_gradient(zero_set, w)))
     slope = gradient * last.size / last.loss if last.loss > 0 else np.inf
-    fell = len(visits) == 1 or earlier.loss - last.loss > _STANDS_STILL * last.loss
-    if not fell and slope > _LEVEL and last.loss > 0:
+    fell = len(descent_history) == 1 or earlier.loss - last.loss > _SMALLEST_FALL * last.loss
+    if not fell and slope > _NEARLY_STATIONARY_SLOPE and last.loss > 0:
         return no_descent(zero_set, w, earlier.loss, last.loss)
-    still, grows, is_saddle = slope <= _FLAT or not fell, _grows_on(visits), False
+    still, grows, is_saddle = slope <= _STATIONARY_SLOPE or not fell, _grows_on(descent_history), False
     sentences = [f"zero loss was not reached: {_place(earlier, last, gradient, slope, still)}"]
     if still:
         lowest, largest = (float(each) for each in _ends_of_spectrum(zero_set, w))
@@ -134,7 +143,7 @@ def diagnosis(zero_set: AbstractZeroSet, w: Vector, visits: Sequence[Visit], max
     return " ".join(sentences)
 
 
-def _place(earlier: Visit, last: Visit, gradient: float, slope: float, still: bool) -> str:
+def _place(earlier: DescentPoint, last: DescentPoint, gradient: float, slope: float, still: bool) -> str:
     """The point of gradient descent, and how fast the loss falls there."""
     place = f"{number(last.loss)} with |grad L| = {gradient:.3g} (|w| |grad L| / L = {slope:.3g})"
     newton = "and Newton's method does not bring it to zero."
@@ -179,7 +188,7 @@ def _facts_of_residuals(zero_set: AbstractLeastSquaresZeroSet, w: Vector) -> lis
             fact += f", and {100 * share:.3g} % of the residual lies outside of its range"
     worst = np.unravel_index(np.argmax(np.abs(residuals)), residuals.shape)
     target, residual = float(problem.targets[worst]), float(residuals[worst])
-    slope = float(length(w) * jnp.linalg.norm(_slope_of_output(zero_set, w, worst)))
+    slope = float(norm_or_one(w) * jnp.linalg.norm(_slope_of_output(zero_set, w, worst)))
     place = f"example {worst[0]}" + (f", output {worst[1]}" if len(worst) > 1 else "")
     text = f"The largest residual is that of {place}: {target + residual:.6g} for a target of {target:.6g}"
     if slope < _SATURATED * abs(residual):
@@ -209,10 +218,10 @@ def _along(
 def _places_of_endless_fall(losses: Float[np.ndarray, " places"], lost: float) -> tuple[int, ...] | None:
     """Three places on a line along which the loss falls without end; None where it does not.
 
-    From factor 1 on, or from before where little is left of the loss there, it falls by a tenth or more each
-    time that the distance doubles, until it is `lost` to rounding, relative to the largest. An exponential
-    loses the second half of its digits while the distance grows by the same factor as for the quarter before;
-    beside a region of zero loss the last digits go at once.
+    Two tests decide. First, the loss falls by at least a tenth each time the distance doubles, until it is
+    `lost` to rounding, relative to the largest; this begins at factor 1, or before it where the loss is small
+    there already. Second, the digits vanish at an even rate in log distance, as those of an exponential do.
+    Beside a set of zero loss the last digits vanish at once, and the second test fails.
     """
     finite = np.isfinite(losses)
     losses = losses[: len(losses) if finite.all() else int(np.argmin(finite))]
@@ -228,7 +237,7 @@ def _places_of_endless_fall(losses: Float[np.ndarray, " places"], lost: float) -
         return None
     if end < len(losses):
         quarter, half, whole = last_above
-        if not whole - half >= max(2.0, _EVEN * (half - quarter)):
+        if not whole - half >= max(2.0, _EVEN_SHARE * (half - quarter)):
             return None
     elif end - start <= _ABOVE * _OCTAVE // 2:
         return None
@@ -236,17 +245,17 @@ def _places_of_endless_fall(losses: Float[np.ndarray, " places"], lost: float) -
     return start, min(start + _OCTAVE, (start + last) // 2), last
 
 
-def _descent(visits: Sequence[Visit]) -> str:
+def _descent(descent_history: Sequence[DescentPoint]) -> str:
     """How far the loss fell, and how |w| grew."""
-    first, last = visits[0], visits[-1]
-    if len(visits) == 1:
+    first, last = descent_history[0], descent_history[-1]
+    if len(descent_history) == 1:
         return f"At the start the loss is {number(first.loss)}, and |w| = {first.size:.4g}."
     words = (
         f"In {last.steps} steps of gradient descent the loss went from {number(first.loss, 3)} to "
         f"{number(last.loss, 3)} and |w| from {first.size:.4g} to {last.size:.4g}"
     )
-    if len(visits) > 2:
-        before = visits[-2]
+    if len(descent_history) > 2:
+        before = descent_history[-2]
         words += (
             f", in the last {last.steps - before.steps} of them from {number(before.loss, 3)} and "
             f"{before.size:.4g}"
@@ -254,17 +263,17 @@ def _descent(visits: Sequence[Visit]) -> str:
     return words + "."
 
 
-def _grows_on(visits: Sequence[Visit]) -> bool:
+def _grows_on(descent_history: Sequence[DescentPoint]) -> bool:
     """Whether |w| grows with the logarithm of the steps, or faster."""
-    if len(visits) < 5:
+    if len(descent_history) < 5:
         return False
     growths = [
         (after.size - before.size) / np.log(after.steps / before.steps)
-        for before, after in itertools.pairwise(visits[-4:])
+        for before, after in itertools.pairwise(descent_history[-4:])
     ]
-    steady = all(later >= _GROWTH * earlier for earlier, later in itertools.pairwise(growths))
-    rise = visits[-1].size - visits[-2].size
-    return bool(growths[0] > 0 and steady and rise >= _LEAST_GROWTH * visits[-1].size)
+    steady = all(later >= _GROWTH_RATIO * earlier for earlier, later in itertools.pairwise(growths))
+    rise = descent_history[-1].size - descent_history[-2].size
+    return bool(growths[0] > 0 and steady and rise >= _LEAST_GROWTH * descent_history[-1].size)
 
 
 @eqx.filter_jit

@@ -18,11 +18,11 @@ from zeroloss._linalg import Inverse
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import FALL_OF_GRAM, RANK_OF_GRAM, TINY
 from zeroloss.errors import PrecisionError
-from zeroloss.jacobians import Structure
-from zeroloss.jacobians._jacobian import (
+from zeroloss.jacobians import (
     AbstractJacobian,
     AbstractJacobians,
     PerExampleJacobians,
+    Structure,
     StructuredJacobians,
 )
 from zeroloss.systems import LeastSquares, Scalar
@@ -32,17 +32,17 @@ from zeroloss.zero_sets._zero_set import (
     AbstractSpectrum,
     AbstractZeroSet,
     Coordinates,
-    length,
+    norm_or_one,
     spectrum_at,
 )
 
 _REFINED = 4
 """Projections in a row, with K^+ from float32: each takes away the normal part that the last one left."""
 
-_LEFT = 1e-4
+_LARGEST_NORMAL_SHARE = 1e-4
 """Share of the normal part of a vector that projections through float32 may leave."""
 
-_LOST = 1e-14
+_TARGET_ROUNDING = 1e-14
 """The part of a residual that rounding hides, relative to the targets."""
 
 _NEAR = 1e-4
@@ -116,12 +116,12 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
     """The zero-loss set of residuals R, shaped like the targets, through their Jacobian J.
 
     - `structure`: of the model, through which J is computed; None for J as a matrix.
-    - `rough`: the same in float32, for ||J||^2 and for the algebra of projections.
+    - `float32_structure`: the same in float32, for ||J||^2 and for the algebra of projections.
     """
 
     problem: eqx.AbstractVar[LeastSquares]
     structure: eqx.AbstractVar[Structure | None]
-    rough: eqx.AbstractVar[Structure | None]
+    float32_structure: eqx.AbstractVar[Structure | None]
     has_residuals: ClassVar[bool] = True
 
     @property
@@ -133,14 +133,18 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
 
     @property
     def rough_jacobians(self) -> AbstractJacobians:
-        """J in float32 where there is a `rough` structure."""
-        return self.jacobians if self.rough is None else StructuredJacobians(self.rough, self.unravel)
+        """J in float32 where there is a `float32_structure` structure."""
+        return (
+            self.jacobians
+            if self.float32_structure is None
+            else StructuredJacobians(self.float32_structure, self.unravel)
+        )
 
     def residuals(self, w: Vector) -> Array:
         """R(w)."""
         return self.problem.model(self.unravel(w), self.problem.inputs) - self.problem.targets
 
-    def third(self, w: Vector, left: Columns, right: Columns) -> Vector:
+    def third_derivative(self, w: Vector, left: Columns, right: Columns) -> Vector:
         # d_w tr(J(w) M J(w)^T) / N with M frozen = d_w <J(w), J M + J M^T> / N. The part of T[M] from
         # the Hessians of the residuals is normal, J^T(...), and left out.
         jacobian = self.jacobians.at(w)
@@ -153,12 +157,12 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
 
     def relative_residual(self, w: Vector) -> Scalar:
         targets = jnp.linalg.norm(self.problem.targets.reshape(-1))
-        reach = jnp.sqrt(self.jacobians.squared_norm(w)) * length(w)
+        reach = jnp.sqrt(self.jacobians.squared_norm(w)) * norm_or_one(w)
         scale = jnp.where(targets > 0, targets, reach)
         residual = jnp.linalg.norm(self.residuals(w).reshape(-1))
         # No parameters within (residual / reach) |w| have residual zero, to first order. Saturated outputs
         # come close to their targets while the set stays as far away, or is nowhere.
-        distance = (residual + _LOST * targets) / jnp.where(reach > 0, reach, jnp.inf)
+        distance = (residual + _TARGET_ROUNDING * targets) / jnp.where(reach > 0, reach, jnp.inf)
         distance = jnp.where((reach > 0) | (targets == 0), distance, jnp.inf)
         return jnp.maximum(residual / jnp.where(scale > 0, scale, 1.0), _NEAR * distance)
 
@@ -173,15 +177,15 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
     the residuals are redundant.
 
     Without `structure` K takes m per-example gradients, m x d memory and O(m^2 d) operations; with it, some
-    gradients for each output. With `rough`, projections go through J of float32, with m x m algebra in
-    float64; residuals, and so the set, and the spectrum of K stay in float64.
+    gradients for each output. With `float32_structure`, projections go through J of float32, with m x m
+    algebra in float64; residuals, and so the set, and the spectrum of K stay in float64.
     """
 
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure | None = None
-    rough: Structure | None = None
+    float32_structure: Structure | None = None
     rank_tolerance: ClassVar[float] = RANK_OF_GRAM
     fall_tolerance: ClassVar[float] = FALL_OF_GRAM
     has_spectrum: ClassVar[bool] = True
@@ -215,7 +219,7 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
     def _from_inverse(self, w: Vector) -> GramSpaces:
         jacobian = self.rough_jacobians.at(w)
         inverse = jacobian.inverse(self.rank, self.rank_tolerance)
-        return GramSpaces(jacobian, inverse, passes=2 if self.rough is None else _REFINED)
+        return GramSpaces(jacobian, inverse, passes=2 if self.float32_structure is None else _REFINED)
 
     def correction(self, w: Vector) -> Vector:
         return -self.spaces(w).lift(self.residuals(w).reshape(-1))
@@ -224,7 +228,7 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
         return self.jacobians.at(w).inverse(None, self.rank_tolerance).is_triangular
 
     def with_checked_rank(self, w: Vector, is_onto: bool) -> AbstractZeroSet:
-        if self.rough is not None:
+        if self.float32_structure is not None:
             self._check_float32(w, is_onto)
         if is_onto and self.problem.targets.size < w.size:
             return self.with_rank(self.problem.targets.size)
@@ -233,11 +237,12 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
     def _check_float32(self, w: Vector, is_onto: bool) -> None:
         """Raise `PrecisionError` where projections through float32 leave too much."""
         left = float(eqx.filter_jit(self.left_normal)(w)) if is_onto else math.nan
-        if not left <= _LEFT:
+        if not left <= _LARGEST_NORMAL_SHARE:
             share = "all" if math.isnan(left) else f"{left:.2g}"
             raise PrecisionError(
                 'precision="mixed" does not serve here: the residuals are too nearly dependent for float32. '
-                f"Projections leave {share} of the normal part of a vector, and may leave {_LEFT:g}. "
+                f"Projections leave {share} of the normal part of a vector, and may leave "
+                f"{_LARGEST_NORMAL_SHARE:g}. "
                 'Use precision="float64".'
             )
 
@@ -261,7 +266,9 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
         is_full = inverse.is_triangular & (inverse.smallest > self.problem.number * floor)
         return jax.lax.cond(is_full, lambda: jnp.asarray(self.problem.targets.size), counted)
 
-    def third_of_normal(self, w: Vector, spectrum: GramSpectrum, covariance: Float[Array, "q q"]) -> Vector:
+    def third_derivative_of_normal(
+        self, w: Vector, spectrum: GramSpectrum, covariance: Float[Array, "q q"]
+    ) -> Vector:
         mixing = spectrum.jacobian_coordinates.T @ covariance @ spectrum.scaled_rotation.T
         return self.jacobians.slope_against(w, 2 * mixing, spectrum.jacobian) / self.problem.number
 

@@ -32,8 +32,8 @@ from zeroloss.zero_sets._zero_set import (
     AbstractSpaces,
     AbstractZeroSet,
     by_column,
-    length,
     newton_residual,
+    norm_or_one,
     spectrum_at,
 )
 
@@ -44,7 +44,7 @@ PROBES = 32
 """Random vectors for the trace of H outside the range of the preconditioner."""
 
 _COLUMNS = 128  # of the preconditioner
-_FAINTEST = 1e-12  # of its eigenvalues, relative to the largest
+_SMALLEST_SHARE = 1e-12  # of its eigenvalues, relative to the largest
 _NEWTON_TOLERANCE = 1e-4
 _BASIS_COLUMNS = (64, 256, 1024, 4096)  # tried for a basis of the normal space
 _LARGEST_BASIS = 2**30  # bytes
@@ -84,7 +84,7 @@ def nystrom(product: Callable[[Vector], Vector], size: int) -> Nystrom:
     probes = jax.random.normal(jax.random.key(0), (size, columns))
     root = stochtrace.nystrom_eigh()(product, probes)[0]
     basis, singular, _ = jnp.linalg.svd(root, full_matrices=False)
-    kept = singular**2 > _FAINTEST * singular[0] ** 2
+    kept = singular**2 > _SMALLEST_SHARE * singular[0] ** 2
     return Nystrom(jnp.where(kept, basis, 0.0), jnp.where(kept, singular**2, 0.0))
 
 
@@ -125,7 +125,9 @@ class IterativeZeroSet(AbstractZeroSet):
         preconditioner = nystrom(product, w.shape[0])
         size = jnp.linalg.norm(gradient)
         unit = gradient / jnp.where(size > 0, size, 1.0)
-        step, _ = _conjugate_gradients(product, unit, preconditioner, size / length(w), _NEWTON_TOLERANCE)
+        step, _ = _conjugate_gradients(
+            product, unit, preconditioner, size / norm_or_one(w), _NEWTON_TOLERANCE
+        )
         return -size / preconditioner.largest * step, preconditioner.largest
 
     def trace(self, w: Vector) -> Scalar:
@@ -223,7 +225,7 @@ class HessianSpaces(AbstractSpaces):
 
     def _normal(self, vector: Vector) -> tuple[Vector, Array]:
         product = self.zero_set.product(self.w)
-        size = length(vector)
+        size = norm_or_one(vector)
         image = product(vector / size) / self.preconditioner.largest
         normal, count = _conjugate_gradients(product, image, self.preconditioner, jnp.zeros(()), TOLERANCE)
         return size * normal, count

@@ -16,8 +16,7 @@ from zeroloss._linalg import cholesky, eigh, power_iteration
 from zeroloss._pytrees import Vector, Vectors
 from zeroloss._tolerances import FALL_OF_GRAM, MOST_ITERATIONS, RANK_OF_GRAM
 from zeroloss.errors import RankError
-from zeroloss.jacobians import Structure
-from zeroloss.jacobians._jacobian import StructuredJacobian, StructuredJacobians
+from zeroloss.jacobians import Structure, StructuredJacobian, StructuredJacobians
 from zeroloss.systems import LeastSquares, Scalar
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet
 from zeroloss.zero_sets._iterative_solve import solve
@@ -133,23 +132,25 @@ def _least_squares(
 class IterativeGramZeroSet(AbstractLeastSquaresZeroSet):
     """For any number of independent residuals: K is never formed, and J has to be of full rank m.
 
-    A projection costs some gradients for each of its iterations (`ResidualSpaces`). With `rough`, of float32,
-    the preconditioner comes from that structure.
+    A projection costs some gradients for each of its iterations (`ResidualSpaces`). With `float32_structure`,
+    of float32, the preconditioner comes from that structure.
     """
 
     problem: LeastSquares
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     structure: Structure = eqx.field(kw_only=True)
-    rough: Structure | None = None
+    float32_structure: Structure | None = None
     rank_tolerance: ClassVar[float] = RANK_OF_GRAM
     fall_tolerance: ClassVar[float] = FALL_OF_GRAM
     has_spectrum: ClassVar[bool] = False
 
     def spaces(self, w: Vector) -> ResidualSpaces:
         jacobian = self._jacobian(w, self.structure)
-        rough = jacobian if self.rough is None else self._jacobian(w, self.rough)
-        return ResidualSpaces(jacobian, output_blocks(rough))
+        float32_structure = (
+            jacobian if self.float32_structure is None else self._jacobian(w, self.float32_structure)
+        )
+        return ResidualSpaces(jacobian, output_blocks(float32_structure))
 
     def _jacobian(self, w: Vector, structure: Structure) -> StructuredJacobian:
         return StructuredJacobians(structure, self.unravel).at(w)

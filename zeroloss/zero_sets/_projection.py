@@ -14,14 +14,14 @@ from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, PROJECTED
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
 from zeroloss.systems import AbstractSystem, LeastSquares, Scalar
 from zeroloss.zero_sets._contradictions import contradiction, number, proof
-from zeroloss.zero_sets._diagnosis import Visit, diagnosis, endless_fall, no_descent
+from zeroloss.zero_sets._diagnosis import DescentPoint, diagnosis, endless_fall, no_descent
 from zeroloss.zero_sets._regularity import check_smooth
 from zeroloss.zero_sets._selection import zero_set_of
-from zeroloss.zero_sets._zero_set import AbstractZeroSet, length, spectrum_at
+from zeroloss.zero_sets._zero_set import AbstractZeroSet, norm_or_one, spectrum_at
 
 _FIRST_DESCENT = 200  # steps
 _SHORT_JUMP = 0.02  # of |w|
-_LOST = 1e-15  # a loss that is zero but for rounding, of terms of the order of one
+_ROUNDED_LOSS = 1e-15  # a loss that is zero but for rounding, of terms of the order of one
 _ROUNDING = 1e-13  # relative rise of the loss that rounding explains
 _LEAST_CAUTION = 1e-6
 _SMALL_LOSS = 1e-6  # of the loss at the start: Newton converges there, where there is a set to converge to
@@ -85,31 +85,37 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     zero_set = zero_set_of(system, w, unravel)
     if isinstance(zero_set.problem, LeastSquares):
         _refuse(contradiction(zero_set.problem, PROJECTED))
-    taken, chunk, caution = 0, _FIRST_DESCENT, 1.0
-    before, visits = w, []
+    taken, chunk, step_size_factor = 0, _FIRST_DESCENT, 1.0
+    before, descent_history = w, []
     while True:
         found, moved, loss = _attempt(zero_set, w)
-        if not visits:
-            visits.append(Visit(0, loss, float(jnp.linalg.norm(w))))
+        if not descent_history:
+            descent_history.append(DescentPoint(0, loss, float(jnp.linalg.norm(w))))
         exhausted = taken >= max_steps
         if found is not None and (moved <= _SHORT_JUMP or exhausted):
-            _check_found(zero_set, found, before, visits)
+            _check_found(zero_set, found, before, descent_history)
             return unravel(found)
-        if found is None and visits[-1].loss <= _SMALL_LOSS * visits[0].loss and len(visits) > 1:
-            _refuse(endless_fall(zero_set, w, before, visits))
-        elif found is None and len(visits) == _FAILURES:
+        if (
+            found is None
+            and descent_history[-1].loss <= _SMALL_LOSS * descent_history[0].loss
+            and len(descent_history) > 1
+        ):
+            _refuse(endless_fall(zero_set, w, before, descent_history))
+        elif found is None and len(descent_history) == _FAILURES:
             _refuse(proof(zero_set, w, PROJECTED))
         if exhausted:
             _refuse(
                 proof(zero_set, w, PROJECTED)
-                or endless_fall(zero_set, w, before, visits)
-                or diagnosis(zero_set, w, visits, max_steps)
+                or endless_fall(zero_set, w, before, descent_history)
+                or diagnosis(zero_set, w, descent_history, max_steps)
             )
         steps = min(chunk, max_steps - taken)
-        candidate, loss, caution = _descend(zero_set, w, before, visits, steps, caution)
-        stalled = bool(jnp.linalg.norm(candidate - w) <= 1e-14 * length(w))
+        candidate, loss, step_size_factor = _descend(
+            zero_set, w, before, descent_history, steps, step_size_factor
+        )
+        stalled = bool(jnp.linalg.norm(candidate - w) <= 1e-14 * norm_or_one(w))
         before, w, taken, chunk = w, candidate, taken + steps, 2 * chunk
-        visits.append(Visit(taken, loss, float(jnp.linalg.norm(w))))
+        descent_history.append(DescentPoint(taken, loss, float(jnp.linalg.norm(w))))
         if stalled:
             taken = max_steps
 
@@ -140,14 +146,14 @@ def _attempt(zero_set: AbstractZeroSet, w: Vector) -> tuple[Vector | None, float
     point, start, residual, step, loss = _newton(zero_set, w)
     failed = None, np.inf, float(start)
     # A difference of losses, such as cross-entropy less the entropy of its targets, keeps their rounding.
-    is_lost = abs(loss) <= _LOST and step <= PROJECTED and residual <= ON_SET
+    is_lost = abs(loss) <= _ROUNDED_LOSS and step <= PROJECTED and residual <= ON_SET
     if not (residual <= PROJECTED or is_lost):
         return failed
     if zero_set.rank is not None:
         decided = spectrum_at(zero_set.with_rank(None), point).codimension
         if int(decided) != zero_set.rank:
             return failed
-    return point, float(jnp.linalg.norm(point - w) / length(w)), float(start)
+    return point, float(jnp.linalg.norm(point - w) / norm_or_one(w)), float(start)
 
 
 def _refuse(why: str | None) -> None:
@@ -156,13 +162,15 @@ def _refuse(why: str | None) -> None:
         raise NotReachedError(why)
 
 
-def _check_found(zero_set: AbstractZeroSet, found: Vector, before: Vector, visits: Sequence[Visit]) -> None:
+def _check_found(
+    zero_set: AbstractZeroSet, found: Vector, before: Vector, descent_history: Sequence[DescentPoint]
+) -> None:
     """Raise an error unless `found` is a regular point of a set of zero loss."""
     try:
         check_smooth(zero_set, found)
         zero_set.with_checked_rank(found, bool(_residual_loss_onto(zero_set, found)[2]))
     except (LossError, RankError):  # also where all is lost to rounding, far out
-        why = endless_fall(zero_set, found, before, visits)
+        why = endless_fall(zero_set, found, before, descent_history)
         if why is None:
             raise
         raise NotReachedError(why) from None
@@ -178,24 +186,24 @@ def _newton(zero_set: AbstractZeroSet, w: Vector) -> tuple[Vector, Scalar, Scala
     finite = jnp.all(jnp.isfinite(point))
     end = jnp.where(finite, point, w)
     residual = jnp.where(finite, zero_set.relative_residual(end), jnp.inf)
-    return point, zero_set.loss(w), residual, jnp.linalg.norm(last) / length(w), zero_set.loss(end)
+    return point, zero_set.loss(w), residual, jnp.linalg.norm(last) / norm_or_one(w), zero_set.loss(end)
 
 
 def _descend(
     zero_set: AbstractZeroSet,
     w: Vector,
     before: Vector,
-    visits: Sequence[Visit],
+    descent_history: Sequence[DescentPoint],
     steps: int,
-    caution: float,
+    step_size_factor: float,
 ) -> tuple[Vector, float, float]:
     """The end of some steps of gradient descent, its loss, and the caution that made the loss fall.
 
-    The step size is `caution` / largest eigenvalue. Raises `LossError` for a negative loss, and
+    The step size is `step_size_factor` / largest eigenvalue. Raises `LossError` for a negative loss, and
     `NotReachedError` where small steps do not lower the loss either.
     """
     while True:
-        end, *losses = _gradient_descent(zero_set, w, jnp.asarray(steps), jnp.asarray(caution))
+        end, *losses = _gradient_descent(zero_set, w, jnp.asarray(steps), jnp.asarray(step_size_factor))
         loss, after = map(float, losses)
         if after < -1e-12 * max(1.0, abs(loss)):
             raise LossError(
@@ -203,20 +211,21 @@ def _descend(
                 "be >= 0. Subtract its minimum first."
             )
         if after <= loss + _ROUNDING * abs(loss):
-            return end, after, caution
-        caution /= 2
-        if caution < _LEAST_CAUTION:
+            return end, after, step_size_factor
+        step_size_factor /= 2
+        if step_size_factor < _LEAST_CAUTION:
             _refuse(
-                endless_fall(zero_set, w, before, visits) or no_descent(zero_set, w, loss, after, caution)
+                endless_fall(zero_set, w, before, descent_history)
+                or no_descent(zero_set, w, loss, after, step_size_factor)
             )
 
 
 @eqx.filter_jit
 def _gradient_descent(
-    zero_set: AbstractZeroSet, w: Vector, steps: Array, caution: Scalar
+    zero_set: AbstractZeroSet, w: Vector, steps: Array, step_size_factor: Scalar
 ) -> tuple[Vector, Scalar, Scalar]:
     """The end of the descent, and the losses before and after."""
     largest = zero_set.largest(w)
-    step_size = caution / jnp.where(largest > 0, largest, 1.0)
+    step_size = step_size_factor / jnp.where(largest > 0, largest, 1.0)
     end = jax.lax.fori_loop(0, steps, lambda _, w: w - step_size * jax.grad(zero_set.loss)(w), w)
     return end, zero_set.loss(w), zero_set.loss(end)

@@ -12,7 +12,7 @@ from zeroloss._pytrees import Vector
 from zeroloss._tolerances import ON_SET
 from zeroloss.errors import LossError, RankError
 from zeroloss.systems import Scalar
-from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, length, spectrum_of
+from zeroloss.zero_sets._zero_set import AbstractSpectrum, AbstractZeroSet, norm_or_one, spectrum_of
 
 NEIGHBOUR_DISTANCES = (1e-2, 1e-3)
 """Distances from a point, relative to |w|, of its neighbours on the set."""
@@ -23,8 +23,8 @@ _AROUND = 1e-2  # half the length of the segment that is searched for kinks, rel
 _PLACES = 65
 _SMOOTH_RATIO = 2.5  # between 4, of a smooth loss, and 1, of one with kinks
 _CLOSE = 1e-7  # relative to |w|
-_FAR = 1e-5  # the same, where the rounding of a gradient counts a hundredth
-_FAINT = 1e-4  # mismatch over that distance, of a jump that does not matter
+_LARGE_DISTANCE = 1e-5  # the same, where the rounding of a gradient counts a hundredth
+_HARMLESS_MISMATCH = 1e-4  # mismatch over that distance, of a jump that does not matter
 _MISMATCH = 1e-6
 
 
@@ -106,11 +106,11 @@ def _neighbours(zero_set: AbstractZeroSet, w: Vector, keys: Array, distance: Sca
     def one(key: Array) -> tuple[Vector, Scalar]:
         direction = spaces.tangent(jax.random.normal(key, w.shape, w.dtype))
         norm = jnp.linalg.norm(direction)
-        step = distance * length(w) * direction / jnp.where(norm > 0, norm, 1.0)
+        step = distance * norm_or_one(w) * direction / jnp.where(norm > 0, norm, 1.0)
         point = zero_set.retract(w + step)
         finite = jnp.all(jnp.isfinite(point))
         point = jnp.where(finite, point, w)
-        too_far = jnp.linalg.norm(point - w) > 3 * distance * length(w)
+        too_far = jnp.linalg.norm(point - w) > 3 * distance * norm_or_one(w)
         residual = zero_set.relative_residual(point)
         return point, jnp.where(finite & ~too_far, residual, jnp.inf)
 
@@ -162,7 +162,7 @@ def _looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Array) -> Array:
     def product(at: Scalar) -> Vector:
         return jax.jvp(jax.grad(zero_set.loss), (w + at * direction,), (direction,))[1]
 
-    places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * length(w)
+    places = jnp.linspace(-1.0, 1.0, _PLACES) * _AROUND * norm_or_one(w)
     products = jax.lax.map(product, places)
 
     def roughness(values: Float[Array, "places parameters"]) -> Scalar:
@@ -175,8 +175,8 @@ def _looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Array) -> Array:
 
 def _is_rounding(zero_set: AbstractZeroSet, w: Vector, coarse: float) -> bool:
     """Whether the mismatch nearly vanishes over a larger distance, as a mismatch by rounding does."""
-    relative, far, _ = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_FAR)))
-    return far <= coarse / 10 and relative <= _FAINT
+    relative, far, _ = (float(value) for value in _mismatch(zero_set, w, jnp.asarray(_LARGE_DISTANCE)))
+    return far <= coarse / 10 and relative <= _HARMLESS_MISMATCH
 
 
 @eqx.filter_jit
@@ -191,7 +191,7 @@ def _mismatch(zero_set: AbstractZeroSet, w: Vector, distance: Scalar) -> tuple[S
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
     direction = direction / jnp.linalg.norm(direction)
     product = jax.jvp(gradient, (w,), (direction,))[1]
-    steps = distance * length(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
+    steps = distance * norm_or_one(w) * jnp.array([1.0, -1.0, 0.5, -0.5])
     ahead, behind, nearer_ahead, nearer_behind = jax.lax.map(
         lambda step: gradient(w + step * direction), steps
     )

@@ -40,17 +40,19 @@ def zero_set_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     matrix_free = problem.geometry == "matrix-free" or (
         problem.geometry == "auto" and residuals > _MOST_FACTORIZED
     )
-    rough = _in_float32(problem, unravel(w)) if problem.precision == "mixed" else None
+    float32_structure = _in_float32(problem, unravel(w)) if problem.precision == "mixed" else None
     size = residuals * w.size * w.dtype.itemsize
-    if size <= _LARGEST_JACOBIAN and not matrix_free and rough is None:
+    if size <= _LARGEST_JACOBIAN and not matrix_free and float32_structure is None:
         _LOG.debug("a Jacobian of %d bytes: as a matrix", size)
         return GramZeroSet(problem, unravel)
     structure = _structure(problem, unravel(w), problem.inputs)
     _LOG.debug("a Jacobian of %d bytes: %s", size, structure.kinds)
     if matrix_free:
         _LOG.info("%d residuals: the zero-loss set is treated matrix-free, by iteration", residuals)
-        return IterativeGramZeroSet(problem, unravel, structure=structure, rough=rough)
-    return GramZeroSet(problem, unravel, structure=structure, rough=rough)
+        return IterativeGramZeroSet(
+            problem, unravel, structure=structure, float32_structure=float32_structure
+        )
+    return GramZeroSet(problem, unravel, structure=structure, float32_structure=float32_structure)
 
 
 def _structure(problem: LeastSquares, params: PyTree, inputs: PyTree) -> Structure:
@@ -60,11 +62,12 @@ def _structure(problem: LeastSquares, params: PyTree, inputs: PyTree) -> Structu
 
 def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
     """The structure of the model with parameters and inputs in float32."""
-    rough = _structure(problem, in_float32(params), in_float32(problem.inputs))
-    if rough.maker.dtype != jnp.float32:
+    float32_structure = _structure(problem, in_float32(params), in_float32(problem.inputs))
+    if float32_structure.maker.dtype != jnp.float32:
         raise InputError(
-            f"with parameters and inputs in float32 the model still computes in {rough.maker.dtype}, so "
+            f"with parameters and inputs in float32 the model still computes in "
+            f"{float32_structure.maker.dtype}, so "
             'precision="mixed" would gain nothing: the model closes over float64 arrays, or converts to '
             "float64. Pass arrays as inputs or params, or use Python numbers."
         )
-    return rough
+    return float32_structure

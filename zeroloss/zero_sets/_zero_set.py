@@ -105,8 +105,8 @@ class AbstractZeroSet(eqx.Module):
     - `rank`: the rank of H, fixed; None lets every point decide by its spectrum, which is right on the set
       but not beside it.
     - `rank_tolerance`: an eigenvalue counts as zero below this share of the largest.
-    - `fall_tolerance`: along a path of fixed rank, the rank has fallen when an eigenvalue is below this share
-      of the largest at the start.
+    - `fall_tolerance`: a path of fixed rank stops when an eigenvalue is below this share of the largest
+      eigenvalue at the start.
     - `has_residuals`: whether the loss is the mean of squared residuals, so that their Jacobian shows the
       normal space beside the set too, and the residuals show the distance to the set without a gradient of
       the loss.
@@ -157,7 +157,7 @@ class AbstractZeroSet(eqx.Module):
         def improve(state: tuple[Vector, Scalar, Array]) -> tuple[Vector, Scalar, Array]:
             w, _, count = state
             step = self.correction(w)
-            return w + step, jnp.linalg.norm(step) / length(w), count + 1
+            return w + step, jnp.linalg.norm(step) / norm_or_one(w), count + 1
 
         start = (w, jnp.asarray(jnp.inf, w.dtype), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[0]
@@ -182,7 +182,7 @@ class AbstractZeroSet(eqx.Module):
         """Tr H, and its standard error where it is estimated, None where it is exact."""
         return self.trace(w), None
 
-    def third(self, w: Vector, left: Columns, right: Columns) -> Vector:
+    def third_derivative(self, w: Vector, left: Columns, right: Columns) -> Vector:
         """T[M]_i = d_i tr(M hess L), with M = left @ right.T frozen (theory.md, section 2).
 
         Implementations may leave out a part normal to the set; after P_T the result is exact.
@@ -196,9 +196,9 @@ class AbstractZeroSet(eqx.Module):
 
         return jax.grad(frozen_trace)(w)
 
-    def third_of_normal(self, w: Vector, spectrum: Any, covariance: Float[Array, "q q"]) -> Vector:
-        """T[Q C Q^T] with C symmetric, in the coordinates of the `spectrum` at w; like `third`."""
-        return self.third(w, spectrum.embed(covariance), spectrum.basis)
+    def third_derivative_of_normal(self, w: Vector, spectrum: Any, covariance: Float[Array, "q q"]) -> Vector:
+        """T[Q C Q^T] with C symmetric, in the coordinates of the `spectrum` at w; like `third_derivative`."""
+        return self.third_derivative(w, spectrum.embed(covariance), spectrum.basis)
 
     def acceleration(self, w: Vector, spectrum: Any, vector: Vector) -> Vector:
         """-H^+ T[v v^T] for tangent v: how a path on the set with velocity v bends into the normal space.
@@ -206,7 +206,7 @@ class AbstractZeroSet(eqx.Module):
         The second fundamental form of the set, on (v, v).
         """
         column = vector[:, None]
-        return -spectrum.pseudo_inverse(self.third(w, column, column))
+        return -spectrum.pseudo_inverse(self.third_derivative(w, column, column))
 
     def with_rank(self, rank: int | None) -> "AbstractZeroSet":
         """The same set, with the rank of H fixed."""
@@ -254,7 +254,7 @@ spectrum_at = eqx.filter_jit(spectrum_of)
 """`spectrum_of`, compiled."""
 
 
-def length(w: Vector) -> Scalar:
+def norm_or_one(w: Vector) -> Scalar:
     """|w|, the unit in which distances between parameters are judged; 1 at the origin."""
     norm = jnp.linalg.norm(w)
     return jnp.where(norm > 0, norm, 1.0)
@@ -266,9 +266,9 @@ def newton_residual(w: Vector, loss: Scalar, step: Vector, largest: Scalar) -> S
     The square root of a loss has half of the digits of the loss. So the Newton step judges the distance, and
     the loss judges it more coarsely.
     """
-    scale = largest * length(w) ** 2
+    scale = largest * norm_or_one(w) ** 2
     from_loss = jnp.sqrt(2 * jnp.abs(loss) / jnp.where(scale > 0, scale, 1.0))
-    return jnp.maximum(jnp.linalg.norm(step) / length(w), 1e-2 * from_loss)
+    return jnp.maximum(jnp.linalg.norm(step) / norm_or_one(w), 1e-2 * from_loss)
 
 
 def by_column(function: Callable[[Vector], Vector], matrix: Array) -> Array:

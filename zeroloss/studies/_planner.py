@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._checkpoint import Checkpoint
-from zeroloss.drifts._slow_time import power_of_step_size
-from zeroloss.dynamics._training import Ensemble, States, ensemble_of, train
+from zeroloss.drifts import power_of_step_size, steps_per_unit
+from zeroloss.dynamics import Ensemble, States, ensemble_of, train
 from zeroloss.errors import DivergenceError, InputError, UnsupportedError
 from zeroloss.optimizers import SGD
 from zeroloss.studies._fits import expected_half_width
@@ -36,7 +36,7 @@ _FINEST_ERROR = 2e-3  # of a logarithm of steps: a smaller one is not aimed at
 _SHARES = {"step sizes": 0.55, "sigmas": 0.8}  # of what is left of the budget
 
 
-class Budget:
+class Planner:
     """The time that is left for a study; it chooses replicas and ladders from the cost of a pilot run.
 
     `left` is what is left of the budget, in seconds.
@@ -62,7 +62,7 @@ class Budget:
     def pilot(self, key: Key[Array, ""]) -> None:
         """A first measurement, for the number of steps, their scatter and the seconds of one step."""
         sigma = self.system.noise_law(self.point).sigma
-        expected = self.target.t1 / (self.step_size**self.power * sigma**2)
+        expected = self.target.t1 * steps_per_unit(self.target.time_scale, self.step_size, sigma)
         self.step_size *= min(expected / _FEWEST_STEPS, 1.0) ** (1 / self.power)
         number = 0
         while True:

@@ -7,7 +7,7 @@ import pytest
 
 import zeroloss as zl
 from zeroloss.problems import load, parse_noise
-from zeroloss.runs._geometry import FUNCTION, SET, SPECTRUM, views
+from zeroloss.runs._page_data import FUNCTION, SET, SPECTRUM, page_datasets
 
 
 def followed(name, noise, t1, **options):
@@ -21,7 +21,7 @@ def followed(name, noise, t1, **options):
 def test_the_spectrum_of_the_hyperbola():
     """H = grad g grad g^T with g = w_1 w_2 - 1: its only eigenvalue on the normal space is |w|^2."""
     problem, system, path = followed("hyperbola", "weight", 0.1)
-    spectrum = views(problem, system, {"limit": path})[SPECTRUM]
+    spectrum = page_datasets(problem, system, {"limit": path})[SPECTRUM]
     exact = [np.sum(path.params[time] ** 2) for time in (0, -1)]
     np.testing.assert_allclose(spectrum["eigenvalue"].values[:, 0], exact, rtol=1e-9)
     assert spectrum["where"].values.tolist() == ["start", "end"]
@@ -34,7 +34,7 @@ def regression():
 
 def test_the_spectrum_is_that_of_the_whole_hessian(regression):
     problem, system, path = regression
-    found = views(problem, system, {"limit": path})[SPECTRUM]["eigenvalue"].values
+    found = page_datasets(problem, system, {"limit": path})[SPECTRUM]["eigenvalue"].values
     for values, time in zip(found, (0, -1), strict=True):
         params = jax.tree.map(lambda leaf, time=time: jnp.asarray(leaf[time]), path.params)
         w, unravel = jax.flatten_util.ravel_pytree(params)
@@ -53,7 +53,7 @@ def test_the_spectrum_is_that_of_the_whole_hessian(regression):
 )
 def test_points_all_over_the_zero_loss_set(name, noise, residual):
     problem, system, path = followed(name, noise, 0.2)
-    found = views(problem, system, {"limit": path})[SET]
+    found = page_datasets(problem, system, {"limit": path})[SET]
     points = found["point"].values
     assert len(points) > 50
     assert np.abs(residual(points)).max() < 1e-6
@@ -67,7 +67,7 @@ def test_points_all_over_the_zero_loss_set(name, noise, residual):
 
 def test_the_function_along_the_flow(regression):
     problem, system, path = regression
-    found = views(problem, system, {"limit": path, "prediction": path})[FUNCTION]
+    found = page_datasets(problem, system, {"limit": path, "prediction": path})[FUNCTION]
     model, x = problem.problem.model, jnp.asarray(found["x"].values)
     for moment, time in enumerate(path.ts):
         params = jax.tree.map(lambda leaf, moment=moment: jnp.asarray(leaf[moment]), path.params)
@@ -85,7 +85,7 @@ def test_where_a_model_has_no_value_nothing_is_drawn(tmp_path):
         start=jnp.array([2.0, 0.5]),
     )
     system = problem.problem.with_noise(zl.WeightNoise(0.1))
-    found = views(problem, system, {"path": zl.limit(system, problem.start, zl.Saves(0.2, count=3))})[
+    found = page_datasets(problem, system, {"path": zl.limit(system, problem.start, zl.Saves(0.2, count=3))})[
         FUNCTION
     ]
     x = found["x"].values
@@ -94,5 +94,5 @@ def test_where_a_model_has_no_value_nothing_is_drawn(tmp_path):
 
 def test_what_there_is_nothing_to_see_of_is_left_out():
     problem, system, path = followed("sparse_regression", "label", 0.01)
-    assert set(views(problem, system, {"limit": path})) == {SPECTRUM}
-    assert views(problem, system, {}) == {}
+    assert set(page_datasets(problem, system, {"limit": path})) == {SPECTRUM}
+    assert page_datasets(problem, system, {}) == {}

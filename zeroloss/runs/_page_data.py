@@ -15,9 +15,8 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from zeroloss._pytrees import flatten
-from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET
-from zeroloss.dynamics import Trajectory
-from zeroloss.dynamics._trajectory import flat_trajectories
+from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, TINY
+from zeroloss.dynamics import Trajectory, flat_trajectories
 from zeroloss.errors import ZerolossError
 from zeroloss.problems import Problem
 from zeroloss.runs._folder import column
@@ -38,7 +37,7 @@ _SEEDS = {2: 60, 3: 22}  # along an axis, by number of parameters
 _DRAWN, _MOST_ENDS = 5, 400  # replicas
 
 
-def views(
+def page_datasets(
     problem: Problem, system: AbstractSystem, trajectories: Mapping[str, Trajectory]
 ) -> dict[str, xr.Dataset]:
     """Datasets about one noise that the page shows beside its trajectories, by name.
@@ -178,7 +177,7 @@ def _zero_loss_set(system: AbstractSystem, trajectories: Mapping[str, Trajectory
         return points, jax.vmap(zero_set.loss)(points)
 
     points, loss = map(np.asarray, reach(jnp.asarray(seeds)))
-    scale = max(float(np.max(np.asarray(jax.vmap(zero_set.loss)(jnp.asarray(seeds))))), 1e-300)
+    scale = max(float(np.max(np.asarray(jax.vmap(zero_set.loss)(jnp.asarray(seeds))))), TINY)
     with np.errstate(invalid="ignore"):
         near = ((points >= low) & (points <= high)).all(axis=1) & (np.abs(loss) <= ON_SET**2 * scale)
     points = points[near]
