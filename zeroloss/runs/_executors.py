@@ -37,7 +37,7 @@ def worker_processes(
       On Linux a worker cannot take more, and its cell fails or the worker dies.
     - `tell`: is told how many workers there are, and the bound on their memory.
 
-    A worker that dies is replaced, and its call is made again, at most four times; then the call raises
+    A worker that dies is replaced, and its call is made again; after four deaths the call raises
     `RunError`. Raises `InputError` for a bound that is not valid.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
