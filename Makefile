@@ -23,7 +23,7 @@ lint: .venv/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .cache
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,19 +1,15 @@
 """Every test runs in float64, with the shapes and types of all signatures checked by beartype."""
 
-import atexit
 import os
-import shutil
-import tempfile
+from pathlib import Path
 
 # The workers of the tests would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Tests compile for longer than they run, much of it again and again. What one worker has compiled the
-# others need not, nor the processes that tests start: they inherit this folder, which goes with the last
-# test.
+# Tests compile for longer than they run. All workers, the processes that tests start, and later runs share
+# what one of them has compiled, in this folder; `make clean` removes it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="zeroloss-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent.parent / ".cache" / "jax")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

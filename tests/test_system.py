@@ -154,7 +154,7 @@ def test_batch_normalization_as_a_loss_without_examples(name):
         assert np.linalg.norm(flat(drift.first) - first) <= 1e-8 * np.linalg.norm(first)
 
 
-@pytest.mark.slow
+@pytest.mark.ensemble
 def test_training_with_batch_normalization_makes_the_drift():
     """Label noise, at two step sizes and extrapolated to 0, against the limit."""
     system, _ = NORMALIZED["label noise"]

@@ -41,7 +41,7 @@ problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3)
 system = problem.with_noise(zl.LabelNoise(0.2))
 start = jax.device_put(jnp.array([2.0, 0.5]), jax.devices()[1])
 _, states = ensemble_of(system, start, SGD(0.05), {replicas}, jax.random.key(0))
-path = zl.descend(system, start, 0.05, 200, key=jax.random.key(0), replicas={replicas}, saves=2)
+path = zl.descend(system, start, 0.05, zl.Saves(200, count=2), key=jax.random.key(0), replicas={replicas})
 print(json.dumps([len(states.params.devices()), path.params[:, -1].tolist()]))
 """)
     problem = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(3), jnp.ones(3))
@@ -76,10 +76,10 @@ def results(inputs, targets):
     found = [
         zl.drift(label, params).second,
         zl.drift(dropout, params).first,
-        zl.limit(label, params, 0.5, saves=2).final,
-        zl.limit(dropout, params, 0.5, saves=2).final,
+        zl.limit(label, params, zl.Saves(0.5, count=2)).final,
+        zl.limit(dropout, params, zl.Saves(0.5, count=2)).final,
         zl.project(label, beside),
-        zl.predict(label, beside, 0.05, 100, saves=2).final,
+        zl.predict(label, beside, 0.05, zl.Saves(100, count=2)).final,
         zl.descend(dropout, beside, 0.05, 100, key=jax.random.key(3)).final,
     ]
     return [ravel_pytree(each)[0].tolist() for each in found]

@@ -61,7 +61,7 @@ def test_observables_have_uncertainties_of_their_own_from_off_the_set_with_momen
     assert set(predicted.uncertainty.measured) == {*predicted.measured()}
 
 
-@pytest.mark.slow
+@pytest.mark.ensemble
 def test_an_observable_far_below_where_it_started_has_an_uncertainty_on_its_own_scale():
     """|v^2 - truth|^2 falls by 10^6; half of what is left is the fluctuations' share."""
     problem, observables = quadratic_network(0, 100, 40, 2)
@@ -202,8 +202,10 @@ def relu_network():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "noise,power,steps,within",
-    [(zl.LabelNoise(0.2), 2, 200_000, 0.15), (zl.Dropout(0.1, at="hidden"), 1, 5000, 0.03)],
-    ids=["label noise", "dropout"],
+    [
+        pytest.param(zl.LabelNoise(0.2), 2, 200_000, 0.15, marks=pytest.mark.ensemble, id="label noise"),
+        pytest.param(zl.Dropout(0.1, at="hidden"), 1, 5000, 0.03, id="dropout"),
+    ],
 )
 def test_kinks_do_not_stop_the_integrators(noise, power, steps, within):
     """tr H at the end, limit and prediction against 16 runs; how exact that is depends on the kinks."""

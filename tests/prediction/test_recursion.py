@@ -6,7 +6,7 @@ import pytest
 from scipy.linalg import solve_discrete_lyapunov
 
 from zeroloss.optimizers import SGD
-from zeroloss.prediction._recursion import decay, geometric, responses
+from zeroloss.prediction._recursion import decay_of, geometric, responses
 
 ALPHA = 0.3
 RULES = [(0.0, False), (0.9, False), (0.9, True), (0.5, True)]
@@ -44,7 +44,7 @@ def test_responses_are_steps_taken_one_by_one(beta, nesterov, steps):
 def test_stationary_covariance(beta, nesterov):
     curvatures = np.array([0.05, 0.7, 2.5])
     noise = np.array([[1, 0.3, 0.2], [0.3, 2, 0.1], [0.2, 0.1, 1]])
-    law = decay(SGD(ALPHA, momentum=beta, nesterov=nesterov), jnp.asarray(ALPHA), jnp.asarray(curvatures))
+    law = decay_of(SGD(ALPHA, momentum=beta, nesterov=nesterov), jnp.asarray(ALPHA), jnp.asarray(curvatures))
     whole, into = np.zeros((6, 6)), np.zeros((6, 3))
     for index, curvature in enumerate(curvatures):
         matrix, force = step_matrix(curvature, beta, nesterov)
@@ -57,7 +57,7 @@ def test_stationary_covariance(beta, nesterov):
 def test_covariance_along_flat_directions_grows_like_a_random_walk():
     """In a direction of no curvature each step's noise stays: alpha^2 / (1 - beta)^2."""
     for beta in (0.0, 0.9):
-        law = decay(SGD(ALPHA, momentum=beta), jnp.asarray(ALPHA), jnp.array([0.0, 1e-14]))
+        law = decay_of(SGD(ALPHA, momentum=beta), jnp.asarray(ALPHA), jnp.array([0.0, 1e-14]))
         np.testing.assert_allclose(law.gain, ALPHA**2 / (1 - beta) ** 2, rtol=1e-6)
         np.testing.assert_allclose(law.rate, 0, atol=1e-12)
 

@@ -10,7 +10,7 @@ from problems_for_tests import HYPERBOLA_POINT
 
 import zeroloss as zl
 from zeroloss.errors import InputError
-from zeroloss.studies import _budget, _measurement, _study
+from zeroloss.studies import _measurement, _planner, _study
 from zeroloss.studies._fits import approach, jackknife, power_law
 
 HYPERBOLA = zl.LeastSquares(lambda w, x: w[0] * w[1] * x, jnp.ones(1), jnp.ones(1))
@@ -65,7 +65,7 @@ def test_jackknife_covers_nonlinear_statistics():
 def even_clock(monkeypatch):
     """A clock that goes by 50 ms a look, so that what a study chooses does not hang on the machine."""
     ticks = itertools.count()
-    for module in (_study, _budget, _measurement):
+    for module in (_study, _planner, _measurement):
         monkeypatch.setattr(module, "perf_counter", lambda: next(ticks) / 20)
 
 
