@@ -39,8 +39,8 @@ _LARGEST = 1e100  # no axis can show more
 _MARGIN = 0.06
 _WIDE, _NARROW = LIMIT.area(0.09), LIMIT.area(0.14)
 _QUESTION = (
-    "What does the noise in a training recipe do once the loss is zero: where does training drift, how fast, "
-    "and does the limiting dynamics say so without running it?"
+    "What does the noise in a training recipe do once the loss is zero? This page shows where training "
+    "drifts, how fast, and how well the limit and the prediction describe it."
 )
 _HINT = (
     "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from zeroloss.report._chart import Axis, HeatMap, Note, Panel, Series, Style
-from zeroloss.report._text import number
+from zeroloss.report._text import steps_in_words
 
 _MARGIN = {"l": 62, "r": 26, "t": 10, "b": 46}
 _LONGEST = 16  # characters of a tick label: Plotly gives a longer one all the room there is
@@ -62,7 +62,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
 def _axis(axis: Axis, titled: bool = True) -> dict[str, Any]:
     title = axis.title
     if axis.steps_per_unit is not None:
-        title += f" (1 is {number(axis.steps_per_unit, 4)} steps)"
+        title += f" (1 is {steps_in_words(axis.steps_per_unit)} steps)"
     found: dict[str, Any] = {
         "title": {"text": title if titled else "", "standoff": 8, "font": {"size": 12}},
         "nticks": 6, "tickformat": "," if axis.whole else "~g", "automargin": False,
