@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from zeroloss.errors import ZerolossError
 

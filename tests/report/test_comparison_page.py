@@ -24,8 +24,7 @@ from zeroloss.report._chart import Figure, Panel, Series, Style
 from zeroloss.report._comparison import curves, ranges, time_axis
 from zeroloss.report._page import render
 from zeroloss.report._pictures import PICTURE
-from zeroloss.report._sentences import comparison as sentences_of
-from zeroloss.report._sentences import headline, trajectory
+from zeroloss.report._sentences import comparison as sentences_of, headline, trajectory
 from zeroloss.report._text import in_table, interval, noise_in_words, number, percent, steps_in_words
 from zeroloss.report._views import figures as views_of
 from zeroloss.runs._folder import column

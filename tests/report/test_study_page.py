@@ -8,8 +8,7 @@ from made_runs import GAPS, config_of, create, drifting, trivial
 from reading import HOSTILE, Reader, check_hostile, check_plots
 
 from zeroloss import report, runs
-from zeroloss.report import _study
-from zeroloss.report import study as sentences_of
+from zeroloss.report import _study, study as sentences_of
 from zeroloss.report._chart import log_range
 from zeroloss.report._ladders import studies
 from zeroloss.report._page import render

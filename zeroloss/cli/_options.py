@@ -26,8 +26,7 @@ from zeroloss.cli._console import (
 )
 from zeroloss.errors import InputError
 from zeroloss.noise import LISTINGS
-from zeroloss.runs import NOISE, PROBLEM, TRAINING, AbstractConfig, is_text, validated
-from zeroloss.runs import option as field
+from zeroloss.runs import NOISE, PROBLEM, TRAINING, AbstractConfig, is_text, option as field, validated
 
 LIMIT, GOAL, SWEEP, RUN = "Limit", "Goal", "Sweep", "Run"
 _PANELS = (None, NOISE, GOAL, LIMIT, TRAINING, SWEEP, RUN, PROBLEM, GENERAL)  # in the order of the help

@@ -1,31 +1,43 @@
 """Noises: laws, the places where noise enters, and sums. This room knows neither losses nor geometry."""
 
-from zeroloss.noise._activations import Dropout, GaussianDropout
-from zeroloss.noise._custom import CustomNoise
-from zeroloss.noise._data import InputNoise, LabelNoise, SampledLabels
+from zeroloss.noise._activations import Dropout as Dropout, GaussianDropout as GaussianDropout
+from zeroloss.noise._custom import CustomNoise as CustomNoise
+from zeroloss.noise._data import (
+    InputNoise as InputNoise,
+    LabelNoise as LabelNoise,
+    SampledLabels as SampledLabels,
+)
 from zeroloss.noise._laws import (
-    AbstractLaw,
-    Correlated,
-    Gaussian,
-    Independent,
-    Joint,
-    Law,
-    Rademacher,
-    TwoPoint,
-    Uniform,
-    is_zero,
-    with_scales_as_arrays,
+    AbstractLaw as AbstractLaw,
+    Correlated as Correlated,
+    Gaussian as Gaussian,
+    Independent as Independent,
+    Joint as Joint,
+    Law as Law,
+    Rademacher as Rademacher,
+    TwoPoint as TwoPoint,
+    Uniform as Uniform,
+    is_zero as is_zero,
+    with_scales_as_arrays as with_scales_as_arrays,
 )
-from zeroloss.noise._minibatch import MiniBatch
-from zeroloss.noise._noise import AbstractInjection, AbstractNoise, Forward, Listing, Noises, describe, parts
+from zeroloss.noise._minibatch import MiniBatch as MiniBatch
+from zeroloss.noise._noise import (
+    AbstractInjection as AbstractInjection,
+    AbstractNoise as AbstractNoise,
+    Forward as Forward,
+    Listing as Listing,
+    Noises as Noises,
+    describe as describe,
+    parts as parts,
+)
 from zeroloss.noise._parameters import (
-    AntiCorrelated,
-    DropConnect,
-    GaussianDropConnect,
-    Langevin,
-    WeightNoise,
+    AntiCorrelated as AntiCorrelated,
+    DropConnect as DropConnect,
+    GaussianDropConnect as GaussianDropConnect,
+    Langevin as Langevin,
+    WeightNoise as WeightNoise,
 )
-from zeroloss.noise._sites import site, site_shapes
+from zeroloss.noise._sites import site as site, site_shapes as site_shapes
 
 LISTINGS = {
     noise.listing.name: noise.listing
@@ -44,39 +56,3 @@ LISTINGS = {
     )
 }
 """The noises that the command line can name, by that name."""
-
-__all__ = [
-    "LISTINGS",
-    "AbstractInjection",
-    "AbstractLaw",
-    "AbstractNoise",
-    "AntiCorrelated",
-    "Correlated",
-    "CustomNoise",
-    "DropConnect",
-    "Dropout",
-    "Forward",
-    "Gaussian",
-    "GaussianDropConnect",
-    "GaussianDropout",
-    "Independent",
-    "InputNoise",
-    "Joint",
-    "LabelNoise",
-    "Langevin",
-    "Law",
-    "Listing",
-    "MiniBatch",
-    "Noises",
-    "Rademacher",
-    "SampledLabels",
-    "TwoPoint",
-    "Uniform",
-    "WeightNoise",
-    "describe",
-    "is_zero",
-    "parts",
-    "site",
-    "site_shapes",
-    "with_scales_as_arrays",
-]

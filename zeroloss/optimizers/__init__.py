@@ -1,5 +1,3 @@
 """Rules by which training makes a step, one object each."""
 
-from zeroloss.optimizers._sgd import SGD, StepSize, as_optimizer
-
-__all__ = ["SGD", "StepSize", "as_optimizer"]
+from zeroloss.optimizers._sgd import SGD as SGD, StepSize as StepSize, as_optimizer as as_optimizer

@@ -6,17 +6,33 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from zeroloss.errors import InputError
-from zeroloss.problems._digits import digits
-from zeroloss.problems._ellipse import ellipse
-from zeroloss.problems._file import file_of, function_of, is_own, load_file, resolved, write_template
-from zeroloss.problems._hyperbola import hyperbola
-from zeroloss.problems._matrix_completion import matrix_completion
-from zeroloss.problems._matrix_sensing import matrix_sensing, product
-from zeroloss.problems._phase_retrieval import least_norm, phase_retrieval
-from zeroloss.problems._problem import DEFAULT_STRENGTHS, Problem, check_options, parse_noise, strengths_from
-from zeroloss.problems._regression_1d import regression_1d
-from zeroloss.problems._sparse_regression import coefficients, sparse_regression
-from zeroloss.problems._table import FORMATS, table
+from zeroloss.problems._digits import digits as digits
+from zeroloss.problems._ellipse import ellipse as ellipse
+from zeroloss.problems._file import (
+    file_of,
+    function_of,
+    is_own as is_own,
+    load_file,
+    resolved as resolved,
+    write_template as write_template,
+)
+from zeroloss.problems._hyperbola import hyperbola as hyperbola
+from zeroloss.problems._matrix_completion import matrix_completion as matrix_completion
+from zeroloss.problems._matrix_sensing import matrix_sensing as matrix_sensing, product as product
+from zeroloss.problems._phase_retrieval import least_norm as least_norm, phase_retrieval as phase_retrieval
+from zeroloss.problems._problem import (
+    DEFAULT_STRENGTHS as DEFAULT_STRENGTHS,
+    Problem as Problem,
+    check_options,
+    parse_noise as parse_noise,
+    strengths_from as strengths_from,
+)
+from zeroloss.problems._regression_1d import regression_1d as regression_1d
+from zeroloss.problems._sparse_regression import (
+    coefficients as coefficients,
+    sparse_regression as sparse_regression,
+)
+from zeroloss.problems._table import FORMATS, table as table
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "digits": digits,
@@ -31,32 +47,6 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 """The named problems that come with their data."""
 
 _ALL: dict[str, Callable[..., Problem]] = {**PROBLEMS, "table": table}
-
-__all__ = [
-    "DEFAULT_STRENGTHS",
-    "PROBLEMS",
-    "Problem",
-    "coefficients",
-    "digits",
-    "ellipse",
-    "hyperbola",
-    "is_own",
-    "least_norm",
-    "load",
-    "matrix_completion",
-    "matrix_sensing",
-    "options_of",
-    "parse_noise",
-    "phase_retrieval",
-    "product",
-    "regression_1d",
-    "resolved",
-    "source",
-    "sparse_regression",
-    "strengths_from",
-    "table",
-    "write_template",
-]
 
 
 def load(name: str, **options: object) -> Problem:

@@ -1,103 +1,68 @@
 """Runs on disk: what they compute, the folder they live in, sweeps, and reading them."""
 
 from zeroloss.runs._commands import (
-    COMMANDS,
-    CompareConfig,
-    Config,
-    DescendConfig,
-    LimitConfig,
-    PredictConfig,
-    StudyConfig,
-    config_from,
+    COMMANDS as COMMANDS,
+    CompareConfig as CompareConfig,
+    Config as Config,
+    DescendConfig as DescendConfig,
+    LimitConfig as LimitConfig,
+    PredictConfig as PredictConfig,
+    StudyConfig as StudyConfig,
+    config_from as config_from,
 )
 from zeroloss.runs._config import (
-    NOISE,
-    PROBLEM,
-    TRAINING,
-    AbstractConfig,
-    TrainingConfig,
-    digest_of_source,
-    is_text,
-    option,
-    validated,
+    NOISE as NOISE,
+    PROBLEM as PROBLEM,
+    TRAINING as TRAINING,
+    AbstractConfig as AbstractConfig,
+    TrainingConfig as TrainingConfig,
+    digest_of_source as digest_of_source,
+    is_text as is_text,
+    option as option,
+    validated as validated,
 )
-from zeroloss.runs._executors import dask_executor, worker_processes
+from zeroloss.runs._executors import dask_executor as dask_executor, worker_processes as worker_processes
 from zeroloss.runs._folder import (
-    DESCRIPTION,
-    FIGURES,
-    REPORT,
-    check_free,
-    configuration,
-    create,
-    gather,
-    noises_of,
-    read,
-    reading,
-    write_results,
+    DESCRIPTION as DESCRIPTION,
+    FIGURES as FIGURES,
+    REPORT as REPORT,
+    check_free as check_free,
+    configuration as configuration,
+    create as create,
+    gather as gather,
+    noises_of as noises_of,
+    read as read,
+    reading as reading,
+    write_results as write_results,
 )
-from zeroloss.runs._grid import SWEEP, SweepConfig, in_words, sweep_config
-from zeroloss.runs._page_data import FUNCTION, SET, SPECTRUM
-from zeroloss.runs._resume import resume, start
-from zeroloss.runs._run import Run, export_csv, export_netcdf, find_runs, open_run, summary
-from zeroloss.runs._schema import load
-from zeroloss.runs._sweep import Cell, cells_of, collect, resume_sweep, sweep
-from zeroloss.runs._table import ends, over_replicas, plain, reading_order, rows
-
-__all__ = [
-    "COMMANDS",
-    "DESCRIPTION",
-    "FIGURES",
-    "FUNCTION",
-    "NOISE",
-    "PROBLEM",
-    "REPORT",
-    "SET",
-    "SPECTRUM",
-    "SWEEP",
-    "TRAINING",
-    "AbstractConfig",
-    "Cell",
-    "CompareConfig",
-    "Config",
-    "DescendConfig",
-    "LimitConfig",
-    "PredictConfig",
-    "Run",
-    "StudyConfig",
-    "SweepConfig",
-    "TrainingConfig",
-    "cells_of",
-    "check_free",
-    "collect",
-    "config_from",
-    "configuration",
-    "create",
-    "dask_executor",
-    "digest_of_source",
-    "ends",
-    "export_csv",
-    "export_netcdf",
-    "find_runs",
-    "gather",
-    "in_words",
-    "is_text",
-    "load",
-    "noises_of",
-    "open_run",
-    "option",
-    "over_replicas",
-    "plain",
-    "read",
-    "reading",
-    "reading_order",
-    "resume",
-    "resume_sweep",
-    "rows",
-    "start",
-    "summary",
-    "sweep",
-    "sweep_config",
-    "validated",
-    "worker_processes",
-    "write_results",
-]
+from zeroloss.runs._grid import (
+    SWEEP as SWEEP,
+    SweepConfig as SweepConfig,
+    in_words as in_words,
+    sweep_config as sweep_config,
+)
+from zeroloss.runs._page_data import FUNCTION as FUNCTION, SET as SET, SPECTRUM as SPECTRUM
+from zeroloss.runs._resume import resume as resume, start as start
+from zeroloss.runs._run import (
+    Run as Run,
+    export_csv as export_csv,
+    export_netcdf as export_netcdf,
+    find_runs as find_runs,
+    open_run as open_run,
+    summary as summary,
+)
+from zeroloss.runs._schema import load as load
+from zeroloss.runs._sweep import (
+    Cell as Cell,
+    cells_of as cells_of,
+    collect as collect,
+    resume_sweep as resume_sweep,
+    sweep as sweep,
+)
+from zeroloss.runs._table import (
+    ends as ends,
+    over_replicas as over_replicas,
+    plain as plain,
+    reading_order as reading_order,
+    rows as rows,
+)
