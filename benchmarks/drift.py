@@ -29,7 +29,7 @@ from structure import convnet, in_turns, transformer  # noqa: E402
 import zeroloss as zl  # noqa: E402
 from zeroloss._pytrees import flatten  # noqa: E402
 from zeroloss.drifts._drift import first_drift, second_drift_of  # noqa: E402
-from zeroloss.drifts._expansion import expand  # noqa: E402
+from zeroloss.drifts._reg_and_sigma import expand  # noqa: E402
 from zeroloss.zero_sets import GramZeroSet, zero_set_of  # noqa: E402
 
 

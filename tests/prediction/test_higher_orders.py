@@ -10,7 +10,7 @@ import pytest
 
 import zeroloss as zl
 from zeroloss._pytrees import flatten
-from zeroloss.drifts._expansion import expand
+from zeroloss.drifts._reg_and_sigma import expand
 from zeroloss.jacobians import analyse
 from zeroloss.prediction._higher_orders import higher_orders
 from zeroloss.zero_sets import GramZeroSet

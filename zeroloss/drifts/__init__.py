@@ -8,7 +8,7 @@ from zeroloss.drifts._drift import (
     second_drift as second_drift,
     second_drift_of as second_drift_of,
 )
-from zeroloss.drifts._expansion import (
+from zeroloss.drifts._reg_and_sigma import (
     AbstractExpansion as AbstractExpansion,
     LeastSquaresExpansion as LeastSquaresExpansion,
     expand as expand,

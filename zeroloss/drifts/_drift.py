@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from zeroloss._pytrees import Vector, is_traced
-from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError
 from zeroloss.optimizers import SGD
 from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar

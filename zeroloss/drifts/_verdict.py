@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss._tolerances import TINY, ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
-from zeroloss.drifts._expansion import AbstractExpansion, expand
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
 from zeroloss.noise import Joint, TwoPoint, is_zero

@@ -1,4 +1,4 @@
-"""Noises: laws, the places where noise enters, and sums. This room knows neither losses nor geometry."""
+"""Noises: their laws, and how they act on a model. Reg and Sigma of a noise are computed in `zeroloss.drifts`."""
 
 from zeroloss.noise._activations import Dropout as Dropout, GaussianDropout as GaussianDropout
 from zeroloss.noise._custom import CustomNoise as CustomNoise
