@@ -1,4 +1,4 @@
-"""Noises: their laws, and how they act on a model. Reg and Sigma of a noise are computed in `zeroloss.drifts`."""
+"""Noises: their laws, and their action on a model. `zeroloss.drifts` computes Reg and Sigma of a noise."""
 
 from zeroloss.noise._activations import Dropout as Dropout, GaussianDropout as GaussianDropout
 from zeroloss.noise._custom import CustomNoise as CustomNoise
