@@ -83,7 +83,7 @@ def picture(config: Mapping[str, Any], results: xr.DataTree) -> Figure | None:
     name = config.get("problem")
     if name not in _PICTURES:
         return None
-    options = _options(name, config)
+    options = dict(config.get("options") or {})
     if not _is_small(name, options, results):
         return None
     try:
@@ -153,15 +153,6 @@ def _fits(group: xr.DataTree, start: PyTree) -> bool:
 def _name(where: Any) -> str:
     """The name of a leaf of the parameters in `zeroloss.Trajectory.to_xarray`."""
     return "params" + jax.tree_util.keystr(where).replace("/", ".")
-
-
-def _options(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the problem; in runs without `options`, width, examples and seed at the top."""
-    if config.get("options") is not None:
-        return dict(config["options"])
-    flat = {"widths": config.get("width"), "examples": config.get("examples"), "seed": config.get("seed")}
-    known = inspect.signature(problems.PROBLEMS[name]).parameters
-    return {option: value for option, value in flat.items() if option in known and value is not None}
 
 
 def _parameters(dataset: xr.Dataset, like: PyTree) -> PyTree[np.ndarray]:
