@@ -126,13 +126,3 @@ def test_densities_on_the_ellipse_agree_when_the_angle_is_uniform():
     # the nearest exact point is as close as one bin's counting error, 2 % of a height below 0.6
     gaps = np.linalg.norm(sampled[:, None] - exact[None], axis=-1).min(axis=1)
     assert np.median(gaps) < 0.02
-
-
-def test_options_of_older_runs_are_found_at_the_top():
-    problem = zl.problems.load("digits", **SMALL["digits"])
-    results = results_of(problem)
-    config = {"problem": "digits", "width": [6], "examples": 9, "seed": 0}
-    assert picture(config, results) is not None
-    problem = zl.problems.load("hyperbola")
-    config = {"problem": "hyperbola", "width": None, "examples": None, "seed": 0}
-    assert picture(config, results_of(problem)) is not None
