@@ -11,7 +11,7 @@ from zeroloss._pytrees import Vector, is_traced
 from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError
 from zeroloss.optimizers import SGD
-from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
+from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, largest_eigenvalue, locate, spectrum_of
 
 
@@ -157,7 +157,7 @@ def _check_step_size(system: AbstractSystem, step_size: float) -> None:
     """Raise `InputError` for a step size that the finite-alpha drift cannot serve."""
     if not 0 <= step_size < float("inf"):
         raise InputError(f"step_size must be >= 0 and finite, got {step_size}.")
-    if step_size > 0 and isinstance(system, LeastSquaresSystem) and system.minibatch is not None:
+    if step_size > 0 and system.has_minibatches:
         raise InputError(
             "the drift of minibatches at a finite step size involves the random Hessian of the batch, "
             "which this version does not compute; use step_size=0."

@@ -182,7 +182,7 @@ class MeanPath(eqx.Module):
         stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
         outcome = StepReport(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / norm_or_one(w),
-            loss_error=grown / 10 if self._has_minibatch else grown**2,
+            loss_error=grown / 10 if self.expansion.system.has_minibatches else grown**2,
             variance=sampling_variance,
             first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
             second=half * (spectrum.tangent(second) + ahead.tangent(second_then)),
@@ -224,11 +224,8 @@ class MeanPath(eqx.Module):
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""
         fluctuating = 0.5 * jnp.sum(state.spectrum.eigenvalues * jnp.diag(state.covariance))
-        # Anti-correlated noise is part of the parameters that training reports.
-        shifted = any(
-            injection.as_increments for injection in getattr(self.expansion.system, "injections", ())
-        )
-        clean = averaged_loss if shifted else self.expansion.zero_set.loss(state.w)
+        moved = self.expansion.system.reports_perturbed_parameters
+        clean = averaged_loss if moved else self.expansion.zero_set.loss(state.w)
         return {"loss": clean + fluctuating, "noisy_loss": averaged_loss + fluctuating}
 
     def _covariances(
@@ -266,14 +263,14 @@ class MeanPath(eqx.Module):
 
         # Each iteration computes the noise from the fluctuations of the last one, and its error is a fraction
         # of the last error. Without minibatches the noise does not depend on the fluctuations.
-        most = _MOST_ITERATIONS if self._has_minibatch else 1
+        most = _MOST_ITERATIONS if self.expansion.system.has_minibatches else 1
         # The first change has no predecessor: its ratio is set to 1, which never stops the iteration.
         start = _Guess(covariance, own, jnp.zeros(()), jnp.asarray(jnp.inf), jnp.asarray(0))
         within, noise, _, unsettled, _ = jax.lax.while_loop(unfinished, improve, start)
         before = noise if noise_before is None else noise_before
         grown = decay.gain * sums.ramp * (noise - before)
         after = sums.power * covariance + decay.gain * sums.constant * before + grown
-        unsettled = unsettled if self._has_minibatch else jnp.zeros(())
+        unsettled = unsettled if self.expansion.system.has_minibatches else jnp.zeros(())
         return _Covariances(within, after, noise, grown, unsettled)
 
     def amplification(self, w: Vector, step_size: Scalar) -> Scalar:
@@ -284,7 +281,7 @@ class MeanPath(eqx.Module):
         step to step. 0 without minibatches. An iteration costs 4 products of m x m matrices; there are at
         most 300.
         """
-        if not self._has_minibatch:
+        if not self.expansion.system.has_minibatches:
             return jnp.zeros(())
         spectrum = spectrum_of(self.expansion.zero_set, w)
         decay = decay_of(self.optimizer, step_size, spectrum.eigenvalues + self.optimizer.weight_decay)
@@ -306,10 +303,6 @@ class MeanPath(eqx.Module):
         # The map keeps covariances positive, so the identity is not orthogonal to its leading eigenvector.
         start = (jnp.eye(size) / size**0.5, jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[2]
-
-    @property
-    def _has_minibatch(self) -> bool:
-        return getattr(self.expansion.system, "minibatch", None) is not None
 
 
 def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array, " q"]:

@@ -52,6 +52,10 @@ class AbstractInjectedSystem(AbstractSystem):
     def clean_forward(self, params: PyTree) -> Forward:
         """The forward pass of the whole problem, without noise."""
 
+    @property
+    def reports_perturbed_parameters(self) -> bool:
+        return any(injection.as_increments for injection in self.injections)
+
     def noise_law(self, params: PyTree) -> Joint:
         return self.joint_law(self.clean_forward(params))
 
@@ -78,7 +82,7 @@ class AbstractInjectedSystem(AbstractSystem):
         return key
 
     def perturbation(self, params: PyTree, key: Key[Array, ""]) -> PyTree | None:
-        if not any(injection.as_increments for injection in self.injections):
+        if not self.reports_perturbed_parameters:
             return None
         shifted = forward = self.clean_forward(params)
         # All of eta, as `draw` draws it, so that the anti-correlated noises get the same numbers.

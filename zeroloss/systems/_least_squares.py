@@ -104,6 +104,10 @@ class LeastSquaresSystem(AbstractInjectedSystem):
     injections: tuple[AbstractInjection, ...]
     minibatch: MiniBatch | None
 
+    @property
+    def has_minibatches(self) -> bool:
+        return self.minibatch is not None
+
     def clean_forward(self, params: PyTree) -> Forward:
         return self._clean_forward(params, self.problem.inputs, self.problem.targets)
 

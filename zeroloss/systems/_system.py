@@ -49,6 +49,16 @@ class AbstractSystem(eqx.Module):
     def describe(self) -> str:
         """The noise in one line, for tables and messages."""
 
+    @property
+    def has_minibatches(self) -> bool:
+        """Whether a step uses a random part of the examples, so that its Hessian is random too."""
+        return False
+
+    @property
+    def reports_perturbed_parameters(self) -> bool:
+        """Whether the noise moves the parameters that training reports, as anti-correlated noise does."""
+        return False
+
     def clean_loss(self, params: PyTree) -> Array:
         """L(w)."""
         return self.clean_problem().loss(params)
