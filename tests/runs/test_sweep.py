@@ -231,7 +231,7 @@ def test_cells_save_when_their_sweep_is_stopped(tmp_path, monkeypatch, executor)
         return exists(path)
 
     monkeypatch.setattr(os.path, "exists", asking)
-    with pytest.raises(Interrupted, match=r"what the others had done is saved.*zeroloss resume") as stopped:
+    with pytest.raises(Interrupted, match=r"the state of the others is saved.*zeroloss resume") as stopped:
         runs.sweep(config, folder, executor=executor, every=1000)
     monkeypatch.undo()
     assert stopped.value.signal == signal.SIGTERM and not stopped.value.at_once
@@ -256,7 +256,7 @@ def test_ctrl_c_in_a_terminal_saves_all_cells(tmp_path):
     while process.poll() is None and len(list(folder.glob("cells/*/checkpoint/**/state.npz"))) < 2:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    assert "0 of 2 cells are complete, and what the others had done is saved" in finished(process, code=130)
+    assert "0 of 2 cells are complete; the state of the others is saved" in finished(process, code=130)
     assert [events(cell) for cell in runs.cells_of(runs.configuration(folder), folder)] == [
         ["started", "stopped"]
     ] * 2
