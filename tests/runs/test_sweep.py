@@ -270,7 +270,7 @@ def test_what_was_not_saved_is_not_said_to_be(tmp_path):
             return super().submit(fn, *args, **kwargs)
 
     folder, config = tmp_path / "sweep", grid({"seed": [0, 1]})
-    with pytest.raises(Interrupted, match="had saved last is kept") as stop:
+    with pytest.raises(Interrupted, match="the last saved state of the others is kept") as stop:
         runs.sweep(config, folder, executor=Losing(broken=(1,)))
     assert stop.value.at_once
     assert [cell.status for cell in runs.cells_of(config, folder)] == ["failed", "waiting"]
