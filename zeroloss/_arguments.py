@@ -7,6 +7,8 @@ import numpy as np
 
 from zeroloss.errors import InputError
 
+_LARGEST_RTOL = 1e-2
+
 
 def positive_integer(name: str, value: Any) -> int:
     """`value` as an integer. Raises `InputError`, which begins with `name`, unless it is a positive one."""
@@ -27,6 +29,13 @@ def positive_number(name: str, value: Any) -> float:
     value = float(value)
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{name} must be positive and finite, got {value}.")
+    return value
+
+
+def relative_tolerance(value: float) -> float:
+    """`value` itself. Raises `InputError` unless an integrator can keep to this relative tolerance."""
+    if not 0 < value <= _LARGEST_RTOL:
+        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {value}.")
     return value
 
 

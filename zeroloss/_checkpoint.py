@@ -24,7 +24,8 @@ from zeroloss._files import PART, replacing
 from zeroloss.errors import Interrupted, RunError
 
 _State = TypeVar("_State")
-_Item = dict[str, np.ndarray]
+SavedArrays = dict[str, np.ndarray]
+"""The arrays saved at one time, by name."""
 
 _FORMAT = 3
 _VERSIONED = ("zeroloss", "jax", "jaxlib", "numpy")  # another version may round in another way
@@ -89,7 +90,7 @@ class Checkpoint:
         """Lock the folder, and take signals as requests to save and stop."""
         return self._root.open()
 
-    def restore(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
+    def restore(self, state: _State, items: list[SavedArrays], facts: Callable[[], dict[str, Any]]) -> _State:
         """The state to begin from: the one saved last, or `state` where nothing is saved.
 
         The items saved with it, dictionaries of arrays, replace the contents of `items`. `facts()` says in
@@ -113,8 +114,8 @@ class Checkpoint:
     def save_if_due(
         self,
         state: Callable[[], PyTree],
-        items: list[_Item],
-        trajectory: Callable[[list[_Item]], Any] = lambda items: None,
+        items: list[SavedArrays],
+        trajectory: Callable[[list[SavedArrays]], Any],
         *,
         last: bool = False,
     ) -> None:
@@ -199,8 +200,8 @@ class Checkpoint:
     def _segment(self, first: int) -> Path:
         return self._folder / _SAVED / f"{first:08}.npz"
 
-    def _items(self) -> list[_Item]:
-        items: list[_Item] = [{} for _ in range(self._written)]
+    def _items(self) -> list[SavedArrays]:
+        items: list[SavedArrays] = [{} for _ in range(self._written)]
         for first, fingerprint in self._segments:
             path = self._segment(first)
             with _reading(path), np.load(path, allow_pickle=False) as arrays:
@@ -241,14 +242,14 @@ class _NoCheckpoint(Checkpoint):
     def open(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def restore(self, state: _State, items: list[_Item], facts: Callable[[], dict[str, Any]]) -> _State:
+    def restore(self, state: _State, items: list[SavedArrays], facts: Callable[[], dict[str, Any]]) -> _State:
         return state
 
     def save_if_due(
         self,
         state: Callable[[], PyTree],
-        items: list[_Item],
-        trajectory: Callable[[list[_Item]], Any] = lambda items: None,
+        items: list[SavedArrays],
+        trajectory: Callable[[list[SavedArrays]], Any],
         *,
         last: bool = False,
     ) -> None:
@@ -311,9 +312,6 @@ class _Root:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         self.signal, self._last = 0, time.monotonic()
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread receives signals
-            return
 
         def stop(number: int, _: FrameType | None) -> None:
             if self.signal:
@@ -322,12 +320,22 @@ class _Root:
                 )
             self.signal = number
 
-        before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with handle_signals(stop, signal.SIGINT, signal.SIGTERM):
             yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def handle_signals(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Handle these signals inside the `with` block. Without effect outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from zeroloss.dynamics._descend import descend as descend
 from zeroloss.dynamics._driver import (
     AbstractEvolution as AbstractEvolution,
-    SavedArrays as SavedArrays,
     drive as drive,
 )
 from zeroloss.dynamics._limit import (
     deterministic_limit as deterministic_limit,
     limit as limit,
+    limit_with_verdict as limit_with_verdict,
     stochastic_limit as stochastic_limit,
 )
 from zeroloss.dynamics._recorder import Recorder as Recorder

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._arguments import positive_integer
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts import expand
 from zeroloss.dynamics._recorder import Recorder
@@ -69,4 +69,8 @@ def descend(
         expand(system, zero_set_of(system, *flatten(params))), saves.observables, times, in_steps=True,
         batched=replicas is not None, like=params,
     )  # fmt: skip
-    return recorder.trajectory(train(ensemble, states, times, recorder.item, checkpoint, recorder))
+
+    def item(w: Float[Array, "replicas parameters"]) -> SavedArrays:
+        return recorder.item(w if recorder.batched else w[0])
+
+    return recorder.trajectory(train(ensemble, states, times, item, checkpoint, recorder.trajectory))

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from zeroloss._checkpoint import digest, facts_of
+from zeroloss._checkpoint import SavedArrays, digest, facts_of
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion, second_drift
-from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays
+from zeroloss.dynamics._driver import AbstractEvolution
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError

@@ -7,13 +7,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
 from zeroloss._progress import progress_bar
 from zeroloss.errors import DivergenceError, IntegrationError, StabilityError
 
 State = TypeVar("State")
-SavedArrays = dict[str, np.ndarray]
-"""The arrays saved at one time, by name."""
 
 _SECONDS_PER_CHUNK = 0.5  # so that progress, checkpoints and Ctrl-C come often enough
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from zeroloss._checkpoint import facts_of
+from zeroloss._checkpoint import SavedArrays, facts_of
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import FAST, AbstractExpansion, TimeScale, first_drift, second_drift_of
-from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays
+from zeroloss.dynamics._driver import AbstractEvolution
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import IntegrationError

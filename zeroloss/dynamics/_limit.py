@@ -3,10 +3,9 @@
 import logging
 
 import jax
-import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from zeroloss._arguments import positive_integer
+from zeroloss._arguments import positive_integer, positive_number, relative_tolerance
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts import CLASSIFIED_POINTS, AbstractExpansion, Verdict, classify_at, expand
@@ -24,7 +23,6 @@ RTOL = 1e-8
 """The relative accuracy of a deterministic limit, by default."""
 
 _LOG = logging.getLogger(__name__)
-_LARGEST_RTOL = 1e-2
 
 
 def limit(
@@ -69,10 +67,8 @@ def limit(
     Costs 13 drifts and a few corrections per step of a deterministic limit; per replica and step of a
     stochastic one, 1.5 drifts and about 5 corrections. Memory: the parameters at each time saved.
     """
-    if not 0 < rtol <= _LARGEST_RTOL:
-        raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {rtol}.")
-    if dt is not None and not (dt > 0 and np.isfinite(dt)):
-        raise InputError(f"dt must be positive and finite, got {dt}.")
+    relative_tolerance(rtol)
+    dt = None if dt is None else positive_number("dt", dt)
     replicas = None if replicas is None else positive_integer("replicas", replicas)
     saves = as_saves(t1)
     saves.times()  # raises for times that make no sense, before anything long
@@ -91,6 +87,24 @@ def limit(
         name = "replicas" if replicas is not None else "dt"
         raise InputError(f"{name} makes sense for a stochastic limit only; this one is deterministic.")
     return deterministic_limit(expansion, start, verdict, saves, rtol, checkpoint)
+
+
+def limit_with_verdict(
+    expansion: AbstractExpansion,
+    start: Vector,
+    verdict: Verdict,
+    saves: Saves,
+    key: Key[Array, ""],
+    replicas: int,
+    checkpoint: Checkpoint = NO_CHECKPOINT,
+) -> Trajectory:
+    """`limit` where the `verdict` is known, from a point already located.
+
+    `key` and `replicas` are those of a stochastic limit; a deterministic one does not use them.
+    """
+    if verdict.stochastic:
+        return stochastic_limit(expansion, start, verdict, saves, key, replicas, checkpoint=checkpoint)
+    return deterministic_limit(expansion, start, verdict, saves, checkpoint=checkpoint)
 
 
 def deterministic_limit(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from zeroloss._checkpoint import SavedArrays
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion
-from zeroloss.dynamics._driver import SavedArrays
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory
 

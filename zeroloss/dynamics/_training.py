@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays, digest, facts_of
 from zeroloss._pytrees import flatten
-from zeroloss.dynamics._driver import AbstractEvolution, SavedArrays, drive
-from zeroloss.dynamics._recorder import Recorder
+from zeroloss.dynamics._driver import AbstractEvolution, drive
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import DivergenceError
 from zeroloss.optimizers import SGD
@@ -65,14 +64,14 @@ def train(
     times: np.ndarray,
     item: Callable[[Array], SavedArrays],
     checkpoint: Checkpoint = NO_CHECKPOINT,
-    recorder: Recorder | None = None,
+    trajectory: Callable[[list[SavedArrays]], Trajectory | None] = lambda items: None,
 ) -> list[SavedArrays]:
     """Train the ensemble, and return the `item` of its flat parameters at each of `times`, in steps.
 
-    `item` takes `[replica, parameters]`, or `[parameters]` with a `recorder` that is not `batched`. With a
-    `recorder`, an error on the way has the trajectory so far.
+    `item` takes `[replica, parameters]`. `trajectory` makes the trajectory so far, for an error on the way
+    and for readers of the checkpoint.
     """
-    return drive(_TrainingRun(ensemble, states, times, item, recorder), times, checkpoint)
+    return drive(_TrainingRun(ensemble, states, times, item, trajectory), times, checkpoint)
 
 
 class _TrainingRun(AbstractEvolution[tuple[States, int]]):
@@ -87,10 +86,10 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
         states: States,
         times: np.ndarray,
         item: Callable[[Array], SavedArrays],
-        recorder: Recorder | None,
+        trajectory: Callable[[list[SavedArrays]], Trajectory | None],
     ):
         self._ensemble, self._states, self._times = ensemble, states, times
-        self._item, self._recorder = item, recorder
+        self._item, self._trajectory = item, trajectory
 
     def start(self) -> tuple[States, int]:
         return self._states, 0
@@ -113,9 +112,8 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
         return ahead, done + count
 
     def item(self, state: tuple[States, int], time: float) -> SavedArrays:
-        batched = self._recorder is None or self._recorder.batched
         # By way of the host, so that measuring is free to run wherever the examples are.
-        return self._item(jnp.asarray(np.asarray(_flat(state[0].params, batched))))
+        return self._item(jnp.asarray(np.asarray(_flat(state[0].params))))
 
     def facts(self) -> dict[str, Any]:
         system, keys, optimizer = self._ensemble
@@ -125,7 +123,7 @@ class _TrainingRun(AbstractEvolution[tuple[States, int]]):
         )  # fmt: skip
 
     def trajectory(self, items: list[SavedArrays]) -> Trajectory | None:
-        return None if self._recorder is None else self._recorder.trajectory(items)
+        return self._trajectory(items)
 
 
 def _advance(ensemble: Ensemble, states: States, start: int, count: int) -> States:
@@ -172,6 +170,5 @@ def _first_bad_step(ensemble: Ensemble, states: States, start: int, count: int) 
 
 
 @eqx.filter_jit
-def _flat(params: PyTree, batched: bool) -> Array:
-    flat = jax.vmap(lambda one: flatten(one)[0])(params)
-    return flat if batched else flat[0]
+def _flat(params: PyTree) -> Float[Array, "replicas parameters"]:
+    return jax.vmap(lambda one: flatten(one)[0])(params)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from zeroloss._arguments import positive_number
 from zeroloss._checkpoint import digest
 from zeroloss.errors import InputError, StabilityError
 from zeroloss.systems import Scalar
@@ -54,8 +55,8 @@ class SGD(eqx.Module):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ):
-        if not callable(step_size) and not (float(step_size) > 0 and np.isfinite(float(step_size))):
-            raise InputError(f"step_size must be positive and finite, got {step_size}.")
+        if not callable(step_size):
+            positive_number("step_size", step_size)
         if not 0 <= momentum < 1:
             raise InputError(f"momentum must lie in [0, 1), got {momentum}.")
         if nesterov and momentum == 0:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zeroloss._checkpoint import SavedArrays
 from zeroloss._pytrees import Vector, flatten
-from zeroloss.dynamics import AbstractEvolution, SavedArrays
+from zeroloss.dynamics import AbstractEvolution
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._integrator import Integrator, IntegratorState, PathState

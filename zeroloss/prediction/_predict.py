@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._arguments import positive_integer
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, digest, facts_of
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays, digest, facts_of
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.drifts import AbstractExpansion, expand
-from zeroloss.dynamics import Observables, Recorder, SavedArrays, Saves, Trajectory, as_saves, drive
+from zeroloss.dynamics import Observables, Recorder, Saves, Trajectory, as_saves, drive
 from zeroloss.errors import (
     BudgetError,
     InputError,

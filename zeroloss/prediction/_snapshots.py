@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from zeroloss._checkpoint import SavedArrays
 from zeroloss._pytrees import Vector
-from zeroloss.dynamics import SavedArrays
 
 MOST_PAIRS = 16  # of runs in an ensemble
 _NEGLIGIBLE = 5e-4  # effect of the spread on the mean, relative to the way made

@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from zeroloss._arguments import relative_tolerance
 from zeroloss.errors import InputError
 
 MOST_GRADIENTS = 1e6
-_LARGEST_RTOL = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Tolerance:
     max_gradients: float = MOST_GRADIENTS
 
     def __post_init__(self) -> None:
-        if not 0 < self.rtol <= _LARGEST_RTOL:
-            raise InputError(f"rtol must lie in (0, {_LARGEST_RTOL:g}], got {self.rtol}.")
+        relative_tolerance(self.rtol)
         if not self.max_gradients > 0:
             raise InputError(f"max_gradients must be positive, got {self.max_gradients}.")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from zeroloss.drifts import slow_time
+from zeroloss.drifts import steps_per_unit
 from zeroloss.report import _chart, _pictures, _sentences, _views
 from zeroloss.report._chart import (
     FAINT,
@@ -179,9 +179,8 @@ def time_axis(row: Row) -> Axis:
     scale = row["time_scale"]
     if not scale:
         return Axis("training steps k", whole=True)
-    unit = 1 / float(slow_time(np.ones(1), scale, row["step_size"], row["sigma"])[0])
     title = f"slow time t = {greek(scale).removeprefix('1/(').removesuffix(')')}k"
-    return Axis(title, steps_per_unit=unit)
+    return Axis(title, steps_per_unit=steps_per_unit(scale, row["step_size"], row["sigma"]))
 
 
 def curves(results: xr.DataTree) -> dict[str, list[Curves]]:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from jaxtyping import PyTree
 
 from zeroloss._progress import stage_indicator
-from zeroloss.drifts import Verdict, classify
-from zeroloss.dynamics import Saves, Trajectory, descend, limit
+from zeroloss.drifts import Verdict, classify, expand
+from zeroloss.dynamics import Saves, Trajectory, descend, limit_with_verdict
 from zeroloss.errors import InputError, ZerolossError
 from zeroloss.noise import Langevin
 from zeroloss.optimizers import SGD
@@ -24,7 +24,7 @@ from zeroloss.runs._config import (
 )
 from zeroloss.studies import Comparison, Study, compare, study
 from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, project
+from zeroloss.zero_sets import largest_eigenvalue, locate, project
 
 _HALF = Tolerance(1e-2, max_gradients=2e5)  # three digits, at a small part of the cost of a comparison
 
@@ -40,6 +40,10 @@ class Experiment(NamedTuple):
     start: PyTree
     largest_eigenvalue: float
     verdicts: dict[int, Verdict]
+
+    def saves(self, end: float, count: int | None = None) -> Saves:
+        """`count` saves up to `end`, with the observables of the problem."""
+        return Saves(end, count, observables=self.problem.observables)
 
     def verdict(self, system: AbstractSystem) -> Verdict:
         """The verdict on the noise of one of the systems, computed once."""
@@ -127,12 +131,13 @@ class LimitConfig(Config):
 
     def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
         """The limit for one noise."""
-        key, verdict = options.pop("key"), experiment.verdict(system)
-        return limit(
-            system,
-            experiment.start,
-            Saves(self.horizon, self.saves, observables=experiment.problem.observables),
-            **(dict(key=key, replicas=self.replicas) if verdict.stochastic else {}),
+        zero_set, start = locate(system, experiment.start)
+        return limit_with_verdict(
+            expand(system, zero_set),
+            start,
+            experiment.verdict(system),
+            experiment.saves(self.horizon, self.saves),
+            replicas=self.replicas,
             **options,
         )
 
@@ -163,7 +168,7 @@ class PredictConfig(TrainingConfig, Config):
             system,
             experiment.start,
             self.optimizer(experiment.largest_eigenvalue),
-            Saves(self.steps, self.saves, observables=experiment.problem.observables),
+            experiment.saves(self.steps, self.saves),
             key=None if self.replicas is None else key,
             replicas=self.replicas,
             **options,
@@ -190,7 +195,7 @@ class DescendConfig(TrainingConfig, Config):
             system,
             experiment.start,
             self.optimizer(experiment.largest_eigenvalue),
-            Saves(self.steps, self.saves, observables=experiment.problem.observables),
+            experiment.saves(self.steps, self.saves),
             replicas=self.replicas,
             **options,
         )
@@ -217,13 +222,12 @@ class CompareConfig(Config):
 
     def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
         """The comparison for one noise."""
-        observables = experiment.problem.observables
         return compare(
             system,
             experiment.start,
             [self.step_size / experiment.largest_eigenvalue],
-            t1=None if self.horizon is None else Saves(self.horizon, observables=observables),
-            steps=Saves(self.steps, observables=observables),
+            t1=None if self.horizon is None else experiment.saves(self.horizon),
+            steps=experiment.saves(self.steps),
             replicas=self.replicas,
             **options,
         )

@@ -23,7 +23,7 @@ import xarray as xr
 from pydantic import JsonValue
 from rich.markup import escape
 
-from zeroloss._checkpoint import lock_folder
+from zeroloss._checkpoint import handle_signals, lock_folder
 from zeroloss._progress import Tell, progress_bar, silent
 from zeroloss.errors import InputError, Interrupted, RunError, ZerolossError
 from zeroloss.runs._commands import config_from
@@ -357,18 +357,12 @@ def _latest_events(folder: Path) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Make SIGTERM do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def stop(number: int, _: object) -> None:
         raise Interrupted("stopped", number)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with handle_signals(stop, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _coordinate(values: tuple[JsonValue, ...]) -> np.ndarray:

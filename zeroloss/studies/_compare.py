@@ -21,9 +21,8 @@ from zeroloss.dynamics import (
     Trajectory,
     as_saves,
     descend,
-    deterministic_limit,
     flat_trajectories,
-    stochastic_limit,
+    limit_with_verdict,
 )
 from zeroloss.errors import DivergenceError, InputError, RunError, ZerolossError
 from zeroloss.optimizers import SGD
@@ -252,12 +251,7 @@ def compare(
     at_ts, stage = Saves(at=ts, observables=saves.observables), checkpoint / "limit"
     with checkpoint.open():
         clock = _Clock()
-        if verdict.stochastic:
-            followed = stochastic_limit(
-                expansion, start, verdict, at_ts, limit_key, _LIMIT_REPLICAS, checkpoint=stage
-            )
-        else:
-            followed = deterministic_limit(expansion, start, verdict, at_ts, checkpoint=stage)
+        followed = limit_with_verdict(expansion, start, verdict, at_ts, limit_key, _LIMIT_REPLICAS, stage)
         limit_seconds, limit_compiling = clock.read(stage)
         trainings = []
         for index, (step_size, at, one_key) in enumerate(

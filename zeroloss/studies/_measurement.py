@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.drifts import (
@@ -23,7 +23,6 @@ from zeroloss.drifts import (
     steps_for,
 )
 from zeroloss.dynamics import (
-    SavedArrays,
     Saves,
     deterministic_limit,
     ensemble_of,
