@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import zeroloss as zl
-from zeroloss.dynamics._descend import _advance, ensemble
+from zeroloss.dynamics._training import _advance, ensemble_of
 from zeroloss.optimizers import SGD
 
 ALPHA, SIGMA, RATE = 0.01, 0.1, 0.1
@@ -84,7 +84,7 @@ def ours(case, dtype):
     model, params, inputs, targets = prepare(case, dtype)
     noise = zl.LabelNoise(SIGMA) if case.noise == "label" else zl.Dropout(RATE, at="hidden")
     system = zl.LeastSquares(model, inputs, targets).with_noise(noise)
-    run, states = ensemble(system, params, SGD(ALPHA), case.replicas, jax.random.key(1))
+    run, states = ensemble_of(system, params, SGD(ALPHA), case.replicas, jax.random.key(1))
     return functools.partial(_advance, run, states, 0, case.steps)
 
 

@@ -2,6 +2,7 @@
 
 from zeroloss import errors, problems
 from zeroloss._checkpoint import Checkpoint
+from zeroloss._compilation import keep_programs
 from zeroloss._progress import show_progress
 from zeroloss.drifts import Drift, Verdict, classify, drift, regularizer
 from zeroloss.dynamics import Saves, Trajectory, Uncertainty, descend, limit
@@ -34,6 +35,8 @@ from zeroloss.systems import LeastSquares, Loss, System
 from zeroloss.zero_sets import project
 
 __version__ = "0.1.0"
+
+keep_programs()
 
 __all__ = [
     "SGD",

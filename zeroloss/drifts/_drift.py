@@ -7,6 +7,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector, is_traced
 from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
 from zeroloss.errors import InputError, LossError
@@ -146,7 +147,7 @@ def _diffusion(expansion: AbstractExpansion, w: Vector) -> lx.AbstractLinearOper
     return lx.FunctionLinearOperator(moved, jax.eval_shape(lambda: law.zeros(jnp.float64)))
 
 
-@eqx.filter_jit
+@compiled_once
 def _spectrum_and_factor(
     expansion: AbstractExpansion, w: Vector
 ) -> tuple[AbstractSpectrum, lx.AbstractLinearOperator]:
@@ -164,12 +165,12 @@ def _check_step_size(system: AbstractSystem, step_size: float) -> None:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _both_scales_of_multiple(expansion: AbstractExpansion, w: Vector):
     return first_drift(expansion, w, expansion.zero_set.spaces(w)), second_drift_of(expansion, w)
 
 
-@eqx.filter_jit
+@compiled
 def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
     spectrum = spectrum_of(expansion.zero_set, w)
     unstable = step_size * jnp.max(spectrum.eigenvalues) >= 2
@@ -178,7 +179,7 @@ def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
     return first_drift(expansion, w, spectrum), second
 
 
-@eqx.filter_jit
+@compiled_once
 def _regularizer(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return expansion.regularizer(w)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss._tolerances import TINY, ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
@@ -200,7 +201,7 @@ def _other_points(
     )
 
 
-@eqx.filter_jit
+@compiled_once
 def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
     """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
     zero_set = expansion.zero_set

@@ -2,13 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._checkpoint import SavedArrays, digest, facts_of
+from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion, second_drift
 from zeroloss.dynamics._driver import AbstractEvolution
@@ -147,12 +147,12 @@ class _State(NamedTuple):
 _RANK, _LANDING = 1, 2
 
 
-@eqx.filter_jit
+@compiled
 def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return jnp.max(jnp.abs(spectrum_of(expansion.zero_set, w).eigenvalues))
 
 
-@eqx.filter_jit
+@compiled
 def _advance(
     expansion: AbstractExpansion,
     ensemble: _Ensemble,
@@ -200,7 +200,7 @@ def _step(
     return landed, jnp.where(rank != zero_set.rank, _RANK, jnp.where(missed, _LANDING, 0))
 
 
-@eqx.filter_jit
+@compiled
 def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     spectrum = spectrum_of(expansion.zero_set, w)
     reach = _STEP * norm_or_one(w)
@@ -209,6 +209,6 @@ def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return 1 / (speed / reach + variance / reach**2)
 
 
-@eqx.filter_jit
+@compiled
 def _worst_residual(expansion: AbstractExpansion, states: Float[Array, "replicas parameters"]) -> Scalar:
     return jnp.max(jax.lax.map(expansion.zero_set.relative_residual, states))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from zeroloss._checkpoint import SavedArrays, facts_of
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import FAST, AbstractExpansion, TimeScale, first_drift, second_drift_of
 from zeroloss.dynamics._driver import AbstractEvolution
@@ -138,7 +139,7 @@ def _field(t: Any, w: Vector, args: tuple[AbstractExpansion, bool]) -> Vector:
 _TERM = diffrax.ODETerm(_field)
 
 
-@eqx.filter_jit
+@compiled_once
 def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar, rtol: Scalar) -> _State:
     args, solver = (expansion, method.fast), method.solver
     zero = jnp.zeros(())
@@ -161,7 +162,7 @@ def _rank(expansion: AbstractExpansion, w: Vector, largest: Scalar) -> Array:
     return expansion.zero_set.rank_above(w, expansion.zero_set.fall_tolerance * largest)
 
 
-@eqx.filter_jit
+@compiled
 def _advance(
     expansion: AbstractExpansion,
     method: _Method,
@@ -221,7 +222,7 @@ def _advance(
     return jax.lax.while_loop(unfinished, step, eqx.tree_at(lambda s: s.steps, state, jnp.asarray(0)))
 
 
-@eqx.filter_jit
+@compiled_once
 def _at_time(
     expansion: AbstractExpansion, method: _Method, state: _State, time: Scalar
 ) -> tuple[Vector, Scalar]:

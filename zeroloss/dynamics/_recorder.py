@@ -3,18 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from zeroloss._checkpoint import SavedArrays
+from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory
 
+_CAPACITY = 32  # rows that a program measures at once, at least
 _PARAMS, _BIAS = "params", "step_bias/"  # an item has measured quantities under other names
 
 
@@ -41,10 +42,16 @@ class Recorder:
         self._expansion, self._observables = expansion, dict(observables)
         self._times, self._in_steps, self._time_scale, self._like = times, in_steps, time_scale, like
 
-    def measure(self, w: Array) -> dict[str, np.ndarray]:
+    def measure(self, w: Array | np.ndarray) -> dict[str, np.ndarray]:
         """The loss, Reg, tr H and observables at flat `w`, `[parameters]` or `[replica, parameters]`."""
-        measured = _measure(self._expansion, self._observables, w if self.batched else w[None])
-        return {k: np.asarray(v if self.batched else v[0]) for k, v in measured.items()}
+        rows = np.asarray(w if self.batched else w[None])
+        count = len(rows)
+        capacity = max(_CAPACITY, 2 ** (count - 1).bit_length())  # few shapes, so few programs
+        padded = np.concatenate([rows, np.zeros((capacity - count, rows.shape[1]), rows.dtype)])
+        measured = jax.device_get(
+            _measure(self._expansion, self._observables, jnp.asarray(padded), jnp.asarray(count))
+        )
+        return {name: values[:count] if self.batched else values[0] for name, values in measured.items()}
 
     def item(self, w: Array, measured: Mapping[str, Any] | None = None) -> SavedArrays:
         """The item of `w`; `measured` is what `measure(w)` gives, where that is known already."""
@@ -94,11 +101,14 @@ class Recorder:
         )
 
 
-@eqx.filter_jit
+@compiled
 def _measure(
-    expansion: AbstractExpansion, observables: dict[str, Callable[[PyTree], Array]], batch: Array
+    expansion: AbstractExpansion,
+    observables: dict[str, Callable[[PyTree], Array]],
+    batch: Float[Array, "capacity parameters"],
+    count: Int[Array, ""],
 ) -> dict[str, Array]:
-    """Everything measured at each row of `batch`, one after the other."""
+    """Everything measured at the first `count` rows of `batch`, one after the other."""
     zero_set = expansion.zero_set
 
     def one(w: Vector) -> dict[str, Array]:
@@ -112,4 +122,9 @@ def _measure(
             **{name: jnp.asarray(function(params)) for name, function in observables.items()},
         }
 
-    return jax.lax.map(one, batch)
+    def measure(row: Int[Array, ""], found: dict[str, Array]) -> dict[str, Array]:
+        return jax.tree.map(lambda all, value: all.at[row].set(value), found, one(batch[row]))
+
+    shapes = jax.eval_shape(one, batch[0])
+    nothing = jax.tree.map(lambda value: jnp.zeros((len(batch), *value.shape), value.dtype), shapes)
+    return jax.lax.fori_loop(0, count, measure, nothing)

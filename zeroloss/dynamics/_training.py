@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays, digest, facts_of
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import flatten
 from zeroloss.dynamics._driver import AbstractEvolution, drive
 from zeroloss.dynamics._trajectory import Trajectory
@@ -130,7 +131,7 @@ def _advance(ensemble: Ensemble, states: States, start: int, count: int) -> Stat
     return _advance_compiled(ensemble, states, jnp.asarray(start), jnp.asarray(count))
 
 
-@eqx.filter_jit
+@eqx.filter_jit  # with all of XLA's optimizations: training runs for long
 def _advance_compiled(ensemble: Ensemble, states: States, start: Array, count: Array) -> States:
     """Steps `start` to `start + count` of every replica: one compiled loop, whatever the count."""
 
@@ -152,7 +153,7 @@ def _advance_compiled(ensemble: Ensemble, states: States, start: Array, count: A
     return jax.vmap(one)(states, ensemble.keys)
 
 
-@eqx.filter_jit
+@compiled_once
 def _all_finite(states: PyTree) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(states)]))
 
@@ -169,6 +170,6 @@ def _first_bad_step(ensemble: Ensemble, states: States, start: int, count: int) 
     return start + bad
 
 
-@eqx.filter_jit
+@compiled_once
 def _flat(params: PyTree) -> Float[Array, "replicas parameters"]:
     return jax.vmap(lambda one: flatten(one)[0])(params)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss.errors import InputError
 
 _DRAWS = 200_000  # numbers in all
@@ -60,7 +60,7 @@ def _compare(name: str, quantity: str, values: np.ndarray, expected: float, each
             )
 
 
-@eqx.filter_jit
+@compiled_once
 def _draw_many(law: Any, count: int) -> Float[Array, "count size"]:
     keys = jax.random.split(jax.random.key(0), count)
     return jax.vmap(lambda key: ravel_pytree(law.sample(key))[0])(keys)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PyTree
 
 from zeroloss._arguments import positive_number
 from zeroloss._checkpoint import digest
+from zeroloss._compilation import compiled_once
 from zeroloss.errors import InputError, StabilityError
 from zeroloss.systems import Scalar
 
@@ -151,7 +152,7 @@ StepSize = float | Scalar | Callable[[Int[Array, ""]], Any] | SGD
 """A step size, a schedule, or an optimizer."""
 
 
-@eqx.filter_jit
+@compiled_once
 def _schedule(optimizer: SGD, steps: Int[Array, " times"]) -> Array:
     return jax.vmap(optimizer.at)(steps)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.systems import Scalar
@@ -100,7 +101,7 @@ def average(expansion: AbstractExpansion, w: Vector, sigma: float) -> AbstractAv
     return kind(expansion, jnp.asarray(sigma, float))
 
 
-@eqx.filter_jit
+@compiled_once
 def _third_difference(expansion: AbstractExpansion, w: Vector) -> Scalar:
     """Of L_hat in three random noises of size 1, relative to its size; at w and near it."""
     system, zero_set = expansion.system, expansion.zero_set

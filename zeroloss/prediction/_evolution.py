@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._checkpoint import SavedArrays
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.dynamics import AbstractEvolution
 from zeroloss.prediction._averages import ExactAverage
@@ -47,7 +48,7 @@ class PredictionInputs(NamedTuple):
     times: np.ndarray
     tolerance: Tolerance
     key: Key[Array, ""]
-    measure: Callable[[Array], dict[str, np.ndarray]] | None
+    measure: Callable[[np.ndarray], dict[str, np.ndarray]] | None
     facts: Callable[[], dict[str, Any]]
 
     def integrator(self, mean_path: MeanPath, coarser: float, key: Key[Array, ""], pairs: int) -> Integrator:
@@ -106,7 +107,7 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
         losses, measured, integration_of = {}, {}, {}
         if self._setup.measure is not None:
             losses = jax.tree.map(np.asarray, _losses(self._setup.mean_path, fine.mean, self._setup.key))
-            both = self._setup.measure(jnp.stack([fine.mean.w, compared.mean.w]))
+            both = self._setup.measure(np.stack([fine.mean.w, compared.mean.w]))
             measured = {name: values[0] for name, values in both.items()}
             finely = {name: values[1] for name, values in both.items()}
             finely |= jax.tree.map(np.asarray, _losses(self._unsampled, compared.mean, self._setup.key))
@@ -163,28 +164,25 @@ def sample_of(setup: PredictionInputs, at: PathState, runs_before: int = 0) -> E
     """The ensemble at a time saved, with draws of fluctuations around its runs."""
     key = jax.random.fold_in(setup.key, at.step % 2**32)
     key = jax.random.fold_in(key, runs_before) if runs_before else key
-    runs, parameters = at.runs.w.shape
+    runs = len(at.states) - 1
     draws = 1 if setup.measure is None else max(1, _FLUCTUATIONS // runs)
-    drawn = jnp.stack(
-        [_scattered(setup.mean_path, at.runs, jax.random.fold_in(key, draw)) for draw in range(draws)],
-        axis=1,
-    )
+    keys = jnp.stack([jax.random.fold_in(key, draw) for draw in range(draws)])
+    paths, normal, drawn = jax.device_get(_scattered(setup.mean_path, at.states, keys))
     losses, mean_measured, runs_measured, drawn_measured = {}, {}, {}, {}
     if setup.measure is not None:
-        losses = _losses_of_all(without_sampling(setup.mean_path), at.states, setup.key)
-        at_paths = setup.measure(at.states.w)
-        mean_measured = {name: values[0] for name, values in at_paths.items()}
-        runs_measured = {name: values[1:] for name, values in at_paths.items()}
-        at_draws = setup.measure(drawn.reshape(-1, parameters))
-        drawn_measured = {name: values.reshape(runs, draws) for name, values in at_draws.items()}
+        losses = jax.device_get(_losses_of_all(without_sampling(setup.mean_path), at.states, setup.key))
+        measured = setup.measure(np.concatenate([paths, drawn.reshape(runs * draws, -1)]))
+        mean_measured = {name: values[0] for name, values in measured.items()}
+        runs_measured = {name: values[1 : 1 + runs] for name, values in measured.items()}
+        drawn_measured = {name: values[1 + runs :].reshape(runs, draws) for name, values in measured.items()}
     return EnsembleSample(
-        mean=np.asarray(at.mean.w),
-        mean_losses={name: np.asarray(values[0]) for name, values in losses.items()},
+        mean=paths[0],
+        mean_losses={name: values[0] for name, values in losses.items()},
         mean_measured=mean_measured,
-        runs=np.asarray(at.runs.w),
-        drawn=np.asarray(drawn[:, 0]),
-        losses={name: np.asarray(values[1:]) for name, values in losses.items()},
-        normal=np.asarray(jnp.trace(at.runs.covariance, axis1=1, axis2=2)),
+        runs=paths[1:],
+        drawn=drawn[:, 0],
+        losses={name: values[1:] for name, values in losses.items()},
+        normal=normal,
         runs_measured=runs_measured,
         drawn_measured=drawn_measured,
     )
@@ -196,23 +194,25 @@ def without_sampling(mean_path: MeanPath) -> MeanPath:
     return eqx.tree_at(lambda path: path.average, mean_path, exact)
 
 
-@eqx.filter_jit
+@compiled_once
 def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
     averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(_LOSS_DRAWS))
     return mean_path.losses(state, averaged.loss)
 
 
-@eqx.filter_jit
-def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> dict[str, Array]:
-    return jax.lax.map(lambda state: _losses(mean_path, state, key), states)
+@compiled_once
+def _losses_of_all(mean_path: MeanPath, states: tuple[State, ...], key: Key[Array, ""]) -> dict[str, Array]:
+    return jax.lax.map(lambda state: _losses(mean_path, state, key), _stacked(states))
 
 
-@eqx.filter_jit
-def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+@compiled
+def _scattered(
+    mean_path: MeanPath, states: tuple[State, ...], keys: Key[Array, " draws"]
+) -> tuple[Float[Array, "paths parameters"], Float[Array, " runs"], Float[Array, "runs draws parameters"]]:
+    """The parameters of all paths, the trace of each run's covariance, and draws around each run."""
     system, unravel = mean_path.expansion.system, mean_path.expansion.zero_set.unravel
-    pairs = runs.w.shape[0] // 2
-    keys = jax.random.split(key, pairs)
-    signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
+    pairs = (len(states) - 1) // 2
+    runs, signs = _stacked(states[1:]), jnp.repeat(jnp.array([1.0, -1.0]), pairs)
 
     def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
         moved = state.spectrum.embed(fluctuations(state, key, 1)[0])
@@ -221,4 +221,15 @@ def _scattered(mean_path: MeanPath, runs: State, key: Key[Array, ""]) -> Float[A
             moved = moved + flatten(perturbation)[0]
         return state.w + sign * moved
 
-    return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), signs)
+    def draw(key: Key[Array, ""]) -> Float[Array, "runs parameters"]:
+        own = jax.random.split(key, pairs)
+        return jax.vmap(one)(runs, jnp.concatenate([own, own]), signs)
+
+    paths = jnp.stack([state.w for state in states])
+    normal = jnp.trace(runs.covariance, axis1=1, axis2=2)
+    return paths, normal, jnp.swapaxes(jax.lax.map(draw, keys), 0, 1)
+
+
+def _stacked(states: tuple[State, ...]) -> State:
+    """The states as one, with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)

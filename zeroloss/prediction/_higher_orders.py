@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion, LeastSquaresExpansion
 from zeroloss.jacobians import (
@@ -176,7 +177,7 @@ def _inputs(jacobians: Any) -> PyTree:
     return jacobians.structure.inputs
 
 
-@eqx.filter_jit
+@compiled_once
 def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> Scalar:
     """The size of the excess near w: of the noise relative to sigma^2 Sigma, of the Hessian relative to H."""
     zero_set = expansion.zero_set

@@ -2,17 +2,18 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.errors import BudgetError, IntegrationError, StabilityError
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import displacements_of_runs
+from zeroloss.prediction._higher_orders import Excess
 from zeroloss.prediction._mean_path import MeanPath, State, StepReport
 from zeroloss.zero_sets import looks_smooth, norm_or_one
 
@@ -33,14 +34,15 @@ _NEAR = 0.1  # |w|: on a shorter way errors need not be smaller still
 class PathState(NamedTuple):
     """A path and its ensemble at a training step: their states, the step size, and sums up to this step.
 
-    - `states`: with a leading axis: the mean path, then the runs of an ensemble around it.
+    - `states`: the mean path, then the runs of an ensemble around it: those displaced one way, then those
+      displaced the opposite way.
     - `variance`: of the displacement, from sampled averages.
     - `first`, `second`: lengths of the way along the set made by the averaged loss, and by the fluctuations.
     """
 
     step: int
     step_size: float
-    states: State
+    states: tuple[State, ...]
     variance: float
     first: float
     second: float
@@ -48,12 +50,7 @@ class PathState(NamedTuple):
     @property
     def mean(self) -> State:
         """The mean path."""
-        return jax.tree.map(lambda leaf: leaf[0], self.states)
-
-    @property
-    def runs(self) -> State:
-        """The ensemble: runs displaced one way, then the runs displaced the opposite way."""
-        return jax.tree.map(lambda leaf: leaf[1:], self.states)
+        return self.states[0]
 
 
 def expected_gradients(mean_path: MeanPath) -> float:
@@ -109,7 +106,7 @@ class Integrator:
 
     def start(self) -> IntegratorState:
         """The state at training step 0."""
-        states = _start(self.mean_path, self._start, 1 + 2 * self._pairs)
+        states = (_start(self.mean_path, self._start),) * (1 + 2 * self._pairs)
         path = PathState(0, self.mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
         return IntegratorState(path, 1, _FEWEST_DRAWS, 0, 0, 0.0, False)
 
@@ -212,9 +209,9 @@ def _draws_needed(report: "_StepNumbers", taken: int) -> float:
     return report.draw_variance / max(count * (_SAMPLING * moved) ** 2, TINY)
 
 
-@eqx.filter_jit
-def _start(mean_path: MeanPath, w: Vector, count: int) -> State:
-    return jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * leaf.ndim), mean_path.start(w))
+@compiled_once
+def _start(mean_path: MeanPath, w: Vector) -> State:
+    return mean_path.start(w)
 
 
 class _StepNumbers(NamedTuple):
@@ -240,54 +237,59 @@ class _StepNumbers(NamedTuple):
 
 def _step(
     mean_path: MeanPath,
-    states: State,
+    states: tuple[State, ...],
     start: Vector,
     size: float,
     steps: int,
     key: Key[Array, ""],
     draws: int,
-) -> tuple[State, _StepNumbers]:
-    numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
-    states, report = _step_compiled(mean_path, states, start, key, *numbers)
+) -> tuple[tuple[State, ...], _StepNumbers]:
+    alpha, count, numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
+    excess = _excess(mean_path, states[0], key)
+    displacements = jnp.zeros((1, *start.shape))
+    if len(states) > 1:
+        of_runs = displacements_of_runs(mean_path, states, alpha, steps, jax.random.fold_in(key, 1), excess)
+        displacements = jnp.concatenate([displacements, of_runs])
+    states, report = _step_compiled(
+        mean_path, states, start, key, (alpha, count, numbers), displacements, excess
+    )
     return states, _StepNumbers(**{name: float(number) for name, number in jax.device_get(report).items()})
 
 
-@eqx.filter_jit
+@compiled
+def _excess(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> Excess | None:
+    return mean_path.excess_at(state, key)
+
+
+@compiled
 def _step_compiled(
     mean_path: MeanPath,
-    states: State,
+    states: tuple[State, ...],
     start: Vector,
     key: Key[Array, ""],
-    size: Array,
-    steps: Array,
-    draws: Array,
-) -> tuple[State, dict[str, Array]]:
-    pairs = (states.w.shape[0] - 1) // 2
-    center = jax.tree.map(lambda leaf: leaf[0], states)
-    excess = mean_path.excess_at(center, key)
-    if pairs == 0:
-        stepped = mean_path.step(center, size, steps, key, draws, excess=excess)
-        stepped = jax.tree.map(lambda leaf: leaf[None], stepped)
-    else:
-        displacements = displacements_of_runs(
-            mean_path, states, size, steps, jax.random.fold_in(key, 1), excess
-        )
-        displacements = jnp.concatenate([jnp.zeros_like(states.w[:1]), displacements])
+    numbers: tuple[Array, Array, Array],
+    displacements: Float[Array, "paths parameters"],
+    excess: Excess | None,
+) -> tuple[tuple[State, ...], dict[str, Array]]:
+    size, steps, draws = numbers
 
-        def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
-            # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
-            near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
-            return mean_path.step(each[0], size, steps, key, draws, each[1], near)
+    def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
+        # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
+        near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
+        return mean_path.step(each[0], size, steps, key, draws, each[1], near)
 
-        # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.
-        stepped = jax.lax.platform_dependent(
-            (states, displacements), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
-        )
-    states, outcomes = stepped
+    # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    ends, outcomes = jax.lax.platform_dependent(
+        (stacked, displacements), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
+    )
     mean = jax.tree.map(lambda leaf: leaf[0], outcomes)
-    return states, dict(
-        finite=jnp.all(jnp.isfinite(states.w)),
-        way=jnp.linalg.norm(states.w[0] - start) / norm_or_one(states.w[0]),
+    length = norm_or_one(ends.w[0])
+    leaves, shape = jax.tree.flatten(ends)
+    apart = tuple(jax.tree.unflatten(shape, each) for each in zip(*leaves, strict=True))
+    return apart, dict(
+        finite=jnp.all(jnp.isfinite(ends.w)),
+        way=jnp.linalg.norm(ends.w[0] - start) / length,
         error=jnp.max(outcomes.error) if mean_path.stochastic else mean.error,
         loss_error=mean.loss_error,
         variance=mean.variance,
@@ -295,6 +297,6 @@ def _step_compiled(
         second=jnp.linalg.norm(mean.second),
         sharpness=jnp.max(outcomes.sharpness),
         unsettled=jnp.max(outcomes.unsettled),
-        draw_variance=mean.draw_variance / norm_or_one(states.w[0]) ** 2,
-        moved=jnp.linalg.norm(mean.first + mean.second) / norm_or_one(states.w[0]),
+        draw_variance=mean.draw_variance / length**2,
+        moved=jnp.linalg.norm(mean.first + mean.second) / length,
     )

@@ -5,13 +5,13 @@ import dataclasses
 import logging
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays, digest, facts_of
+from zeroloss._compilation import compiled_once
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
 from zeroloss.drifts import AbstractExpansion, expand
@@ -51,7 +51,10 @@ from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import largest_eigenvalue, locate, project, zero_set_of
 
-_PROBED, _PROBE_COARSENESS = 2, 16.0  # pairs of runs, and their tolerance, that show whether spread matters
+PAIRS, _PROBE_COARSENESS = (
+    PAIRS,
+    16.0,
+)  # pairs of runs, and their tolerance, that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
 _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOG = logging.getLogger(__name__)
@@ -104,7 +107,7 @@ def predict(
     `replicas`.
 
     The cost does not depend on `steps`: 50 to 100 steps of the integrator, each of 2 geometries and 2
-    averages over the noise. First 4 runs of a quarter as many steps tell whether their spread moves their
+    averages over the noise. First 8 runs of a quarter as many steps tell whether their spread moves their
     mean. If it does, an ensemble of 8 runs of half as many is enlarged, up to 32, until its mean is known
     to 0.2 percent of the way; or there are `replicas` runs. A sampled average takes at least 64 draws, and as
     many as keep the error of sampling at half a percent, unless they cost more than a hundredth of what is
@@ -167,7 +170,7 @@ def predict(
                     items,
                 )
             else:
-                drive(MeanEvolution(setup, _PROBED, _PROBE_COARSENESS), times, checkpoint / "mean", items)
+                drive(MeanEvolution(setup, PAIRS, _PROBE_COARSENESS), times, checkpoint / "mean", items)
                 _add_runs(setup, items, more, checkpoint)
     except (IntegrationError, StabilityError) as error:
         error.path = trajectory(_snapshots(items, more)) if items else None
@@ -245,7 +248,7 @@ def _announce(mean_path: MeanPath, steps: int) -> None:
     """Say what a prediction will cost, and training in its place, in gradients."""
     one = expected_gradients(mean_path)
     # A probe of 16 times the tolerance takes a quarter of the steps, an ensemble of 4 times half of them.
-    cost = one * (1 + (1 + 2 * _PROBED) / _PROBE_COARSENESS**0.5)
+    cost = one * (1 + (1 + 2 * PAIRS) / _PROBE_COARSENESS**0.5)
     most = cost + one * (MOST_PAIRS // PAIRS) * (1 + 2 * PAIRS) / ENSEMBLE_COARSENESS**0.5
     text = (
         f"predicting {steps:,} training steps takes some {cost:,.0f} gradients, up to {most:,.0f} where runs "
@@ -270,12 +273,12 @@ def _check_mean_square(mean_path: MeanPath, start: Vector, optimizer: SGD) -> No
         )
 
 
-@eqx.filter_jit
+@compiled_once
 def _amplification(mean_path: MeanPath, w: Vector, step_size: Scalar) -> Scalar:
     return mean_path.amplification(w, step_size)
 
 
-@eqx.filter_jit
+@compiled_once
 def _share_along_the_set(expansion: AbstractExpansion, w: Vector) -> Scalar:
     """Tr P_T Sigma P_T / tr Sigma at a point of the set."""
     if expansion.tangential_law(w) is None:

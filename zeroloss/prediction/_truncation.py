@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector, flatten
 from zeroloss._tolerances import TINY
 from zeroloss.prediction._averages import ExactAverage
@@ -29,7 +29,7 @@ class Truncation(NamedTuple):
     excess: Scalar
 
 
-@eqx.filter_jit
+@compiled
 def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Array, ""]) -> Truncation:
     """Estimate the truncation error of one training step, from draws z of the fluctuations and of the noise.
 

@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import flatten
 from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, TINY
 from zeroloss.dynamics import Trajectory, flat_trajectories
@@ -141,7 +141,7 @@ def _function(problem: Problem, trajectories: Mapping[str, Trajectory]) -> xr.Da
     )
 
 
-@eqx.filter_jit
+@compiled_once
 def _function_values(model: Callable[[PyTree, Array], Array], inputs: Array, params: PyTree) -> Array:
     """The values of a model at the inputs, for parameters along a leading axis."""
     return jax.lax.map(lambda one: model(one, inputs), params)

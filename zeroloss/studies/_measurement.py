@@ -3,13 +3,13 @@
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
+from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.drifts import (
@@ -122,7 +122,7 @@ def target_of(
     return Target(w, spectrum, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
 
 
-@eqx.filter_jit
+@compiled
 def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
     spectrum = spectrum_of(expansion.zero_set, w)
     drift = first_drift(expansion, w, spectrum) if fast else second_drift(expansion, w, spectrum)
@@ -203,7 +203,7 @@ def measure(
     )
 
 
-@eqx.filter_jit
+@compiled
 def _progress(target: Target, states: Float[Array, "replicas parameters"]) -> Float[Array, " replicas"]:
     moved = states - target.start
     if target.stochastic:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import check_finite, check_parameters, is_traced
 from zeroloss.errors import InputError
 from zeroloss.noise import AbstractInjection, AbstractNoise, Forward, Joint, MiniBatch, describe
@@ -252,7 +253,7 @@ def _check_only_pushes(injection: AbstractInjection, before: Forward, after: For
         )
 
 
-@eqx.filter_jit
+@compiled_once
 def _together_and_alone(problem: LeastSquares, params: PyTree) -> tuple[Array, Array]:
     """The outputs for all examples together, and for each example alone."""
 

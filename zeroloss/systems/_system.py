@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import check_parameters, is_traced
 from zeroloss.errors import InputError, LossError
 from zeroloss.noise import AbstractLaw
@@ -103,7 +104,7 @@ def dtype_of(params: PyTree) -> DTypeLike:
     return jnp.result_type(*jax.tree.leaves(params))
 
 
-@eqx.filter_jit
+@compiled_once
 def _clean_and_at_zero_noise(system: AbstractSystem, params: PyTree) -> tuple[Scalar, Scalar]:
     zero = system.noise_law(params).zeros()
     return jnp.asarray(system.clean_loss(params)), jnp.asarray(system.noisy_loss(params, zero))

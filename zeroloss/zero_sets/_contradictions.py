@@ -3,12 +3,12 @@
 import hashlib
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss.systems import LeastSquares, Scalar
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet, GramSpectrum
@@ -110,7 +110,7 @@ def range_of_jacobian(
     spectrum = spectrum_at(zero_set.with_rank(None), w)
     assert isinstance(spectrum, GramSpectrum)
     basis = np.asarray(spectrum.scaled_rotation) * np.sqrt(np.asarray(spectrum.squares))
-    residuals = np.asarray(eqx.filter_jit(zero_set.residuals)(w)).reshape(-1)
+    residuals = np.asarray(compiled_once(zero_set.residuals)(w)).reshape(-1)
     return int(spectrum.codimension), residuals - basis @ (basis.T @ residuals)
 
 
@@ -172,7 +172,7 @@ def _groups_of_close(values: Float[np.ndarray, "examples columns"]) -> Int[np.nd
     return labels
 
 
-@eqx.filter_jit
+@compiled_once
 def _outputs_and_bends(
     zero_set: AbstractLeastSquaresZeroSet, w: Vector
 ) -> tuple[Float[Array, "points ..."], Float[Array, " draws"]]:

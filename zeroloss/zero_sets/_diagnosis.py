@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zeroloss._compilation import compiled_once
 from zeroloss._linalg import power_iteration
 from zeroloss._pytrees import Vector
 from zeroloss.systems import Scalar
@@ -178,7 +178,7 @@ def _facts_of_residuals(zero_set: AbstractLeastSquaresZeroSet, w: Vector) -> lis
     """The rank of the Jacobian, and the largest residual."""
     problem = zero_set.problem
     found = range_of_jacobian(zero_set, w)
-    residuals = np.asarray(eqx.filter_jit(zero_set.residuals)(w))
+    residuals = np.asarray(compiled_once(zero_set.residuals)(w))
     fact = f"There are {counts(problem, w)}"
     if found is not None:
         rank, outside = found
@@ -202,7 +202,7 @@ def _slope_of_output(zero_set: AbstractLeastSquaresZeroSet, w: Vector, place: tu
     return jax.grad(lambda w: problem.model(zero_set.unravel(w), inputs)[(0, *place[1:])])(w)
 
 
-@eqx.filter_jit
+@compiled_once
 def _along(
     zero_set: AbstractZeroSet, base: Vector, direction: Vector
 ) -> tuple[Float[Array, " places"], Float[Array, " places"]]:
@@ -276,12 +276,12 @@ def _grows_on(descent_history: Sequence[DescentPoint]) -> bool:
     return bool(growths[0] > 0 and steady and rise >= _LEAST_GROWTH * descent_history[-1].size)
 
 
-@eqx.filter_jit
+@compiled_once
 def _gradient(zero_set: AbstractZeroSet, w: Vector) -> Vector:
     return jax.grad(zero_set.loss)(w)
 
 
-@eqx.filter_jit
+@compiled_once
 def _ends_of_spectrum(zero_set: AbstractZeroSet, w: Vector) -> tuple[Scalar, Scalar]:
     """The smallest eigenvalue of the Hessian, and the largest in size."""
     product = zero_set.product(w)

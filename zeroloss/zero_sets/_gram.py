@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._linalg import Inverse
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import FALL_OF_GRAM, RANK_OF_GRAM, TINY
@@ -236,7 +237,7 @@ class GramZeroSet(AbstractLeastSquaresZeroSet):
 
     def _check_float32(self, w: Vector, is_onto: bool) -> None:
         """Raise `PrecisionError` where projections through float32 leave too much."""
-        left = float(eqx.filter_jit(self.left_normal)(w)) if is_onto else math.nan
+        left = float(compiled_once(self.left_normal)(w)) if is_onto else math.nan
         if not left <= _LARGEST_NORMAL_SHARE:
             share = "all" if math.isnan(left) else f"{left:.2g}"
             raise PrecisionError(

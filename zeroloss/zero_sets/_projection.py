@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, PROJECTED
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
@@ -130,12 +130,12 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     return float(_largest(zero_set_of(system, w, unravel), w))
 
 
-@eqx.filter_jit
+@compiled_once
 def _largest(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
     return zero_set.largest(w)
 
 
-@eqx.filter_jit
+@compiled_once
 def _residual_loss_onto(zero_set: AbstractZeroSet, w: Vector) -> tuple[Scalar, Scalar, Bool[Array, ""]]:
     return zero_set.relative_residual(w), zero_set.loss(w), zero_set.is_onto(w)
 
@@ -176,7 +176,7 @@ def _check_found(
         raise NotReachedError(why) from None
 
 
-@eqx.filter_jit
+@compiled_once
 def _newton(zero_set: AbstractZeroSet, w: Vector) -> tuple[Vector, Scalar, Scalar, Scalar, Scalar]:
     """The point, the loss at w; the relative residual, the last step relative to |w| and the loss there."""
     # One further step after convergence costs little and gains the last digits.
@@ -220,7 +220,7 @@ def _descend(
             )
 
 
-@eqx.filter_jit
+@compiled
 def _gradient_descent(
     zero_set: AbstractZeroSet, w: Vector, steps: Array, step_size_factor: Scalar
 ) -> tuple[Vector, Scalar, Scalar]:

@@ -2,12 +2,12 @@
 
 from typing import NoReturn
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import ON_SET
 from zeroloss.errors import LossError, RankError
@@ -99,7 +99,7 @@ def neighbours(
     return _neighbours(zero_set, w, jax.random.split(key, count), jnp.asarray(distance))
 
 
-@eqx.filter_jit
+@compiled_once
 def _neighbours(zero_set: AbstractZeroSet, w: Vector, keys: Array, distance: Scalar):
     spaces = zero_set.spaces(w)
 
@@ -127,7 +127,7 @@ def listing(spectrum: AbstractSpectrum) -> str:
     return f"[{', '.join(ends[:3])}, ..., {', '.join(ends[3:])}] and {len(values) - len(kept)} zeros"
 
 
-@eqx.filter_jit
+@compiled_once
 def _ranks(zero_set: AbstractZeroSet, points: Float[Array, "count parameters"]) -> Array:
     return jax.lax.map(lambda w: spectrum_of(zero_set, w).codimension, points)
 
@@ -150,7 +150,7 @@ def looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Key[Array, ""] | Non
     return bool(_looks_smooth(zero_set, w, jax.random.key(0) if key is None else key))
 
 
-@eqx.filter_jit
+@compiled_once
 def _looks_smooth(zero_set: AbstractZeroSet, w: Vector, key: Array) -> Array:
     """Whether second differences of Hessian-vector products along a segment fall as they do where smooth.
 
@@ -179,7 +179,7 @@ def _is_rounding(zero_set: AbstractZeroSet, w: Vector, coarse: float) -> bool:
     return far <= coarse / 10 and relative <= _HARMLESS_MISMATCH
 
 
-@eqx.filter_jit
+@compiled_once
 def _mismatch(zero_set: AbstractZeroSet, w: Vector, distance: Scalar) -> tuple[Scalar, Scalar, Scalar]:
     """How far the Hessian is from central differences of the gradient over `distance` |w| and half of it.
 

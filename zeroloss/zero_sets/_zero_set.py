@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from zeroloss._compilation import compiled_once
 from zeroloss._linalg import power_iteration
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import RETRACTION_ITERATIONS, RETRACTION_TOLERANCE
@@ -250,7 +251,7 @@ def spectrum_of(zero_set: AbstractZeroSet, w: Vector) -> AbstractSpectrum:
     return spectrum
 
 
-spectrum_at = eqx.filter_jit(spectrum_of)
+spectrum_at = compiled_once(spectrum_of)
 """`spectrum_of`, compiled."""
 
 
