@@ -51,7 +51,7 @@ class Recorder:
         measured = jax.device_get(
             _measure(self._expansion, self._observables, jnp.asarray(padded), jnp.asarray(count))
         )
-        return {name: values[:count] if self.batched else values[0] for name, values in measured.items()}
+        return {k: np.asarray(v[:count] if self.batched else v[0]) for k, v in measured.items()}
 
     def item(self, w: Array, measured: Mapping[str, Any] | None = None) -> SavedArrays:
         """The item of `w`; `measured` is what `measure(w)` gives, where that is known already."""
