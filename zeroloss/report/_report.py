@@ -12,7 +12,7 @@ import xarray as xr
 from zeroloss import runs
 from zeroloss._files import replacing, require_free, unwritable
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import _comparison, _several, _study, _sweep, _trajectory
+from zeroloss.report import _comparison, _study, _sweep, _trajectory
 from zeroloss.report._chart import Figure
 from zeroloss.report._matplotlib import save
 from zeroloss.report._page import Page, render
@@ -66,9 +66,11 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     written; `InputError` for runs that cannot be compared.
     """
     require_free(path)
-    each = [_several.NamedRun(str(folder), *_read(Path(folder))) for folder in folders]
+    each = [_trajectory.NamedRun(str(folder), *_read(Path(folder))) for folder in folders]
     config = {f"{run.name}: {name}": value for run in each for name, value in run.config.items()}
-    return _save(_several.page(each), path, config, f"the runs {', '.join(run.name for run in each)}")
+    return _save(
+        _trajectory.page_of_several(each), path, config, f"the runs {', '.join(run.name for run in each)}"
+    )
 
 
 @_refusing_damage
