@@ -44,10 +44,6 @@ _FAR = 1e6  # times the limit: a diverging training is drawn no further
 _LARGEST = 1e100  # no axis can show more
 _MARGIN = 0.06
 _ERRORS = " ± 2 standard errors"
-_QUESTION = (
-    "What does the noise in a training recipe do once the loss is zero? This page shows where training "
-    "drifts, how fast, and how well the limit and the prediction describe it."
-)
 _HINT = (
     "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "
     "and the loss."
@@ -389,7 +385,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind="stochastic comparison" if any(row.get("stochastic") for row in rows) else "comparison",
         title=f"{config.get('problem', 'a run')}: what noise does at zero loss",
-        question=_QUESTION,
         setup=joined(setup),
         headline=joined(headline, " "),
         cards=[

@@ -47,10 +47,6 @@ _HINT = (
     "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark values "
     "that are zero within two standard errors, at the upper end of these."
 )
-_QUESTION = (
-    "Does training with noise drift on the time scale that theory says, and does it approach the limit as "
-    "step size and noise shrink?"
-)
 
 
 def steps_panel(ladder: Ladder) -> Panel:
@@ -185,7 +181,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind="study",
         title=f"{config.get('problem', 'a run')}: time scales and limits",
-        question=_QUESTION,
         setup=joined([str(config.get("description", "")), ladders, seconds]),
         headline=_sentences.unfinished(config, results),
         cards=[

@@ -217,13 +217,11 @@ def _mean(table: xr.Dataset, column: Column, across: str) -> tuple[np.ndarray, n
     x, values = table[across].values, table[column.name]
     x = x.astype(float) if _is_numeric(table[across]) else np.arange(len(x), dtype=float)
     if SEED in values.dims and across != SEED:
-        each = values.transpose(across, SEED).values.astype(float)
-        finite = np.isfinite(each)
-        count = finite.sum(axis=1)
+        each = values.astype(float).where(np.isfinite(values))
+        count, mean = each.count(SEED), each.mean(SEED)
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(finite, each, 0).sum(axis=1) / count
-            squares = np.where(finite, each - mean[:, None], 0) ** 2
-            return x, mean, np.sqrt(squares.sum(axis=1) / (count - 1) / count)
+            variance = ((each - mean) ** 2).sum(SEED).values / (count.values - 1)
+            return x, mean.values, np.sqrt(variance / count.values)
     mean = values.values.astype(float)
     error = table[column.error].values.astype(float) / column.errors if column.error in table else None
     return x, mean, error if error is not None and np.isfinite(error).any() else None
@@ -274,7 +272,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind=f"sweep of {command if command in ('compare', 'study') else 'trajectories'}",
         title=f"{cell.get('problem', 'a sweep')}: a sweep of {command}",
-        question="What does the noise do over a grid of recipes?",
         setup=_setup(cell, grid, table),
         cards=cards,
         table=Table(numbers, head, [("", lines[:_MOST_ROWS])]),

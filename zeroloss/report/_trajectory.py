@@ -42,11 +42,6 @@ from zeroloss.runs import ends, noises_of, over_replicas
 
 _LEVELS = (0.05, 0.95)
 _FEWEST = 8  # replicas, to show quantiles of
-_QUESTIONS = {
-    "descend": "Where does training with noise go once the loss is zero?",
-    "predict": "Where does training with noise go, at its own step size and noise, without running it?",
-    "limit": "Where does training with noise tend to, as step size and noise go to zero?",
-}
 _SETUP = {
     "step_size": "step size {:.3g} / λ_max",
     "momentum": "momentum {:g}",
@@ -141,7 +136,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind=command,
         title=f"{config.get('problem', 'a run')}: {kind}",
-        question=_QUESTIONS[command],
         setup=joined([str(config.get("description", "")), *setup]),
         headline=_sentences.unfinished(config, results),
         cards=[
@@ -180,7 +174,6 @@ def page_of_several(runs: Sequence[NamedRun]) -> Page:
     return Page(
         kind="several",
         title=f"{', '.join(problems)}: {len(runs)} runs",
-        question="How do these runs differ?",
         cards=[Card(name, "", _findings(run), "") for name, run in zip(names, runs, strict=True)],
         table=Table("Numbers", names, [("", _table(runs))]),
         heading="Side by side",
