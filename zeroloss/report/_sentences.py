@@ -237,8 +237,9 @@ def comparison_table(rows: Sequence[_Row]) -> Lines:
         add_number(f"{label}, limit", f"{name}_limit", f"{name}_limit_error")
         add_number(f"{label}, predicted", f"{name}_prediction", optional=True)
         add_number(f"{label}, trained", f"{name}_training", f"{name}_error")
-        add_number(f"{label}, spread limit", f"{name}_limit_spread", digits=4, optional=True)
-        add_number(f"{label}, spread trained", f"{name}_training_spread", digits=4, optional=True)
+        for where, kind in (("limit", "limit"), ("trained", "training")):
+            if any(row.get(f"{name}_{kind}_spread") for row in rows):
+                add_number(f"{label}, spread {where}", f"{name}_{kind}_spread", digits=4)
     distance = "distance from training"
     add_number(f"{distance}, limit", "distance", "distance_error", 2)
     add_number(f"{distance}, prediction", "prediction_distance", "distance_error", 2, optional=True)
