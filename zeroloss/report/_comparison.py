@@ -324,9 +324,10 @@ def _texts(shown: Sequence[Curves]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for curve in (curve for each in shown for curve in each.all):
         texts.setdefault(curve.key, curve.name + _ERRORS * (curve.error is not None))
-    stochastic = [each.all[1] for each in shown if each.all[1].quantiles is not None]
+    limits = [each.all[1] for each in shown if each.all[1].key == "limit"]
+    stochastic = [limit for limit in limits if limit.quantiles is not None]
     if stochastic:
-        every = len(stochastic) == len(shown)
+        every = len(stochastic) == len(limits)
         name = stochastic[0].name if every else stochastic[0].name.replace(",", "; where it is stochastic,")
         texts["training-spread"] = "5, 25, 75 and 95 % of the runs"
         texts["limit"] = name + _ERRORS
