@@ -280,7 +280,7 @@ def test_the_function_follows_the_slider(visit):
     assert page.locator(".slider output").first.inner_text() == "step 0"
     # The line that moves is the one that the slider's panel names.
     y = """() => { const plot = document.querySelector('figure:has(.slider) .plot');
-        return plot._fullData.find((trace) => trace.legendgroup === 'limit').y[0]; }"""
+        return plot._fullData.find((trace) => trace.legendgroup === 'limit, at the slider').y[0]; }"""
     before = page.evaluate(y)
     slider.focus()
     page.keyboard.press("End")

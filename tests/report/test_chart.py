@@ -11,7 +11,6 @@ from zeroloss.report._chart import (
     LIGHT,
     MOST_SERIES,
     Axis,
-    Entry,
     Figure,
     Frames,
     HeatMap,
@@ -53,7 +52,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_renderers_draw_every_kind(kind, tmp_path):
-    figure = Figure("f", "F", [[KINDS[kind]]], [Entry("k", "$k^{$", [LINE.area(), LINE, DOTS])], "$t_{$")
+    figure = Figure("f", "F", [[KINDS[kind]]], {"k": "$k^{$"}, "$t_{$")
     pixels = imread(save(figure, tmp_path / f"{kind}.png"))[..., :3]
     assert (pixels.min(axis=-1) < 0.9).mean() > 0.005
     text = json.dumps(plot(KINDS[kind]), allow_nan=False)

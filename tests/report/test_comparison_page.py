@@ -105,7 +105,10 @@ def test_every_panel_is_a_valid_figure_with_words_for_it(page):
     plots = check_plots(page)
     assert len(plots) == 5 * 3
     for plot in plots:
-        assert roles(plot) in (["training area", "training", "limit"], ["training", "scatter"])
+        assert roles(plot) in (
+            ["training area", "training", "limit"],
+            ["distance to the limit", "ensemble error"],
+        )
 
 
 def test_figures_are_png_and_named_after_their_noise(run):
@@ -121,8 +124,10 @@ def test_a_prediction_is_the_third_curve(tmp_path):
     page = written(tmp_path / "run", made)
     reader = Reader(page.read_text())
     for noise, specification in zip(["dropout", "minibatch"] * 5, reader.plots(), strict=True):
-        assert ("prediction" in roles(specification)) == (noise == "dropout")
-    assert reader.buttons().count("prediction") == 5
+        predicted = {"prediction", "distance to the prediction"} & set(roles(specification))
+        assert bool(predicted) == (noise == "dropout")
+    assert reader.buttons().count("prediction") == 4
+    assert reader.buttons().count("distance to the prediction") == 1
     results = runs.read(page.parent)[1]
     assert "prediction_0" in results["dropout"].children
     cells = dict(comparison_table(comparison_rows(results)))
@@ -315,7 +320,7 @@ def test_one_run_has_no_band(tmp_path):
     results = runs.gather({"label": comparison(SLOW)})
     single = results["label"]["training_0"].to_dataset().isel(replica=[0])
     results["label"]["training_0"].dataset = single
-    assert curves(results)["hessian_trace"][0].training.error is None
+    assert curves(results)["hessian_trace"][0].all[0].error is None
 
 
 @pytest.fixture(scope="module")
@@ -327,10 +332,10 @@ def stochastic(tmp_path_factory) -> Path:
 def test_a_stochastic_limit_is_shown_with_its_spread(stochastic):
     shown = curves(runs.read(stochastic.parent)[1])
     random, sure = shown["hessian_trace"]
-    assert random.stochastic and not sure.stochastic
-    assert random.reference.members == 200 and random.training.members == 32
-    assert random.training.quantiles is not None and sure.training.quantiles is None
-    quantiles = random.reference.quantiles
+    trained, limit, *_ = random.all
+    assert limit.name == "limit, mean of 200 paths" and trained.name == "training, mean of 32 runs"
+    assert trained.quantiles is not None and all(curve.quantiles is None for curve in sure.all)
+    quantiles = limit.quantiles
     assert quantiles is not None
     # A normal variable lies within 1.645 standard deviations with a probability of 90 %.
     spread = (quantiles[3, -1] - quantiles[0, -1]) / (2 * 1.645)
@@ -486,7 +491,7 @@ def test_a_spectrum_of_one_eigenvalue_is_dots():
     results = xr.DataTree(children={"label": of_two_parameters(1, 1)})
     (figure,) = views_of(["label"], results, ["spectrum"])
     ((panel,),) = figure.rows
-    assert [(entry.key, entry.text) for entry in figure.legend] == [("end", "at the end")]
+    assert [(entry.key, entry.text) for entry in figure.legend] == [("at the end", "at the end")]
     (series,) = panel.series
     assert series.style.marker and not series.style.width
     np.testing.assert_array_equal(series.y, [2.0])

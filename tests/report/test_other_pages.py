@@ -11,7 +11,7 @@ from mangling import ROOM, SECONDS, memory, within
 
 from zeroloss import open_run, report, runs
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import _several, cell_table, failures
+from zeroloss.report import _trajectory, cell_table, failures
 from zeroloss.report._pictures import picture
 from zeroloss.report._sweep import Layout, figures_of, layout
 from zeroloss.runs._folder import column
@@ -116,11 +116,11 @@ def test_failures_say_where_and_why():
 
 def test_runs_that_cannot_be_compared():
     tree = xr.DataTree()
-    one = _several.NamedRun("a", {"command": "study"}, tree)
+    one = _trajectory.NamedRun("a", {"command": "study"}, tree)
     with pytest.raises(InputError, match="a is a study"):
-        _several.page([one, one])
+        _trajectory.page_of_several([one, one])
     with pytest.raises(InputError, match="at most 7 runs"):
-        _several.page([one._replace(config={"command": "limit"})] * 8)
+        _trajectory.page_of_several([one._replace(config={"command": "limit"})] * 8)
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def test_what_is_zero_within_its_error_is_an_upper_end(found):
     assert gaps.low[4] == gaps.high[4] == gaps.y[4]
     assert distances.resolved.tolist() == [True, True, True, False, False]
     drawn = gap_panel(found[0].ladders[0]).series
-    assert [each.key for each in drawn] == ["fit", "distance", "bound", "points", "bound"]
+    assert [each.key for each in drawn] == ["fitted gap", "distance", "bound", "gap", "bound"]
     np.testing.assert_array_equal(drawn[1].y, distances.y[:3])
     np.testing.assert_array_equal(drawn[4].y, gaps.y[4:])
     low, high = log_range(gaps.low, gaps.high)

@@ -1,6 +1,6 @@
 """A figure, described once: the page draws it with Plotly, files and papers with Matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,7 +92,7 @@ def marker_of_series(index: int) -> str:
 class Series:
     """Numbers against numbers, as a line, an area, or points.
 
-    - `key`: of the legend entry that shows or hides it.
+    - `key`: of the legend entry that shows or hides it; "" for none.
     - `hover`: Plotly's template of what is shown where the mouse is; it may use the columns of `details`.
       It holds no text of a run, for Plotly reads HTML in it.
     - `low`, `high`: the ends of error bars. `z`: a third dimension.
@@ -223,7 +223,7 @@ class Entry:
 
     key: str
     text: str
-    styles: Sequence[Style] = field(default=())
+    styles: Sequence[Style]
 
 
 @dataclass(frozen=True)
@@ -232,18 +232,29 @@ class Figure:
 
     - `name`: of the file, without its suffix. `heading`: on the page. `title`: above it in the file.
     - `rows`: the panels, as a file shows them. The page puts them side by side where there is room.
+    - `texts`: of the legend, by key and in its order. A key without a text is its own.
     """
 
     name: str
     heading: str
     rows: Sequence[Sequence[Panel]]
-    legend: Sequence[Entry] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
 
     @property
     def panels(self) -> list[Panel]:
         """All panels, row by row."""
         return [panel for row in self.rows for panel in row]
+
+    @property
+    def legend(self) -> list[Entry]:
+        """An entry for each key of the series, with all styles in which these are drawn."""
+        styles: dict[str, list[Style]] = {key: [] for key in self.texts}
+        for series in (each for panel in self.panels for each in panel.series):
+            if isinstance(series, Series) and series.key:
+                styles.setdefault(series.key, []).append(series.style)
+        used = {key: list(dict.fromkeys(each)) for key, each in styles.items() if each}
+        return [Entry(key, self.texts.get(key, key), each) for key, each in used.items()]
 
 
 def in_rows(panels: Sequence[Panel], columns: int = 4) -> list[Sequence[Panel]]:

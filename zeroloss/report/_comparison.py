@@ -1,7 +1,7 @@
 """A comparison: its rows, the curves of each quantity under each noise, its figures and its page."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,129 +15,41 @@ from zeroloss.report._chart import (
     PREDICTION,
     TRAINING,
     Axis,
-    Entry,
     Figure,
     Note,
     Panel,
     Series,
+    Style,
 )
 from zeroloss.report._page import Card, Page, Table
-from zeroloss.report._text import UNCHANGED, greek, grouped, joined, label_of, number, sentence_start
+from zeroloss.report._text import (
+    ROUNDING,
+    UNCHANGED,
+    greek,
+    grouped,
+    joined,
+    label_of,
+    number,
+    sentence_start,
+)
 from zeroloss.runs import over_replicas, plain
 
 DISTANCE, LOSS = "distance", "loss"
 LEVELS = (0.05, 0.25, 0.75, 0.95)
 """The quantiles that show the spread of a stochastic limit, and of training towards one."""
 
-ROUNDING = 1e-12
-"""Smaller absolute values are rounding."""
-
 _IN_OVERVIEW = ("hessian_trace", "test_error")
 _FACTS = ("half_steps", "half_of", "half_unknown")
 _FAR = 1e6  # times the limit: a diverging training is drawn no further
 _LARGEST = 1e100  # no axis can show more
 _MARGIN = 0.06
-_WIDE, _NARROW = LIMIT.area(0.09), LIMIT.area(0.14)
-_QUESTION = (
-    "What does the noise in a training recipe do once the loss is zero? This page shows where training "
-    "drifts, how fast, and how well the limit and the prediction describe it."
-)
+_ERRORS = " ± 2 standard errors"
 _HINT = (
     "The panels of one quantity share their scale, except for Reg, which is another function for each noise, "
     "and the loss."
 )
 
 Row = Mapping[str, Any]
-
-
-class Curve(NamedTuple):
-    """Values over time.
-
-    - `error`: the standard error of the mean, where an ensemble of `members` was averaged.
-    - `quantiles`: of the ensemble at `LEVELS`, where the limit is stochastic.
-    """
-
-    name: str
-    x: np.ndarray
-    y: np.ndarray
-    error: np.ndarray | None = None
-    quantiles: np.ndarray | None = None
-    members: int = 1
-
-    @property
-    def low(self) -> np.ndarray:
-        """The mean less two standard errors."""
-        return self.y if self.error is None else self.y - 2 * self.error
-
-    @property
-    def high(self) -> np.ndarray:
-        """The mean plus two standard errors."""
-        return self.y if self.error is None else self.y + 2 * self.error
-
-    def finite(self) -> np.ndarray:
-        """All values that are drawn of the curve and that an axis can show."""
-        values = np.concatenate([self.low, self.high, *(() if self.quantiles is None else self.quantiles)])
-        return values[np.abs(values) < _LARGEST]
-
-    def within(self, size: float) -> "Curve":
-        """The curve without values far larger than `size`: on their way to overflow they break a drawing."""
-        inside = np.abs(self.y) <= _FAR * (size or 1.0)
-        error, quantiles = (
-            None if each is None else np.where(inside, each, np.nan) for each in (self.error, self.quantiles)
-        )
-        return self._replace(y=np.where(inside, self.y, np.nan), error=error, quantiles=quantiles)
-
-
-@dataclass(frozen=True)
-class Curves:
-    """One quantity under one noise.
-
-    - `training`; `reference`: the limit or, of the distance, the ensemble error; `prediction`, if any.
-    - `time`: the axis of time. `end`: where it ends. `diverged`: where on it the training diverged.
-    """
-
-    noise: str
-    quantity: str
-    label: str
-    time: Axis
-    training: Curve
-    reference: Curve
-    prediction: Curve | None
-    end: float
-    diverged: float | None
-
-    @property
-    def all(self) -> list[Curve]:
-        """All curves."""
-        return [self.training, self.reference, *([] if self.prediction is None else [self.prediction])]
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the limit is an ensemble, of an SDE."""
-        return self.reference.quantiles is not None
-
-    @property
-    def constant(self) -> float | None:
-        """The value of a quantity that does not change, up to rounding."""
-        values = np.concatenate([curve.finite() for curve in self.all])
-        if self.diverged is not None or not values.size:
-            return None
-        largest = np.abs(values).max()
-        return float(values[-1]) if np.ptp(values) <= UNCHANGED * largest or largest <= ROUNDING else None
-
-    def ends(self) -> tuple[float, float]:
-        """The smallest and the largest value that an axis has to show."""
-        training, reference = self.training.finite(), self.reference.finite()
-        predicted = np.array([]) if self.prediction is None else self.prediction.finite()
-        if self.diverged is not None and reference.size:
-            # Of a diverging training, values within as much again of the limit; a distance up to 1.
-            of_distance = self.quantity == DISTANCE
-            low, high = (0.0, 1.0) if of_distance else (reference.min(), reference.max())
-            room = 0.0 if of_distance else max(high - low, 0.2 * abs(high))
-            training = training[(training >= low - room) & (training <= high + room)]
-            reference = reference[reference <= 1.0] if of_distance else reference
-        values = np.concatenate([reference, training, predicted])
-        return (float(values.min()), float(values.max())) if values.size else (np.inf, -np.inf)
 
 
 def comparison_rows(results: xr.DataTree) -> list[dict[str, Any]]:
@@ -183,17 +95,143 @@ def time_axis(row: Row) -> Axis:
     return Axis(title, steps_per_unit=steps_per_unit(scale, row["step_size"], row["sigma"]))
 
 
+class Curve(NamedTuple):
+    """Values over time.
+
+    - `key`, `style`: as in a `Series`. `name`: up to a comma it is shown before the values.
+    - `error`: the standard error of the mean, where an ensemble was averaged.
+    - `quantiles`: of the ensemble at `LEVELS`, where the limit is stochastic.
+    """
+
+    key: str
+    style: Style
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    error: np.ndarray | None = None
+    quantiles: np.ndarray | None = None
+
+    def finite(self) -> np.ndarray:
+        """All values that are drawn of the curve and that an axis can show."""
+        around = 0.0 if self.error is None else 2 * self.error
+        values = np.stack(
+            [self.y - around, self.y + around, *(() if self.quantiles is None else self.quantiles)]
+        )
+        return values[np.abs(values) < _LARGEST]
+
+    def within(self, size: float) -> "Curve":
+        """The curve without values far larger than `size`: on their way to overflow they break a drawing."""
+        inside = np.abs(self.y) <= _FAR * (size or 1.0)
+        y, error, quantiles = (
+            None if each is None else np.where(inside, each, np.nan)
+            for each in (self.y, self.error, self.quantiles)
+        )
+        return self._replace(y=y, error=error, quantiles=quantiles)
+
+
+class Curves(NamedTuple):
+    """One quantity under one noise.
+
+    - `all`: the training, the limit or, of the distance, the ensemble error, and the prediction, if any.
+    - `time`: the axis of time. `diverged`: where on it the training diverged.
+    """
+
+    noise: str
+    quantity: str
+    label: str
+    time: Axis
+    diverged: float | None
+    all: Sequence[Curve]
+
+    @property
+    def constant(self) -> float | None:
+        """The value of a quantity that does not change, up to rounding."""
+        values = np.concatenate([curve.finite() for curve in self.all])
+        if self.diverged is not None or not values.size:
+            return None
+        largest = np.abs(values).max()
+        return float(values[-1]) if np.ptp(values) <= UNCHANGED * largest or largest <= ROUNDING else None
+
+    def shown(self) -> np.ndarray:
+        """The values that an axis has to show."""
+        training, reference, *predicted = (curve.finite() for curve in self.all)
+        if self.diverged is not None and reference.size:
+            # Of a diverging training, values within as much again of the limit; a distance up to 1.
+            of_distance = self.quantity == DISTANCE
+            low, high = (0.0, 1.0) if of_distance else (reference.min(), reference.max())
+            room = 0.0 if of_distance else max(high - low, 0.2 * abs(high))
+            training = training[(training >= low - room) & (training <= high + room)]
+            reference = reference[reference <= 1.0] if of_distance else reference
+        return np.concatenate([training, reference, *predicted])
+
+
 def curves(results: xr.DataTree) -> dict[str, list[Curves]]:
     """For each quantity, and last for the distance, its curves under each noise that has it."""
     rows = comparison_rows(results)
-    found = {
-        quantity: [
-            _measured(row, results, quantity) for row in rows if quantity in results[row["noise"]]["limit"]
-        ]
-        for quantity in [*_sentences.measured(rows), LOSS]
-    }
-    found[DISTANCE] = [_distance(row, results) for row in rows]
+    quantities = [*_sentences.measured(rows), LOSS, DISTANCE]
+    found: dict[str, list[Curves]] = {quantity: [] for quantity in quantities}
+    for row in rows:
+        group, time, step = results[row["noise"]], time_axis(row), row.get("diverged_at")
+        limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
+        predicted = group["prediction_0"].to_dataset() if "prediction_0" in group.children else None
+        unit, clock = time.steps_per_unit, "slow_time" if time.steps_per_unit else "time"
+        diverged = None if step is None else step / (unit or 1.0)
+        end = max(training[clock].values[-1], diverged or 0.0)
+        # A limit without drift has no time.
+        end = float(max(end, limit["time"].values[-1]) if unit else end)
+        at = limit["time"].values if unit else np.linspace(0, end, limit.sizes["time"])
+        training, limit = training.assign_coords(at=training[clock]), limit.assign_coords(at=("time", at))
+        predicted = None if predicted is None else predicted.assign_coords(at=predicted[clock])
+        for quantity in quantities:
+            if quantity == DISTANCE:
+                label = "distance of training / " + ("travelled" if _sentences.of_the_way(row) else "|w|")
+                drawn = _distances(training, predicted, diverged is not None)
+            elif quantity in limit:
+                label = label_of(quantity)
+                drawn = _measured(quantity, training, limit, predicted)
+                if diverged is not None:
+                    drawn[0] = drawn[0].within(float(np.abs(drawn[1].y).max()))
+            else:
+                continue
+            ranged = replace(time, range=(0.0, end))
+            found[quantity].append(Curves(row["noise"], quantity, label, ranged, diverged, drawn))
     return {quantity: each for quantity, each in found.items() if each}
+
+
+def _measured(
+    quantity: str, training: xr.Dataset, limit: xr.Dataset, predicted: xr.Dataset | None
+) -> list[Curve]:
+    runs, paths = training.sizes.get("replica", 1), limit.sizes.get("replica", 1)
+    stochastic = "replica" in limit[quantity].dims
+    named = (
+        (training, "training", TRAINING, f"training, {f'mean of {runs} runs' if runs > 1 else 'one run'}"),
+        (limit, "limit", LIMIT, f"limit, mean of {paths} paths" if stochastic else "limit"),
+        (predicted, "prediction", PREDICTION, "prediction"),
+    )
+    found = []
+    for data, key, style, name in named:
+        if data is not None:
+            each, mean, error = over_replicas(data[quantity])
+            with np.errstate(over="ignore", invalid="ignore"):  # a diverged training overflows
+                spread = stochastic and len(each) > 1 and data is not predicted
+                quantiles = np.quantile(each, LEVELS, axis=0) if spread else None
+            error = None if data is predicted else error
+            found.append(Curve(key, style, name, data["at"].values.astype(float), mean, error, quantiles))
+    return found
+
+
+def _distances(training: xr.Dataset, predicted: xr.Dataset | None, diverged: bool) -> list[Curve]:
+    named = (
+        (training, "distance", TRAINING, "distance to the limit"),
+        (training, "distance_error", FAINT, "ensemble error"),
+        (predicted, "distance", PREDICTION, "distance to the prediction"),
+    )
+    found = [
+        Curve(name, style, name, data["at"].values.astype(float), data[column].values.astype(float))
+        for data, column, style, name in named
+        if data is not None
+    ]
+    return [each.within(1.0) if diverged or each.style == PREDICTION else each for each in found]
 
 
 def ranges(shown: Sequence[Curves]) -> list[tuple[float, float]]:
@@ -208,12 +246,10 @@ def ranges(shown: Sequence[Curves]) -> list[tuple[float, float]]:
 
 
 def _range(shown: Sequence[Curves]) -> tuple[float, float]:
-    low, high = (
-        choose(ends)
-        for choose, ends in zip((min, max), zip(*(each.ends() for each in shown), strict=True), strict=True)
-    )
-    if not np.isfinite(low):
+    values = np.concatenate([each.shown() for each in shown])
+    if not values.size:
         return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
     if high - low <= max(UNCHANGED * max(abs(low), abs(high)), ROUNDING):  # not zoomed on rounding
         half = 0.5 * abs(high) if abs(high) > ROUNDING else 1.0
         low, high = low - half, high + half
@@ -223,113 +259,38 @@ def _range(shown: Sequence[Curves]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _measured(row: Row, results: xr.DataTree, quantity: str) -> Curves:
-    time, end, diverged, nodes = _parts(row, results)
-    limit, training, predicted = nodes
-    at = limit["time"].values if time.steps_per_unit else np.linspace(0, end, limit.sizes["time"])
-    runs, stochastic = training.sizes.get("replica", 1), "replica" in limit[quantity].dims
-    name = f"limit, mean of {limit.sizes['replica']} paths" if stochastic else "limit"
-    reference = _curve(name, at, limit[quantity], stochastic)
-    name = f"training, {f'mean of {runs} runs' if runs > 1 else 'one run'}"
-    curve = _curve(name, _times(training, time), training[quantity], stochastic)
-    if diverged is not None:
-        curve = curve.within(float(np.abs(reference.y).max()))
-    prediction = None
-    if predicted is not None:
-        values = over_replicas(predicted[quantity]).mean
-        prediction = Curve("prediction", _times(predicted, time), values)
-    return Curves(
-        row["noise"], quantity, label_of(quantity), time, curve, reference, prediction, end, diverged
-    )
-
-
-def _distance(row: Row, results: xr.DataTree) -> Curves:
-    time, end, diverged, (_, training, predicted) = _parts(row, results)
-    label = "distance of training / " + ("travelled" if _sentences.of_the_way(row) else "|w|")
-
-    def curve(name: str, node: xr.Dataset, column: str, bounded: bool) -> Curve:
-        found = Curve(name, _times(node, time), node[column].values.astype(float))
-        return found.within(1.0) if bounded else found
-
-    distance = curve("distance to the limit", training, "distance", diverged is not None)
-    error = curve("ensemble error", training, "distance_error", diverged is not None)
-    prediction = (
-        None if predicted is None else curve("distance to the prediction", predicted, "distance", True)
-    )
-    return Curves(row["noise"], DISTANCE, label, time, distance, error, prediction, end, diverged)
-
-
-def _parts(row: Row, results: xr.DataTree) -> tuple[Axis, float, float | None, tuple[Any, Any, Any]]:
-    """The axis of time, its end, where the training diverged, and limit, training and prediction."""
-    time, step, group = time_axis(row), row.get("diverged_at"), results[row["noise"]]
-    limit, training = group["limit"].to_dataset(), group["training_0"].to_dataset()
-    predicted = group["prediction_0"].to_dataset() if "prediction_0" in group.children else None
-    diverged = None if step is None else step / (time.steps_per_unit or 1.0)
-    end = max(_times(training, time)[-1], diverged or 0.0)
-    if time.steps_per_unit:  # a limit without drift has no time
-        end = max(end, limit["time"].values[-1])
-    return time, float(end), diverged, (limit, training, predicted)
-
-
-def _times(node: Any, time: Axis) -> np.ndarray:
-    return node["slow_time" if time.steps_per_unit else "time"].values.astype(float)
-
-
-def _curve(name: str, x: np.ndarray, values: xr.DataArray, spread: bool) -> Curve:
-    each, mean, error = over_replicas(values)
-    with np.errstate(over="ignore", invalid="ignore"):  # a diverged training overflows
-        quantiles = np.quantile(each, LEVELS, axis=0) if spread and len(each) > 1 else None
-    return Curve(name, x, mean, error, quantiles, len(each))
-
-
 def panel(shown: Curves, limits: tuple[float, float], verdict: str) -> Panel:
     """The panel of one quantity under one noise, between the `limits` of its vertical axis."""
-    training, reference, time = shown.training, shown.reference, shown.time
-    of_distance = shown.quantity == DISTANCE
+    training, reference, *_ = shown.all
     series: list[Series] = []
     if reference.quantiles is not None:
-        lowest, low, high, highest = reference.quantiles
-        series.append(_chart.band(reference.x, lowest, highest, _WIDE, "limit-spread"))
-        series.append(_chart.band(reference.x, low, high, _NARROW, "limit-spread"))
-    for curve, style in ((reference, LIMIT), (training, TRAINING)):
-        if curve.error is not None:
-            series.append(_chart.band(curve.x, curve.low, curve.high, style.area(), style.color))
+        for first, opacity in ((0, 0.09), (1, 0.14)):
+            low, high = reference.quantiles[[first, -1 - first]]
+            series.append(_chart.band(reference.x, low, high, LIMIT.area(opacity), "limit-spread"))
+    lines = [_chart.with_error(_line(curve, shown.time), curve.error) for curve in shown.all]
+    series += [each for line in (lines[1], lines[0]) for each in line[:-1]]
     for index, values in enumerate(() if training.quantiles is None else training.quantiles):
         thin = replace(TRAINING.thin(), dash="dot" if index in (0, 3) else "solid")
         series.append(Series(training.x, values, thin, "training-spread"))
-    names = (
-        training.name if of_distance else "training",
-        "mean of the limit" if shown.stochastic else reference.name,
-        "" if shown.prediction is None else shown.prediction.name,
-    )
-    looks = (
-        (TRAINING, "training"),
-        (FAINT, "scatter") if of_distance else (LIMIT, "limit"),
-        (PREDICTION, "prediction"),
-    )
-    for curve, name, (style, key) in zip(shown.all, names, looks, strict=False):
-        series.append(_line(curve, name, style, key, time))
-    notes = []
-    if shown.constant is not None:
-        below = shown.constant > sum(limits) / 2
-        notes.append(
-            Note(_constant_in_words(shown.constant), "muted", shown.constant, in_data=True, below=below)
-        )
+    series += [line[-1] for line in lines]
+    constant, notes = shown.constant, []
+    if constant is not None:
+        below = constant > sum(limits) / 2
+        notes.append(Note(_constant_in_words(constant), "muted", constant, in_data=True, below=below))
     if shown.diverged is not None:
-        at = np.full(2, shown.diverged)
-        series.append(Series(at, np.array(limits), replace(FAINT, color="alarm", dash="dashdot"), "training"))
+        at, look = np.full(2, shown.diverged), replace(FAINT, color="alarm", dash="dashdot")
+        series.append(Series(at, np.array(limits), look, ""))
         notes.append(Note("training diverged", "alarm", 0.98))
-    unit = ", relative to |w|" if of_distance and shown.label.endswith("|w|") else ""
+    unit = ", relative to |w|" if shown.quantity == DISTANCE and shown.label.endswith("|w|") else ""
     return Panel(
-        shown.noise, _description(shown), series, replace(time, range=(0.0, shown.end)),
-        Axis(shown.label, limits), verdict + unit, notes,
-        header="t = %{x:.3~g}" if time.steps_per_unit else "step %{x:,}",
+        shown.noise, _description(shown), series, shown.time, Axis(shown.label, limits), verdict + unit,
+        notes, header="t = %{x:.3~g}" if shown.time.steps_per_unit else "step %{x:,}",
     )  # fmt: skip
 
 
-def _line(curve: Curve, name: str, style: _chart.Style, key: str, time: Axis) -> Series:
+def _line(curve: Curve, time: Axis) -> Series:
     """A curve that shows its values, errors and quantiles where the mouse is."""
-    hover, details = f"{name} %{{y:.4~g}}", []
+    hover, details = f"{curve.name.partition(',')[0]} %{{y:.4~g}}", []
     if curve.error is not None:
         hover += " ± %{customdata[0]:.1g}"
         details = [2 * curve.error]
@@ -337,10 +298,10 @@ def _line(curve: Curve, name: str, style: _chart.Style, key: str, time: Axis) ->
         first = len(details)
         hover += f", 5–95 %: %{{customdata[{first}]:.3~g}} to %{{customdata[{first + 1}]:.3~g}}"  # noqa: RUF001
         details += [curve.quantiles[0], curve.quantiles[-1]]
-    if time.steps_per_unit and key == "training":
+    if time.steps_per_unit and curve.style == TRAINING:
         hover += f"<br>at step %{{customdata[{len(details)}]:,}}"
         details.append(np.round(curve.x * time.steps_per_unit))
-    return Series(curve.x, curve.y, style, key, hover, details)
+    return Series(curve.x, curve.y, curve.style, curve.key, hover, details)
 
 
 def _constant_in_words(value: float) -> str:
@@ -358,29 +319,20 @@ def _description(shown: Curves) -> str:
     return text + "; ".join(ends) + "."
 
 
-def _legend(shown: Sequence[Curves]) -> list[Entry]:
-    """The legend of panels of one quantity."""
-    training = shown[0].training
-    reference = next((each.reference for each in shown if each.stochastic), shown[0].reference)
-    prediction = next((each.prediction.name for each in shown if each.prediction is not None), None)
-    several = training.error is not None
-    errors = " ± 2 standard errors"
-    entries = [Entry("training", training.name + errors * several, [TRAINING.area()] * several + [TRAINING])]
-    if prediction is not None:
-        entries.append(Entry("prediction", prediction, [PREDICTION]))
-    if shown[0].quantity == DISTANCE:
-        return [*entries, Entry("scatter", reference.name, [FAINT])]
-    if reference.quantiles is None:
-        return [*entries, Entry("limit", reference.name, [LIMIT])]
-    name = reference.name
-    if not all(each.stochastic for each in shown):
-        name = f"limit; where it is stochastic, mean of {reference.members} paths"
-    return [
-        *entries,
-        Entry("training-spread", "5, 25, 75 and 95 % of the runs", [TRAINING.thin()]),
-        Entry("limit", name + errors, [LIMIT.area(), LIMIT]),
-        Entry("limit-spread", "5–95 % and 25–75 % of the limit's paths", [_WIDE, _NARROW]),  # noqa: RUF001
-    ]
+def _texts(shown: Sequence[Curves]) -> dict[str, str]:
+    """The texts of the legend of panels of one quantity, or of one noise."""
+    texts: dict[str, str] = {}
+    for curve in (curve for each in shown for curve in each.all):
+        texts.setdefault(curve.key, curve.name + _ERRORS * (curve.error is not None))
+    limits = [each.all[1] for each in shown if each.all[1].key == "limit"]
+    stochastic = [limit for limit in limits if limit.quantiles is not None]
+    if stochastic:
+        every = len(stochastic) == len(limits)
+        name = stochastic[0].name if every else stochastic[0].name.replace(",", "; where it is stochastic,")
+        texts["training-spread"] = "5, 25, 75 and 95 % of the runs"
+        texts["limit"] = name + _ERRORS
+        texts["limit-spread"] = "5–95 % and 25–75 % of the limit's paths"  # noqa: RUF001
+    return texts
 
 
 def _quantity_figure(shown: Sequence[Curves], verdicts: Mapping[str, str]) -> Figure:
@@ -389,7 +341,7 @@ def _quantity_figure(shown: Sequence[Curves], verdicts: Mapping[str, str]) -> Fi
         panel(each, limits, verdicts[each.noise]) for each, limits in zip(shown, ranges(shown), strict=True)
     ]
     label = next((each.label for each in shown if not each.label.endswith("|w|")), shown[0].label)
-    return Figure(shown[0].quantity, sentence_start(label), _chart.in_rows(panels, 3), _legend(shown))
+    return Figure(shown[0].quantity, sentence_start(label), _chart.in_rows(panels, 3), _texts(shown))
 
 
 def figures(config: Mapping[str, Any], results: xr.DataTree) -> list[Figure]:
@@ -404,24 +356,16 @@ def figures(config: Mapping[str, Any], results: xr.DataTree) -> list[Figure]:
     lines = [line for figure in chosen for line in figure.rows]
     if len(rows) == 1:
         lines = [[line[0] for line in lines]]
-    found = [Figure("overview", "", lines, chosen[0].legend, str(config.get("description", "")))]
+    found = [Figure("overview", "", lines, chosen[0].texts, str(config.get("description", "")))]
     picture = _pictures.picture(config, results)
     found += [] if picture is None else [picture]
     for row in rows:
         noise = row["noise"]
         own = [each for quantity in shown.values() for each in quantity if each.noise == noise]
         panels = [replace(panel(each, _range([each]), ""), title="") for each in own]
-        legend = {entry.text: entry for each in own for entry in _legend([each])}
         scale = f", drift on {greek(row['time_scale'])} steps" if row["time_scale"] else ""
-        found.append(
-            Figure(
-                noise,
-                "",
-                _chart.in_rows(panels, 2),
-                list(legend.values()),
-                f"{noise}: {verdicts[noise]}{scale}",
-            )
-        )
+        title = f"{noise}: {verdicts[noise]}{scale}"
+        found.append(Figure(noise, "", _chart.in_rows(panels, 2), _texts(own), title))
     return found
 
 
@@ -433,20 +377,17 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     verdicts = {row["noise"]: _sentences.verdict_in_words(row) for row in rows}
     relative = {row.get("step_size_relative") for row in rows} - {None}
     replicas = {row.get("replicas") for row in rows} - {None}
+    setup = [
+        str(config.get("description", "")),
+        f"step size {relative.pop():.3g} / λ_max" if len(relative) == 1 else "",
+        f"{replicas.pop():.0f} training runs for each noise" if len(replicas) == 1 else "",
+    ]
+    headline = [_sentences.headline(rows, steps, strengths), _sentences.unfinished(config, results)]
     return Page(
         kind="stochastic comparison" if any(row.get("stochastic") for row in rows) else "comparison",
         title=f"{config.get('problem', 'a run')}: what noise does at zero loss",
-        question=_QUESTION,
-        setup=joined(
-            [
-                str(config.get("description", "")),
-                f"step size {relative.pop():.3g} / λ_max" if len(relative) == 1 else "",
-                f"{replicas.pop():.0f} training runs for each noise" if len(replicas) == 1 else "",
-            ]
-        ),
-        headline=joined(
-            [_sentences.headline(rows, steps, strengths), _sentences.unfinished(config, results)], " "
-        ),
+        setup=joined(setup),
+        headline=joined(headline, " "),
         cards=[
             Card(
                 row["noise"],

@@ -1,5 +1,7 @@
 """The ladders of a study: measured steps and distances at several step sizes, or at several sigmas."""
 
+# ruff: noqa: RUF001  # Greek letters are meant
+
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from zeroloss.studies import Approach, Exponent
 KINDS = ("step size", "sigma")
 
 _ERRORS = 2.0  # standard errors in an error bar
+_COLUMNS = ("steps", "steps_error", "theory", "distance", "distance_error")
 
 
 class Points(NamedTuple):
@@ -30,11 +33,15 @@ class Points(NamedTuple):
         """The points where `which` holds."""
         return Points(*(each[which] for each in self))
 
+    def positive(self) -> "Points":
+        """The points that a logarithmic axis can show."""
+        return self.only(np.isfinite(self.y) & (self.y > 0) & np.isfinite(self.low) & np.isfinite(self.high))
+
 
 class Ladder(NamedTuple):
     """Measurements that differ in one parameter only, from the coarsest; arrays are `[measurement]`.
 
-    - `kind`: "step size" or "sigma"; `x`: its values. `step_sizes`: relative to 1 / lambda_max.
+    - `kind`: "step size" or "sigma"; `x`: its values; `relative`: to 1 / lambda_max, or to the largest.
     - `steps`: for the drift; `steps_error`: the standard error of its logarithm; `theory`: of the limit.
     - `distance`: from the limit at the same slow time, relative to the drift, and its standard error.
     - `exponent`, `approach`: the fits, or None.
@@ -42,9 +49,8 @@ class Ladder(NamedTuple):
 
     noise: str
     kind: str
-    stochastic: bool
     x: np.ndarray
-    step_sizes: np.ndarray
+    relative: np.ndarray
     steps: np.ndarray
     steps_error: np.ndarray
     theory: np.ndarray
@@ -56,7 +62,7 @@ class Ladder(NamedTuple):
     @property
     def symbol(self) -> str:
         """The letter of the parameter."""
-        return "α" if self.kind == "step size" else "σ"  # noqa: RUF001
+        return "α" if self.kind == "step size" else "σ"
 
     @property
     def label(self) -> str:
@@ -72,19 +78,25 @@ class Ladder(NamedTuple):
     def measured_steps(self) -> Points:
         """Steps against the parameter."""
         factor = np.exp(_ERRORS * self.steps_error)
-        return _positive(
-            self.x, self.steps, self.steps / factor, self.steps * factor, np.isfinite(self.steps)
-        )
+        low, high = self.steps / factor, self.steps * factor
+        return Points(self.x, self.steps, low, high, np.isfinite(self.steps)).positive()
 
     @property
     def gaps(self) -> Points:
         """The size of the gap against the parameter."""
-        return _sizes(self.x, self.gap, self.steps_error)
+        return self._sizes(self.gap, self.steps_error)
 
     @property
     def distances(self) -> Points:
         """The distance from the limit against the parameter."""
-        return _sizes(self.x, self.distance, self.distance_error)
+        return self._sizes(self.distance, self.distance_error)
+
+    def _sizes(self, values: np.ndarray, errors: np.ndarray) -> Points:
+        size, half = np.abs(values), _ERRORS * errors
+        resolved = size > half
+        y = np.where(resolved, size, size + half)
+        shown = np.where(resolved, half, 0.0)
+        return Points(self.x, y, y - shown, y + shown, resolved).positive()
 
     @property
     def fitted_steps(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -99,14 +111,12 @@ class Ladder(NamedTuple):
         """The size of the fitted remainder + constant * x^order."""
         if self.approach is None:
             return None
-        order, relative = self.approach.order.value, self.x / self.x.max()
-        powers, weights = relative**order, self.steps_error**-2.0
+        order, remainder = self.approach.order.value, self.approach.remainder
+        powers, weights = (self.x / self.x.max()) ** order, self.steps_error**-2.0
         # The best constant for the order and remainder of the best fit.
-        constant = np.sum(weights * powers * (self.gap - self.approach.remainder)) / np.sum(
-            weights * powers**2
-        )
-        fine = np.geomspace(relative.min(), 1.0, 60)
-        return fine * self.x.max(), np.abs(self.approach.remainder + constant * fine**order)
+        constant = np.sum(weights * powers * (self.gap - remainder)) / np.sum(weights * powers**2)
+        fine = np.geomspace(self.x.min() / self.x.max(), 1.0, 60)
+        return fine * self.x.max(), np.abs(remainder + constant * fine**order)
 
 
 class NoiseStudy(NamedTuple):
@@ -140,59 +150,45 @@ def studies(config: Mapping[str, Any], results: xr.DataTree) -> list[NoiseStudy]
 
 
 def _study(noise: str, data: xr.Dataset) -> NoiseStudy:
-    facts, scale = data.attrs, data.attrs.get("time_scale", "none")
-    ladders = [_ladder(noise, kind, data) for kind in KINDS] if "steps" in data else []
+    facts = {str(name): value for name, value in data.attrs.items()}
+    ladders = [_ladder(noise, kind, data, facts) for kind in KINDS] if "steps" in data else []
+    scale = facts.get("time_scale", "none")
     return NoiseStudy(
         noise=noise,
-        verdict_name=str(facts.get("verdict_name", "")),
-        verdict=str(facts.get("verdict", "")),
-        time_scale=None if scale == "none" else str(scale),
+        verdict_name=facts.get("verdict_name", ""),
+        verdict=facts.get("verdict", ""),
+        time_scale=None if scale == "none" else scale,
         stochastic=bool(facts.get("stochastic", 0)),
-        drift=float(facts.get("drift", 0.0)),
-        choices=tuple(str(each) for each in facts.get("choices", ())),
-        seconds=float(facts.get("seconds", 0.0)),
+        drift=facts.get("drift", 0.0),
+        choices=tuple(map(str, facts.get("choices", ()))),
+        seconds=facts.get("seconds", 0.0),
         ladders=tuple(ladder for ladder in ladders if ladder.x.size),
-        bound={str(k).removeprefix("bound_"): facts[k] for k in facts if str(k).startswith("bound_")} or None,
+        bound={k.removeprefix("bound_"): facts[k] for k in facts if k.startswith("bound_")} or None,
     )
 
 
-def _ladder(noise: str, kind: str, data: xr.Dataset) -> Ladder:
-    measurements = data.isel(measurement=np.flatnonzero(data["ladder"].values == kind))
-    prefix, columns = kind.replace(" ", "_"), {}
-    for name in ("steps", "steps_error", "theory", "distance", "distance_error"):
-        columns[name] = measurements[name].values.astype(float)
+def _ladder(noise: str, kind: str, data: xr.Dataset, facts: Mapping[str, Any]) -> Ladder:
+    measurements = data.isel(measurement=np.flatnonzero(data["ladder"].values == kind)).astype(float)
+    prefix, number = kind.replace(" ", "_"), measurements.sizes["measurement"]
+    columns = {name: measurements[name].values for name in _COLUMNS}
     columns["steps_error"] = np.maximum(columns["steps_error"], 1e-6)
-    order = _exponent(data.attrs, f"{prefix}_order", measurements.sizes["measurement"])
-    remainder = [float(data.attrs.get(f"{prefix}_{name}", 0.0)) for name in ("remainder", "remainder_error")]
+    x = measurements[prefix].values
+    order = _exponent(facts, f"{prefix}_order", number)
+    remainder = [float(facts.get(f"{prefix}_{name}", 0.0)) for name in ("remainder", "remainder_error")]
     return Ladder(
         noise=noise,
         kind=kind,
-        stochastic=bool(data.attrs.get("stochastic", 0)),
-        x=measurements[prefix].values.astype(float),
-        step_sizes=measurements["step_size_relative"].values.astype(float),
-        exponent=_exponent(data.attrs, f"{prefix}_exponent", measurements.sizes["measurement"]),
+        x=x,
+        relative=measurements["step_size_relative"].values if kind == "step size" else x / x.max(initial=0.0),
+        exponent=_exponent(facts, f"{prefix}_exponent", number),
         approach=None if order is None else Approach(order, *remainder),
         **columns,
     )
 
 
-def _exponent(facts: Mapping[Any, Any], name: str, points: int) -> Exponent | None:
+def _exponent(facts: Mapping[str, Any], name: str, points: int) -> Exponent | None:
     if name not in facts:
         return None
     theory = facts.get(f"{name}_theory")
     half_width = float(facts[f"{name}_half_width"])
     return Exponent(float(facts[name]), half_width, None if theory is None else float(theory), points)
-
-
-def _sizes(x: np.ndarray, values: np.ndarray, errors: np.ndarray) -> Points:
-    size, half = np.abs(values), _ERRORS * errors
-    resolved = size > half
-    y = np.where(resolved, size, size + half)
-    return _positive(x, y, np.where(resolved, size - half, y), np.where(resolved, size + half, y), resolved)
-
-
-def _positive(*columns: np.ndarray) -> Points:
-    points = Points(*columns)
-    return points.only(
-        np.isfinite(points.y) & (points.y > 0) & np.isfinite(points.low) & np.isfinite(points.high)
-    )

@@ -17,9 +17,7 @@ from zeroloss.report._chart import DARK, LIGHT, Figure
 from zeroloss.report._plotly import plot
 from zeroloss.report._text import Lines
 
-_DIRECTIONS = re.compile(
-    "[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)  # marks that turn the text after them
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # marks that turn what follows
 
 
 class Card(NamedTuple):
@@ -51,13 +49,12 @@ class Section(NamedTuple):
 class Page:
     """The contents of a page. All strings are text: the template escapes them.
 
-    - `kind`: of the run; `reading.html.j2` explains each.
+    - `kind`: of the run; `page.html.j2` has its question, `reading.html.j2` explains it.
     - `setup`: one line on how it was computed. `hint`: on the figures. `nothing`: where there are none.
     """
 
     kind: str
     title: str
-    question: str
     cards: Sequence[Card]
     table: Table
     heading: str
@@ -91,13 +88,9 @@ def render(page: Page, config: Mapping[str, Any], source: str) -> bytes:
 @cache
 def _template() -> Any:
     environment = Environment(
-        loader=PackageLoader("zeroloss.report", ""),
-        autoescape=True,
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("zeroloss.report", ""), autoescape=True, finalize=_visible,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.globals |= {
         "light": LIGHT,
@@ -112,7 +105,7 @@ def _template() -> Any:
 
 def _visible(value: Any) -> Any:
     """Text whose marks that turn the direction of writing are replaced: no text can disguise another."""
-    return value if isinstance(value, Markup) else _DIRECTIONS.sub("\ufffd", str(value))
+    return value if isinstance(value, Markup) else _TURNING.sub("\ufffd", str(value))
 
 
 def _as_text(value: Any) -> str:

@@ -53,9 +53,9 @@ def _layout(panel: Panel) -> dict[str, Any]:
         layout["yaxis"] |= {"autorange": "reversed", "visible": False}
         layout["xaxis"] |= {"visible": False, "constrain": "domain"}
     if solid:
-        titles = {"x": panel.x.title, "y": panel.y.title, "z": "w₃"}
-        axes = {f"{axis}axis": _solid_axis(title) for axis, title in titles.items()}
-        layout["scene"] = axes | {"aspectmode": "data"}
+        titles = {"xaxis": panel.x.title, "yaxis": panel.y.title, "zaxis": "w₃"}
+        axes = {axis: _solid_axis(title) for axis, title in titles.items()}
+        layout["scene"] = {**axes, "aspectmode": "data"}
     return layout
 
 
@@ -131,9 +131,7 @@ def _trace(series: Series | HeatMap) -> dict[str, Any]:
 def _marker(style: Style, scale: float) -> dict[str, Any]:
     hollow = style.marker.endswith(("-open", "-thin"))
     line = {"color": f"@{style.color}", "width": 1.8 if hollow else 0}
-    symbol = (
-        style.marker if scale == 1 else style.marker.removesuffix("-thin")
-    )  # in space there is no thin one
+    symbol = style.marker if scale == 1 else style.marker.removesuffix("-thin")  # which space does not have
     return {"symbol": symbol, "size": scale * style.size, "color": f"@{style.color}", "line": line}
 
 

@@ -1,18 +1,17 @@
 """Reading a run, and writing its page and its figures."""
 
-import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import xarray as xr
 
 from zeroloss import runs
 from zeroloss._files import replacing, require_free, unwritable
 from zeroloss.errors import InputError, RunError
-from zeroloss.report import _comparison, _several, _study, _sweep, _trajectory
+from zeroloss.report import _comparison, _study, _sweep, _trajectory
 from zeroloss.report._chart import Figure
 from zeroloss.report._matplotlib import save
 from zeroloss.report._page import Page, render
@@ -22,22 +21,7 @@ from zeroloss.runs import FIGURES, REPORT, SWEEP
 
 FORMATS = ("png", "pdf", "svg")
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
-
-def _refusing_damage(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Make any failure to show the runs in the first argument one `RunError`."""
-
-    @functools.wraps(function)
-    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with runs.reading(args[0]):
-            return function(*args, **kwargs)
-
-    return wrapped
-
-
-@_refusing_damage
 def write(folder: Path) -> Path:
     """Write the figures and `report.html` of the run in `folder`; returns the path of the page.
 
@@ -47,18 +31,20 @@ def write(folder: Path) -> Path:
     run without results.
     """
     folder = Path(folder)
-    config, results = _read(folder)
-    if (folder / FIGURES).is_symlink():
-        raise RunError(f"{folder / FIGURES} is a link; the figures of a run are written into its own folder.")
-    room = _room(config)
-    figures = room.figures(config, results)
-    _save_figures(figures, folder / FIGURES, "png")
-    picture = next((each for each in figures if each.name == PICTURE and each.heading), None)
-    page = replace(room.page(config, results), picture=picture)
-    return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
+    with runs.reading(folder):
+        config, results = _read(folder)
+        if (folder / FIGURES).is_symlink():
+            raise RunError(
+                f"{folder / FIGURES} is a link; the figures of a run are written into its own folder."
+            )
+        room = _room(config)
+        figures = room.figures(config, results)
+        _save_figures(figures, folder / FIGURES, "png")
+        picture = next((each for each in figures if each.name == PICTURE and each.heading), None)
+        page = replace(room.page(config, results), picture=picture)
+        return _save(page, folder / REPORT, config, "config.json and results.zarr in this folder")
 
 
-@_refusing_damage
 def write_several(folders: Sequence[Path], path: Path) -> Path:
     """Write a page that compares the runs in `folders` to the file `path`.
 
@@ -66,12 +52,13 @@ def write_several(folders: Sequence[Path], path: Path) -> Path:
     written; `InputError` for runs that cannot be compared.
     """
     require_free(path)
-    each = [_several.NamedRun(str(folder), *_read(Path(folder))) for folder in folders]
-    config = {f"{run.name}: {name}": value for run in each for name, value in run.config.items()}
-    return _save(_several.page(each), path, config, f"the runs {', '.join(run.name for run in each)}")
+    with runs.reading(", ".join(map(str, folders))):
+        each = [_trajectory.NamedRun(str(folder), *_read(Path(folder))) for folder in folders]
+        config = {f"{run.name}: {name}": value for run in each for name, value in run.config.items()}
+        source = f"the runs {', '.join(run.name for run in each)}"
+        return _save(_trajectory.page_of_several(each), path, config, source)
 
 
-@_refusing_damage
 def write_figures(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """Write the static figures of the run in `folder` into the folder `to`, as "png", "pdf" or "svg".
 
@@ -79,8 +66,9 @@ def write_figures(folder: Path, to: Path, format: str = "png") -> list[Path]:
     """
     if format not in FORMATS:
         raise InputError(f"figures can be {', '.join(FORMATS)}, not {format!r}.")
-    config, results = _read(folder)
-    return _save_figures(_room(config).figures(config, results), Path(to), format)
+    with runs.reading(folder):
+        config, results = _read(folder)
+        return _save_figures(_room(config).figures(config, results), Path(to), format)
 
 
 def _room(config: Mapping[str, Any]) -> Any:

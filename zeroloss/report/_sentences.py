@@ -43,10 +43,7 @@ STUDY_HEAD = (
 """The columns of the table of a study."""
 
 _TIMED = ("limit", "prediction", "training")
-_LEAST_WAY, _STANDARD_ERRORS = (
-    0.01,
-    4.0,
-)  # a change worth a sentence: so much of the size, and surely not scatter
+_LEAST_WAY, _STANDARD_ERRORS = 0.01, 4.0  # of a change worth a sentence: of the size, and of the scatter
 
 _Row = Mapping[str, Any]
 _Strengths = Mapping[str, Any]
@@ -125,11 +122,9 @@ def _in_short(row: _Row, unit: float | None, strengths: _Strengths, at: str) -> 
             return f"{noise} {'do' if plural else 'does'} nothing at zero loss"
         text = f"{noise} {'have' if plural else 'has'} no drift on either time scale"
     else:
-        verb, where = (
-            ("spread", " training over the zero-loss set") if row.get("stochastic") else ("drift", "")
-        )
-        scale = f"{speed(row['verdict_name'])} scale"
-        text = f"{noise} {verb}{'' if plural else 's'}{where} on the {scale}"
+        verb = "spread" if row.get("stochastic") else "drift"
+        where = " training over the zero-loss set" if row.get("stochastic") else ""
+        text = f"{noise} {verb}{'' if plural else 's'}{where} on the {speed(row['verdict_name'])} scale"
         if row.get("stochastic") or diverged is not None or half is None:
             text += f", of {steps_in_words(unit)} steps"
         elif row.get("half_of") == "regularizer":
@@ -151,12 +146,8 @@ def _drifting(row: _Row, unit: float, kind: str) -> list[str]:
             f"with {count(row['limit_replicas'])} paths of it."
         )
     if row.get("diverged_at") is None:
-        main = (
-            ("regularizer", "regularizer")
-            if scale == "fast"
-            else ("hessian_trace", label_of("hessian_trace"))
-        )
-        for quantity, label in (main, ("test_error", label_of("test_error"))):
+        for quantity in ("regularizer" if scale == "fast" else "hessian_trace", "test_error"):
+            label = "regularizer" if quantity == "regularizer" else label_of(quantity)
             sentences.append((_spread if row.get("stochastic") else _change)(row, quantity, label))
         if row.get("half_unknown"):
             sentences.append(f"How long half of it takes could not be found: {row['half_unknown']}")
@@ -231,7 +222,7 @@ def comparison_table(rows: Sequence[_Row]) -> Lines:
 
     def add_number(label: str, name: str, error: str = "", digits: int = 5, optional: bool = False) -> None:
         values = [(row.get(name), row.get(error)) for row in rows]
-        if not optional or any(value for value, _ in values):
+        if not optional or any(value is not None for value, _ in values):
             lines.append((label, [MISSING if a is None else in_table(a, b, digits) for a, b in values]))
 
     add("verdict", "verdict_name", str)
@@ -244,17 +235,15 @@ def comparison_table(rows: Sequence[_Row]) -> Lines:
         label = label_of(name)
         add_number(f"{label}, start", f"{name}_start")
         add_number(f"{label}, limit", f"{name}_limit", f"{name}_limit_error")
-        if any(row.get(f"{name}_prediction") is not None for row in rows):
-            add_number(f"{label}, predicted", f"{name}_prediction")
+        add_number(f"{label}, predicted", f"{name}_prediction", optional=True)
         add_number(f"{label}, trained", f"{name}_training", f"{name}_error")
-        add_number(f"{label}, spread limit", f"{name}_limit_spread", digits=4, optional=True)
-        add_number(f"{label}, spread trained", f"{name}_training_spread", digits=4, optional=True)
+        for where, kind in (("limit", "limit"), ("trained", "training")):
+            if any(row.get(f"{name}_{kind}_spread") for row in rows):
+                add_number(f"{label}, spread {where}", f"{name}_{kind}_spread", digits=4)
     distance = "distance from training"
     add_number(f"{distance}, limit", "distance", "distance_error", 2)
-    if any(row.get("prediction_distance") is not None for row in rows):
-        add_number(f"{distance}, prediction", "prediction_distance", "distance_error", 2)
-    if any(row.get("prediction_estimate") is not None for row in rows):
-        add_number(f"{distance}, prediction expected", "prediction_estimate", digits=2)
+    add_number(f"{distance}, prediction", "prediction_distance", "distance_error", 2, optional=True)
+    add_number(f"{distance}, prediction expected", "prediction_estimate", digits=2, optional=True)
     relative_to = ["distance travelled" if of_the_way(row) else "|w|" for row in rows]
     return [*lines, (f"{distance}, relative to", relative_to), *_durations(rows)]
 
@@ -399,11 +388,8 @@ def study(found: NoiseStudy, strengths: _Strengths) -> list[str]:
 
 def _bound(found: NoiseStudy, bound: Mapping[str, float], strengths: _Strengths) -> str:
     noise = sentence_start(noise_in_words(found.noise, strengths)) + alone(found.noise)
-    moved = (
-        f"moved by less than {number(bound['distance'], 2)}\u00a0|w|"
-        if bound["distance"] > 0
-        else "not moved"
-    )
+    distance = bound["distance"]
+    moved = f"moved by less than {number(distance, 2)}\u00a0|w|" if distance > 0 else "not moved"
     return (
         f"{noise} {'do' if is_plural(found.noise) else 'does'} nothing on either time scale: after "
         f"{count(bound['steps'])} steps of size {number(bound['step_size'])} training had {moved} along the "
@@ -470,16 +456,12 @@ def study_table(found: Sequence[NoiseStudy]) -> Lines:
 
     lines = []
     for each in found:
-        ladders = [each.ladder(kind) for kind in KINDS]
-        exponents = [pair(None if ladder is None else ladder.exponent) for ladder in ladders]
-        orders = [
-            pair(
-                ladder.approach.order if ladder and ladder.approach else None,
-                "not resolved" if ladder else MISSING,
-            )
-            for ladder in ladders
-        ]
-        scale = greek(each.time_scale) if each.time_scale else "never"
-        cells = [scale, *exponents[0], *exponents[1], *orders[0], orders[1][0], f"{each.seconds:.0f}"]
-        lines.append((each.noise, cells))
+        cells = [greek(each.time_scale) if each.time_scale else "never"]
+        for ladder in (each.ladder(kind) for kind in KINDS):
+            cells += pair(ladder.exponent if ladder else None)
+        for ladder in (each.ladder(kind) for kind in KINDS):
+            order = ladder.approach.order if ladder and ladder.approach else None
+            cells += pair(order, "not resolved" if ladder else MISSING)
+        # Theory has no order of the approach in sigma.
+        lines.append((each.noise, [*cells[:-1], f"{each.seconds:.0f}"]))
     return lines

@@ -15,7 +15,6 @@ from zeroloss.report._chart import (
     MOST_SERIES,
     TRAINING,
     Axis,
-    Entry,
     Figure,
     Note,
     Panel,
@@ -33,13 +32,20 @@ _DISTANCE = Style("degenerate").points("square-open", 10)
 _BOUND = "triangle-down-open"
 _AXES = {"step size": "step size α, relative to 1 / λ_max", "sigma": "noise scale σ / largest"}
 _EXPONENTS = {"step size": "exponent p, steps ∝ α^-p", "sigma": "exponent q, steps ∝ σ^-q"}
+_STEPS_LEGEND = {
+    "points": "training ± 2 standard errors",
+    "fit": "power law of the fitted slope",
+    "limit": "steps of the limit",
+}
+_GAP_LEGEND = {
+    "gap": "gap |log(steps / steps of the limit)|",
+    "fitted gap": "remainder + constant × power",
+    "distance": "distance of the {} from the limit's",
+    "bound": "upper end of values that are zero within 2 standard errors",
+}
 _HINT = (
     "Both axes are logarithmic, so that a power law is a straight line. Hollow triangles mark values "
     "that are zero within two standard errors, at the upper end of these."
-)
-_QUESTION = (
-    "Does training with noise drift on the time scale that theory says, and does it approach the limit as "
-    "step size and noise shrink?"
 )
 
 
@@ -48,7 +54,7 @@ def steps_panel(ladder: Ladder) -> Panel:
     points, (fitted, theory) = ladder.measured_steps, _sentences.slopes(ladder)
     series = [] if ladder.fitted_steps is None else [Series(*ladder.fitted_steps, _FIT, "fit")]
     series.append(Series(ladder.x, ladder.theory, LIMIT, "limit", "limit %{y:,.0f} steps"))
-    series += _dots(points, ladder, _DOTS, "points", "", "%{y:,.0f} steps")
+    series += _dots(points, ladder, _DOTS, "points", "%{y:,.0f} steps")
     notes = [Note(fitted, "training", 0.03, left=True, below=False), Note(theory, "limit", 0.97)]
     return Panel(
         ladder.noise, _description(ladder, "Steps to the drift", points, fitted, theory), series,
@@ -61,9 +67,9 @@ def steps_panel(ladder: Ladder) -> Panel:
 def gap_panel(ladder: Ladder) -> Panel:
     """The distance of training from the limit along a ladder: in steps, and in the space of parameters."""
     gaps, distances, order = ladder.gaps, ladder.distances, _sentences.order_of_approach(ladder)
-    series = [] if ladder.fitted_gap is None else [Series(*ladder.fitted_gap, _FIT, "fit")]
-    series += _dots(distances, ladder, _DISTANCE, "distance", "distance ", "%{y:.2~g}")
-    series += _dots(gaps, ladder, _DOTS, "points", "gap ", "%{y:.2~g}")
+    series = [] if ladder.fitted_gap is None else [Series(*ladder.fitted_gap, _FIT, "fitted gap")]
+    series += _dots(distances, ladder, _DISTANCE, "distance", "distance %{y:.2~g}")
+    series += _dots(gaps, ladder, _DOTS, "gap", "gap %{y:.2~g}")
     return Panel(
         ladder.noise, _description(ladder, "Gap to the limit", gaps, order), series,
         Axis.logarithmic(ladder.label, ladder.x),
@@ -72,18 +78,17 @@ def gap_panel(ladder: Ladder) -> Panel:
     )  # fmt: skip
 
 
-def _dots(points: Points, ladder: Ladder, style: Style, key: str, name: str, value: str) -> list[Series]:
+def _dots(points: Points, ladder: Ladder, style: Style, key: str, value: str) -> list[Series]:
     """Dots with error bars, and hollow triangles where only an upper end is known."""
     resolved, bounds = points.only(points.resolved), points.only(~points.resolved)
-    at = f"{ladder.symbol} = %{{x:.3~g}}<br>"
+    at, below = f"{ladder.symbol} = %{{x:.3~g}}<br>", value.replace("%", "below %", 1)
     ends = [np.array([f"{value:,.3g}" for value in each]) for each in (resolved.low, resolved.high)]
-    hover = f"{at}{name}{value}, %{{customdata[0]}} to %{{customdata[1]}}"
-    found = []
-    if resolved.x.size:
-        found.append(Series(resolved.x, resolved.y, style, key, hover, ends, resolved.low, resolved.high))
-    if bounds.x.size:
-        found.append(Series(bounds.x, bounds.y, style.points(_BOUND, 9), "bound", f"{at}{name}below {value}"))
-    return found
+    hover = f"{at}{value}, %{{customdata[0]}} to %{{customdata[1]}}"
+    found = [
+        Series(resolved.x, resolved.y, style, key, hover, ends, resolved.low, resolved.high),
+        Series(bounds.x, bounds.y, style.points(_BOUND, 9), "bound", at + below),
+    ]
+    return [each for each in found if each.x.size]
 
 
 def _description(ladder: Ladder, quantity: str, points: Points, *facts: str) -> str:
@@ -98,68 +103,47 @@ def _figures_of(study: NoiseStudy) -> list[Figure]:
     """Steps, and distances from the limit, of one noise."""
     steps, gaps = ([draw(each) for each in study.ladders] for draw in (steps_panel, gap_panel))
     moved = "mean square displacement" if study.stochastic else "parameters"
-    fit = Entry("fit", "remainder + constant × power", [_FIT])
-    entries = [
-        Entry("points", "gap |log(steps / steps of the limit)|", [_DOTS]),
-        *([fit] if any(ladder.approach is not None for ladder in study.ladders) else []),
-        Entry("distance", f"distance of the {moved} from the limit's", [_DISTANCE]),
-    ]
-    if any(isinstance(each, Series) and each.key == "bound" for panel in gaps for each in panel.series):
-        bound = Style("muted").points(_BOUND, 9)
-        entries.append(Entry("bound", "upper end of values that are zero within 2 standard errors", [bound]))
-    legend = [
-        Entry("points", "training ± 2 standard errors", [_DOTS]),
-        Entry("fit", "power law of the fitted slope", [_FIT]),
-        Entry("limit", "steps of the limit", [LIMIT]),
-    ]
+    texts = {key: text.format(moved) for key, text in _GAP_LEGEND.items()}
     return [
-        Figure("steps", f"{study.noise}: steps to a fixed drift", [steps], legend),
-        Figure("gap", f"{study.noise}: how far training is from the limit", [gaps], entries),
+        Figure("steps", f"{study.noise}: steps to a fixed drift", [steps], _STEPS_LEGEND),
+        Figure("gap", f"{study.noise}: how far training is from the limit", [gaps], texts),
     ]
 
 
 def figures(config: Mapping[str, Any], results: xr.DataTree) -> list[Figure]:
     """The figures of the files: steps and exponents of all noises, then one figure for each that drifts."""
     found = studies(config, results)
-    rows = [[_all_steps(found, kind) for kind in KINDS]] if any(study.ladders for study in found) else []
-    rows.append([_exponents(found, kind) for kind in KINDS])
-    legend = [
-        Entry(f"series-{index}", study.noise, [_series_style(index)])
-        for index, study in enumerate(found)
-        if study.ladders
-    ]
-    legend.append(Entry("limit", "limit", [LIMIT]))
-    drawn = [Figure("overview", "", rows, legend, str(config.get("description", "")))]
-    for study in found:
-        if not study.ladders:
-            continue
-        steps, gap = _figures_of(study)
+    drifting = [study for study in found if study.ladders]
+    overviews = [_all_steps, _exponents] if drifting else [_exponents]
+    rows = [[draw(found, kind) for kind in KINDS] for draw in overviews]
+    texts = {f"series-{index}": study.noise for index, study in enumerate(found)}
+    drawn = [Figure("overview", "", rows, texts, str(config.get("description", "")))]
+    for study in drifting:
+        own = _figures_of(study)
         stochastic = ", stochastic" if study.stochastic else ""
         scale = f", drift on {greek(study.time_scale)} steps" if study.time_scale else ""
         title = f"{study.noise}: {study.verdict_name}{stochastic}{scale}"
-        rows = [[replace(panel, title="") for panel in figure.panels] for figure in (steps, gap)]
-        drawn.append(Figure(study.noise, "", rows, [*steps.legend, *gap.legend], title))
+        rows = [[replace(panel, title="") for panel in figure.panels] for figure in own]
+        drawn.append(Figure(study.noise, "", rows, {**own[0].texts, **own[1].texts}, title))
     return drawn
 
 
-def _series_style(index: int) -> Style:
+def _style_of(index: int) -> Style:
     index %= MOST_SERIES
     return style_of_series(index).points(marker_of_series(index))
 
 
 def _all_steps(found: Sequence[NoiseStudy], kind: str) -> Panel:
     """Steps of all noises along the ladders of one kind; lines are those of the limit."""
-    series, xs, ys = [], [np.array([])], [np.array([])]
+    series = []
     for index, study in enumerate(found):
-        ladder = study.ladder(kind)
-        if ladder is None:
-            continue
-        x = ladder.step_sizes if kind == "step size" else ladder.x / ladder.x.max()
-        style, key = _series_style(index), f"series-{index}"
-        series.append(Series(x, ladder.theory, replace(style, width=1.6, dash="dash", marker=""), key))
-        series.append(Series(x, ladder.steps, style, key))
-        xs, ys = [*xs, x], [*ys, ladder.theory, ladder.steps]
-    x, y = Axis.logarithmic(_AXES[kind], *xs), Axis.logarithmic("steps to the drift", *ys)
+        if ladder := study.ladder(kind):
+            style, key = _style_of(index), f"series-{index}"
+            theory = replace(style, width=1.6, dash="dash", marker="")
+            series.append(Series(ladder.relative, ladder.theory, theory, key))
+            series.append(Series(ladder.relative, ladder.steps, style, key))
+    x = Axis.logarithmic(_AXES[kind], np.array([]), *(each.x for each in series))
+    y = Axis.logarithmic("steps to the drift", np.array([]), *(each.y for each in series))
     return Panel("", f"Steps to the drift against {kind}.", series, x, y)
 
 
@@ -178,9 +162,9 @@ def _exponents(found: Sequence[NoiseStudy], kind: str) -> Panel:
             series.append(Series(around, np.full(2, exponent.theory), LIMIT, "limit"))
         at, value, half = (np.array([float(v)]) for v in (index, exponent.value, exponent.half_width))
         low, high = value - half, value + half
-        series.append(Series(at, value, _series_style(index), f"series-{index}", low=low, high=high))
+        series.append(Series(at, value, _style_of(index), f"series-{index}", low=low, high=high))
         ends += [float(low[0]) - 0.1, float(high[0]) + 0.1]
-    y = Axis(f"{_EXPONENTS[kind]}", (min(ends), max(ends)))
+    y = Axis(_EXPONENTS[kind], (min(ends), max(ends)))
     return Panel("", f"Exponents of the {kind}.", series, Axis.categorical("", names), y)
 
 
@@ -197,7 +181,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind="study",
         title=f"{config.get('problem', 'a run')}: time scales and limits",
-        question=_QUESTION,
         setup=joined([str(config.get("description", "")), ladders, seconds]),
         headline=_sentences.unfinished(config, results),
         cards=[

@@ -15,7 +15,6 @@ from zeroloss.report._chart import (
     MOST_SERIES,
     STYLES,
     Axis,
-    Entry,
     Figure,
     Panel,
     Series,
@@ -32,12 +31,8 @@ from zeroloss.runs import in_words, plain, reading_order
 
 SEED = "seed"
 
-_ENDINGS = {
-    "training": ("training", "error"),
-    "prediction": ("prediction", ""),
-    "limit": ("limit", "limit_error"),
-}
-"""The endings of the columns of a comparison with the end of a quantity, and its standard error."""
+_ENDINGS = {"training": "error", "prediction": "", "limit": "limit_error"}
+"""The endings of the columns of a comparison with the end of a quantity; and of its standard error."""
 
 _MEASURED = ("_exponent", "_order")  # endings of the columns of a study
 _MOST_PANELS = 60  # of a quantity
@@ -87,24 +82,18 @@ def figures_of(table: xr.Dataset) -> list[Figure]:
     if _is_numeric(table[where.across]):
         table = table.sortby(where.across)
     for quantity, columns in _quantities(table).items():
-        panels, entries = [], {}
+        panels, texts = [], {}
         places = itertools.product(*(table[axis].values for axis in where.panels))
         for place in itertools.islice(places, _MOST_PANELS):
             at = table.sel(dict(zip(where.panels, place, strict=True)))
             series, named = _series(at, columns, where)
-            entries |= {entry.key: entry for entry in named}
+            texts |= named
             if series:
                 panels.append(_panel(at, place, quantity, series, where))
         if panels:
             heading = f"{sentence_start(label_of(quantity))}{_when(table)}"
-            found.append(
-                Figure(
-                    f"{len(found) + 1:02d}_{heading.lower()}",
-                    heading,
-                    in_rows(panels),
-                    list(entries.values()),
-                )
-            )
+            name = f"{len(found) + 1:02d}_{heading.lower()}"
+            found.append(Figure(name, heading, in_rows(panels), texts))
     return found
 
 
@@ -163,19 +152,13 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, Column]]:
     names = [str(name) for name in table.data_vars]
     command = str(table.attrs.get("command"))
     found: dict[str, dict[str, Column]] = {}
-    if command == "study":
-        found = {
-            name: {"training": Column(name, f"{name}_half_width", 2.0)}
-            for name in names
-            if name.endswith(_MEASURED)
-        }
-    else:
-        endings = _ENDINGS | {"end": ("end", "error")}
-        for name, (kind, (end, error)) in itertools.product(names, endings.items()):
-            quantity = name.removesuffix(f"_{end}")
-            if quantity != name and f"{quantity}_start" in names:
-                kind = TRAJECTORIES.get(command, "training") if kind == "end" else kind
-                found.setdefault(quantity, {})[kind] = Column(name, f"{quantity}_{error}")
+    for name in names:
+        if command == "study" and name.endswith(_MEASURED):
+            found[name] = {"training": Column(name, f"{name}_half_width", 2.0)}
+        quantity, _, end = name.rpartition("_")
+        if command != "study" and end in (*_ENDINGS, "end") and f"{quantity}_start" in names:
+            kind = TRAJECTORIES.get(command, "training") if end == "end" else end
+            found.setdefault(quantity, {})[kind] = Column(name, f"{quantity}_{_ENDINGS.get(end, 'error')}")
     if "distance" in names:
         found["distance"] = {"training": Column("distance", "distance_error")}
     return {
@@ -186,40 +169,36 @@ def _quantities(table: xr.Dataset) -> dict[str, dict[str, Column]]:
 
 def _series(
     table: xr.Dataset, columns: Mapping[str, Column], where: Layout
-) -> tuple[list[Series], list[Entry]]:
-    """What is drawn at one place, in colours where the layout has them, and its legend."""
-    found, entries = [], []
+) -> tuple[list[Series], dict[str, str]]:
+    """What is drawn at one place, in colours where the layout has them, and the texts of its legend."""
+    found, texts = [], {}
     values = [None] if where.colors is None else list(table[where.colors].values)
     names, errors = {kind: kind for kind in _ENDINGS}, " ± 2 standard errors"
     if table.attrs.get("command") == "study":
         names, errors = {"training": "measured, with its 95 % interval"}, ""
         if SEED in table.dims and where.across != SEED:
             names = {"training": "measured, mean over seeds ± 2 standard errors"}
-    for index, value in enumerate(values):
-        at = table if where.colors is None else table.sel({where.colors: value})
-        for kind, column in columns.items():
-            x, mean, error = _mean(at, column, where.across)
-            if not np.isfinite(mean).any():
-                continue
-            # A line would mean that there is something between two places.
-            dots = (
-                kind == "training"
-                or not _is_numeric(table[where.across])
-                or bool(np.isfinite(mean).sum() < 2)
-            )
-            style, key = (_DOTS if dots else STYLES)[kind], kind
-            if value is not None:
-                style, key = _colored(index, kind, dots), f"series-{index}"
-            if len(columns) == 1 and not dots:
-                style = replace(style, marker=marker_of_series(index if value is not None else 0))
-            low, high = (None, None) if error is None else (mean - 2 * error, mean + 2 * error)
-            found.append(Series(x, mean, style, key, f"{names[kind]} %{{y:.4~g}}", low=low, high=high))
-            if value is None:
-                entries.append(Entry(key, names[kind] + (errors if error is not None else ""), [style]))
-        if value is not None:
-            style = replace(style_of_series(index), marker=marker_of_series(index))
-            entries.append(Entry(f"series-{index}", f"{where.colors} {in_words(plain(value))}", [style]))
-    return found, entries
+    numeric = _is_numeric(table[where.across])
+    for (index, value), (kind, column) in itertools.product(enumerate(values), columns.items()):
+        x, mean, error = _mean(
+            table if value is None else table.sel({where.colors: value}), column, where.across
+        )
+        count = np.isfinite(mean).sum()
+        if not count:
+            continue
+        # A line would mean that there is something between two places.
+        dots = kind == "training" or not numeric or count < 2
+        if value is None:
+            key, style = kind, (_DOTS if dots else STYLES)[kind]
+            texts[key] = names[kind] + (errors if error is not None else "")
+        else:
+            key, style = f"series-{index}", _colored(index, kind, dots)
+            texts[key] = f"{where.colors} {in_words(plain(value))}"
+        if len(columns) == 1 and not dots:
+            style = replace(style, marker=marker_of_series(index))
+        low, high = (None, None) if error is None else (mean - 2 * error, mean + 2 * error)
+        found.append(Series(x, mean, style, key, f"{names[kind]} %{{y:.4~g}}", low=low, high=high))
+    return found, texts
 
 
 def _colored(index: int, kind: str, dots: bool) -> Style:
@@ -238,13 +217,11 @@ def _mean(table: xr.Dataset, column: Column, across: str) -> tuple[np.ndarray, n
     x, values = table[across].values, table[column.name]
     x = x.astype(float) if _is_numeric(table[across]) else np.arange(len(x), dtype=float)
     if SEED in values.dims and across != SEED:
-        each = values.transpose(across, SEED).values.astype(float)
-        finite = np.isfinite(each)
-        count = finite.sum(axis=1)
+        each = values.astype(float).where(np.isfinite(values))
+        count, mean = each.count(SEED), each.mean(SEED)
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(finite, each, 0).sum(axis=1) / count
-            squares = np.where(finite, each - mean[:, None], 0) ** 2
-            return x, mean, np.sqrt(squares.sum(axis=1) / (count - 1) / count)
+            variance = ((each - mean) ** 2).sum(SEED).values / (count.values - 1)
+            return x, mean.values, np.sqrt(variance / count.values)
     mean = values.values.astype(float)
     error = table[column.error].values.astype(float) / column.errors if column.error in table else None
     return x, mean, error if error is not None and np.isfinite(error).any() else None
@@ -295,7 +272,6 @@ def page(config: Mapping[str, Any], results: xr.DataTree) -> Page:
     return Page(
         kind=f"sweep of {command if command in ('compare', 'study') else 'trajectories'}",
         title=f"{cell.get('problem', 'a sweep')}: a sweep of {command}",
-        question="What does the noise do over a grid of recipes?",
         setup=_setup(cell, grid, table),
         cards=cards,
         table=Table(numbers, head, [("", lines[:_MOST_ROWS])]),

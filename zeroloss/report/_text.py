@@ -11,6 +11,8 @@ from zeroloss.noise import LISTINGS, MiniBatch
 MISSING = "–"
 UNCHANGED = 1e-6
 """Relative changes below this count as no change."""
+ROUNDING = 1e-12
+"""Smaller absolute values are rounding."""
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_DIGITS = 9  # after the point
