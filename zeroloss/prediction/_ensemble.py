@@ -2,8 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from zeroloss._compilation import compiled
 from zeroloss._linalg import eigh
@@ -15,11 +14,12 @@ from zeroloss.systems import Scalar
 _SHARED, _OWN = 16, 4  # draws of the displacement for all runs together, and for each run
 
 
+@compiled
 def displacements_of_runs(
     mean_path: MeanPath,
-    states: tuple[State, ...],
+    states: State,
     step_size: Scalar,
-    steps: int,
+    steps: Int[Array, ""],
     key: Key[Array, ""],
     excess: Excess | None = None,
 ) -> Float[Array, "runs parameters"]:
@@ -29,23 +29,23 @@ def displacements_of_runs(
     are drawn, and added with Gaussian weights, opposite ones for the two runs of a pair. Unless the limit is
     stochastic, the runs stay so near the mean path that the draws at the mean path serve all of them.
     """
-    pairs = (len(states) - 1) // 2
+    pairs = (states.w.shape[0] - 1) // 2
     to_draws, to_weights = jax.random.split(key)
     draws = _OWN if mean_path.stochastic else _SHARED
-    weights = jax.random.normal(to_weights, (pairs, draws)) * np.sqrt(steps / (draws - 1))
+    weights = jax.random.normal(to_weights, (pairs, draws)) * jnp.sqrt(steps / (draws - 1))
     weights = jnp.concatenate([weights, -weights])
     if not mean_path.stochastic:
-        return weights @ draws_of_displacement(mean_path, states[0], step_size, to_draws, draws, excess)
+        center = jax.tree.map(lambda leaf: leaf[0], states)
+        return weights @ draws_of_displacement(mean_path, center, step_size, to_draws, draws, excess)
     keys = jax.random.split(to_draws, pairs)
-    return jnp.stack(
-        [
-            own @ draws_of_displacement(mean_path, run, step_size, keys[index % pairs], draws, excess)
-            for index, (run, own) in enumerate(zip(states[1:], weights, strict=True))
-        ]
-    )
+
+    def one(state: State, key: Key[Array, ""], weights: Array) -> Vector:
+        return weights @ draws_of_displacement(mean_path, state, step_size, key, draws, excess)
+
+    runs = jax.tree.map(lambda leaf: leaf[1:], states)
+    return jax.vmap(one)(runs, jnp.concatenate([keys, keys]), weights)
 
 
-@compiled
 def draws_of_displacement(
     mean_path: MeanPath,
     state: State,

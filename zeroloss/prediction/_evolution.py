@@ -164,7 +164,7 @@ def sample_of(setup: PredictionInputs, at: PathState, runs_before: int = 0) -> E
     """The ensemble at a time saved, with draws of fluctuations around its runs."""
     key = jax.random.fold_in(setup.key, at.step % 2**32)
     key = jax.random.fold_in(key, runs_before) if runs_before else key
-    runs = len(at.states) - 1
+    runs = at.states.w.shape[0] - 1
     draws = 1 if setup.measure is None else max(1, _FLUCTUATIONS // runs)
     keys = jnp.stack([jax.random.fold_in(key, draw) for draw in range(draws)])
     paths, normal, drawn = jax.device_get(_scattered(setup.mean_path, at.states, keys))
@@ -201,18 +201,19 @@ def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str,
 
 
 @compiled_once
-def _losses_of_all(mean_path: MeanPath, states: tuple[State, ...], key: Key[Array, ""]) -> dict[str, Array]:
-    return jax.lax.map(lambda state: _losses(mean_path, state, key), _stacked(states))
+def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> dict[str, Array]:
+    return jax.lax.map(lambda state: _losses(mean_path, state, key), states)
 
 
 @compiled
 def _scattered(
-    mean_path: MeanPath, states: tuple[State, ...], keys: Key[Array, " draws"]
+    mean_path: MeanPath, states: State, keys: Key[Array, " draws"]
 ) -> tuple[Float[Array, "paths parameters"], Float[Array, " runs"], Float[Array, "runs draws parameters"]]:
     """The parameters of all paths, the trace of each run's covariance, and draws around each run."""
     system, unravel = mean_path.expansion.system, mean_path.expansion.zero_set.unravel
-    pairs = (len(states) - 1) // 2
-    runs, signs = _stacked(states[1:]), jnp.repeat(jnp.array([1.0, -1.0]), pairs)
+    pairs = states.w.shape[0] // 2
+    runs = jax.tree.map(lambda leaf: leaf[1:], states)
+    signs = jnp.repeat(jnp.array([1.0, -1.0]), pairs)
 
     def one(state: State, key: Key[Array, ""], sign: Scalar) -> Vector:
         moved = state.spectrum.embed(fluctuations(state, key, 1)[0])
@@ -225,11 +226,5 @@ def _scattered(
         own = jax.random.split(key, pairs)
         return jax.vmap(one)(runs, jnp.concatenate([own, own]), signs)
 
-    paths = jnp.stack([state.w for state in states])
     normal = jnp.trace(runs.covariance, axis1=1, axis2=2)
-    return paths, normal, jnp.swapaxes(jax.lax.map(draw, keys), 0, 1)
-
-
-def _stacked(states: tuple[State, ...]) -> State:
-    """The states as one, with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return states.w, normal, jnp.swapaxes(jax.lax.map(draw, keys), 0, 1)

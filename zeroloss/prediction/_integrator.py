@@ -34,15 +34,15 @@ _NEAR = 0.1  # |w|: on a shorter way errors need not be smaller still
 class PathState(NamedTuple):
     """A path and its ensemble at a training step: their states, the step size, and sums up to this step.
 
-    - `states`: the mean path, then the runs of an ensemble around it: those displaced one way, then those
-      displaced the opposite way.
+    - `states`: with a leading axis: the mean path, then the runs of an ensemble around it, those displaced
+      one way before those displaced the opposite way.
     - `variance`: of the displacement, from sampled averages.
     - `first`, `second`: lengths of the way along the set made by the averaged loss, and by the fluctuations.
     """
 
     step: int
     step_size: float
-    states: tuple[State, ...]
+    states: State
     variance: float
     first: float
     second: float
@@ -50,7 +50,7 @@ class PathState(NamedTuple):
     @property
     def mean(self) -> State:
         """The mean path."""
-        return self.states[0]
+        return _first(self.states)
 
 
 def expected_gradients(mean_path: MeanPath) -> float:
@@ -106,7 +106,7 @@ class Integrator:
 
     def start(self) -> IntegratorState:
         """The state at training step 0."""
-        states = (_start(self.mean_path, self._start),) * (1 + 2 * self._pairs)
+        states = _start(self.mean_path, self._start, 1 + 2 * self._pairs)
         path = PathState(0, self.mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
         return IntegratorState(path, 1, _FEWEST_DRAWS, 0, 0, 0.0, False)
 
@@ -210,8 +210,13 @@ def _draws_needed(report: "_StepNumbers", taken: int) -> float:
 
 
 @compiled_once
-def _start(mean_path: MeanPath, w: Vector) -> State:
-    return mean_path.start(w)
+def _start(mean_path: MeanPath, w: Vector, count: int) -> State:
+    return jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * leaf.ndim), mean_path.start(w))
+
+
+@compiled_once  # one program: slicing each array by itself takes longer than a step
+def _first(states: State) -> State:
+    return jax.tree.map(lambda leaf: leaf[0], states)
 
 
 class _StepNumbers(NamedTuple):
@@ -237,18 +242,18 @@ class _StepNumbers(NamedTuple):
 
 def _step(
     mean_path: MeanPath,
-    states: tuple[State, ...],
+    states: State,
     start: Vector,
     size: float,
     steps: int,
     key: Key[Array, ""],
     draws: int,
-) -> tuple[tuple[State, ...], _StepNumbers]:
+) -> tuple[State, _StepNumbers]:
     alpha, count, numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
-    excess = _excess(mean_path, states[0], key)
+    excess = _excess(mean_path, _first(states), key)
     displacements = jnp.zeros((1, *start.shape))
-    if len(states) > 1:
-        of_runs = displacements_of_runs(mean_path, states, alpha, steps, jax.random.fold_in(key, 1), excess)
+    if states.w.shape[0] > 1:
+        of_runs = displacements_of_runs(mean_path, states, alpha, count, jax.random.fold_in(key, 1), excess)
         displacements = jnp.concatenate([displacements, of_runs])
     states, report = _step_compiled(
         mean_path, states, start, key, (alpha, count, numbers), displacements, excess
@@ -264,13 +269,13 @@ def _excess(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> Excess | 
 @compiled
 def _step_compiled(
     mean_path: MeanPath,
-    states: tuple[State, ...],
+    states: State,
     start: Vector,
     key: Key[Array, ""],
     numbers: tuple[Array, Array, Array],
     displacements: Float[Array, "paths parameters"],
     excess: Excess | None,
-) -> tuple[tuple[State, ...], dict[str, Array]]:
+) -> tuple[State, dict[str, Array]]:
     size, steps, draws = numbers
 
     def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
@@ -279,15 +284,12 @@ def _step_compiled(
         return mean_path.step(each[0], size, steps, key, draws, each[1], near)
 
     # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     ends, outcomes = jax.lax.platform_dependent(
-        (stacked, displacements), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
+        (states, displacements), cpu=lambda all: jax.lax.map(step, all), default=jax.vmap(step)
     )
     mean = jax.tree.map(lambda leaf: leaf[0], outcomes)
     length = norm_or_one(ends.w[0])
-    leaves, shape = jax.tree.flatten(ends)
-    apart = tuple(jax.tree.unflatten(shape, each) for each in zip(*leaves, strict=True))
-    return apart, dict(
+    return ends, dict(
         finite=jnp.all(jnp.isfinite(ends.w)),
         way=jnp.linalg.norm(ends.w[0] - start) / length,
         error=jnp.max(outcomes.error) if mean_path.stochastic else mean.error,
