@@ -71,7 +71,8 @@ def main():
     parser.add_argument("--snippet", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.snippet:
-        return snippet()
+        snippet()
+        return
     print(f"{'CPU seconds':28s}{'cold':>8s}{'warm':>8s}", flush=True)
     for name, arguments in COMMANDS.items():
         if options.only in name:
@@ -86,7 +87,6 @@ def main():
             (f"  {verb}", one, other) for (verb, one), other in parts
         ]:
             print(f"{verb:28s}{seconds:8.1f}{again:8.1f}")
-    return None
 
 
 if __name__ == "__main__":

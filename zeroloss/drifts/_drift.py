@@ -179,7 +179,7 @@ def _both_scales(expansion: AbstractExpansion, w: Vector, step_size: Scalar):
     return first_drift(expansion, w, spectrum), second
 
 
-@compiled_once
+@compiled
 def _regularizer(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return expansion.regularizer(w)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._checkpoint import SavedArrays, digest, facts_of
-from zeroloss._compilation import compiled
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion, second_drift
 from zeroloss.dynamics._driver import AbstractEvolution
@@ -147,7 +147,7 @@ class _State(NamedTuple):
 _RANK, _LANDING = 1, 2
 
 
-@compiled
+@compiled_once
 def _largest_eigenvalue(expansion: AbstractExpansion, w: Vector) -> Scalar:
     return jnp.max(jnp.abs(spectrum_of(expansion.zero_set, w).eigenvalues))
 
@@ -200,7 +200,7 @@ def _step(
     return landed, jnp.where(rank != zero_set.rank, _RANK, jnp.where(missed, _LANDING, 0))
 
 
-@compiled
+@compiled_once
 def _default_step(expansion: AbstractExpansion, w: Vector) -> Scalar:
     spectrum = spectrum_of(expansion.zero_set, w)
     reach = _STEP * norm_or_one(w)

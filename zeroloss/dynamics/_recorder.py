@@ -15,7 +15,6 @@ from zeroloss.drifts import AbstractExpansion
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory
 
-_CAPACITY = 32  # rows that a program measures at once, at least
 _PARAMS, _BIAS = "params", "step_bias/"  # an item has measured quantities under other names
 
 
@@ -44,9 +43,9 @@ class Recorder:
 
     def measure(self, w: Array | np.ndarray) -> dict[str, np.ndarray]:
         """The loss, Reg, tr H and observables at flat `w`, `[parameters]` or `[replica, parameters]`."""
-        rows = np.asarray(w if self.batched else w[None])
+        rows = np.asarray(w) if self.batched else np.asarray(w)[None]
         count = len(rows)
-        capacity = max(_CAPACITY, 2 ** (count - 1).bit_length())  # few shapes, so few programs
+        capacity = 2 ** (count - 1).bit_length()  # few shapes, so few programs
         padded = np.concatenate([rows, np.zeros((capacity - count, rows.shape[1]), rows.dtype)])
         measured = jax.device_get(
             _measure(self._expansion, self._observables, jnp.asarray(padded), jnp.asarray(count))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from zeroloss._checkpoint import SavedArrays
-from zeroloss._compilation import compiled, compiled_once
+from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.dynamics import AbstractEvolution
 from zeroloss.prediction._averages import ExactAverage
@@ -97,26 +97,28 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
 
     def item(self, state: tuple[IntegratorState, ...], time: float) -> SavedArrays:
         fine, around, compared = (state[index].path for index in (0, self._ensemble_index, self._error_index))
-        gap = float(jnp.linalg.norm(compared.mean.w - around.mean.w))
+        mean = fine.mean
+        compared_mean = mean if compared is fine else compared.mean
+        gap = float(jnp.linalg.norm(compared_mean.w - around.states.w[0]))
         left_out, excess = np.full_like(self._setup.start, np.nan), np.nan
         index = int(np.searchsorted(self._setup.times, time))
         if index in self._checked:
             key = jax.random.fold_in(self._setup.key, index)
-            left_out, excess = truncation(self._setup.mean_path, fine.mean, jnp.asarray(fine.step_size), key)
+            left_out, excess = truncation(self._setup.mean_path, mean, jnp.asarray(fine.step_size), key)
         ensemble, share = sample_of(self._setup, around), 1 / (self._coarser**_ORDER - 1)
         losses, measured, integration_of = {}, {}, {}
         if self._setup.measure is not None:
-            losses = jax.tree.map(np.asarray, _losses(self._setup.mean_path, fine.mean, self._setup.key))
-            both = self._setup.measure(np.stack([fine.mean.w, compared.mean.w]))
+            losses = jax.tree.map(np.asarray, _losses(self._setup.mean_path, mean, self._setup.key))
+            both = self._setup.measure(np.stack([mean.w, compared_mean.w]))
             measured = {name: values[0] for name, values in both.items()}
             finely = {name: values[1] for name, values in both.items()}
-            finely |= jax.tree.map(np.asarray, _losses(self._unsampled, compared.mean, self._setup.key))
+            finely |= jax.tree.map(np.asarray, _losses(self._unsampled, compared_mean, self._setup.key))
             coarsely = ensemble.mean_measured | ensemble.mean_losses
             integration_of = {name: share * (finely[name] - coarsely[name]) for name in finely}
         return item_of(
             Snapshot(
                 step=np.asarray(fine.step),
-                mean=np.asarray(fine.mean.w),
+                mean=np.asarray(mean.w),
                 losses=losses,
                 measured=measured,
                 variance=np.asarray(fine.variance, float),
@@ -194,13 +196,13 @@ def without_sampling(mean_path: MeanPath) -> MeanPath:
     return eqx.tree_at(lambda path: path.average, mean_path, exact)
 
 
-@compiled_once
+@compiled
 def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
     averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(_LOSS_DRAWS))
     return mean_path.losses(state, averaged.loss)
 
 
-@compiled_once
+@compiled
 def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> dict[str, Array]:
     return jax.lax.map(lambda state: _losses(mean_path, state, key), states)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from zeroloss._compilation import compiled_once
+from zeroloss._compilation import compiled
 from zeroloss._progress import progress_bar, stage_indicator
 from zeroloss._pytrees import flatten, refuse_tracing
 from zeroloss.drifts import FAST, Verdict, classify, drift, steps_per_unit
@@ -150,7 +150,7 @@ def how_long(
             if state.path.step == steps[-1]:
                 continue
             steps.append(state.path.step)
-            values.append(float(measure(state.path.mean.w)))
+            values.append(float(measure(state.path.states.w[0])))
             ways.append((state.path.first, state.path.second))
             if value is not None and (values[-1] - value) * (beginning - value) <= 0:
                 return _crossing(name, beginning, value, float("nan"), steps, values, ways, True)
@@ -177,14 +177,14 @@ def _quantity(
     }
     if callable(of):
         named = getattr(of, "func", of)  # what eqx.Partial has
-        return getattr(named, "__name__", "the quantity"), compiled_once(
+        return getattr(named, "__name__", "the quantity"), compiled(
             lambda w: jnp.asarray(of(expansion.zero_set.unravel(w)))
         )
     if of not in known:
         raise InputError(
             f"of must be one of {', '.join(known)}, or a function of the parameters, got {of!r}."
         )
-    return of, compiled_once(known[of])
+    return of, compiled(known[of])
 
 
 def _steps_of_the_limit(system: AbstractSystem, point: PyTree, verdict: Verdict, step_size: float) -> float:

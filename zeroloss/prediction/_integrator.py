@@ -250,7 +250,7 @@ def _step(
     draws: int,
 ) -> tuple[State, _StepNumbers]:
     alpha, count, numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
-    excess = _excess(mean_path, _first(states), key)
+    excess = _excess(mean_path, states, key)
     displacements = jnp.zeros((1, *start.shape))
     if states.w.shape[0] > 1:
         of_runs = displacements_of_runs(mean_path, states, alpha, count, jax.random.fold_in(key, 1), excess)
@@ -262,8 +262,9 @@ def _step(
 
 
 @compiled
-def _excess(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> Excess | None:
-    return mean_path.excess_at(state, key)
+def _excess(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> Excess | None:
+    """The excess at the mean path."""
+    return mean_path.excess_at(_first(states), key)
 
 
 @compiled

@@ -51,10 +51,7 @@ from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import largest_eigenvalue, locate, project, zero_set_of
 
-PAIRS, _PROBE_COARSENESS = (
-    PAIRS,
-    16.0,
-)  # pairs of runs, and their tolerance, that show whether spread matters
+_PROBE_COARSENESS = 16.0  # the tolerance of the runs that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
 _STOCHASTIC = 1e-8  # share of the noise's variance along the set
 _LOG = logging.getLogger(__name__)

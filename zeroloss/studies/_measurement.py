@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
-from zeroloss._compilation import compiled
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.drifts import (
@@ -122,7 +122,7 @@ def target_of(
     return Target(w, spectrum, t1, verdict.time_scale, False, moved[-1], size, 0.0, share)
 
 
-@compiled
+@compiled_once
 def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
     spectrum = spectrum_of(expansion.zero_set, w)
     drift = first_drift(expansion, w, spectrum) if fast else second_drift(expansion, w, spectrum)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from matfree import stochtrace
 
-from zeroloss._compilation import compiled
+from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import MOST_ITERATIONS, RANK_BY_ITERATION
 from zeroloss.errors import RankError
@@ -196,7 +196,7 @@ class IterativeZeroSet(AbstractZeroSet):
         return DenseZeroSet(self.problem, self.unravel) if self.problem.geometry == "auto" else self
 
 
-@compiled
+@compiled_once
 def _tangent_share(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
     """The length of the tangent part of a random unit vector."""
     direction = jax.random.normal(jax.random.key(0), w.shape, w.dtype)
