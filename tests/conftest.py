@@ -1,6 +1,8 @@
 """Every test runs in float64, with the shapes and types of all signatures checked by beartype."""
 
+import importlib
 import os
+import pkgutil
 from pathlib import Path
 
 # The workers of the tests would wait for each other.
@@ -19,8 +21,10 @@ jax.config.update("jax_enable_x64", True)
 
 with install_import_hook("zeroloss", "typechecking.checked"):
     import zeroloss
-    import zeroloss.cli
-    import zeroloss.runs  # noqa: F401
+
+    for module in pkgutil.walk_packages(zeroloss.__path__, "zeroloss."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 
 
 @pytest.fixture(autouse=True)

@@ -64,15 +64,19 @@ def test_predict_and_how_long():
     assert "steps until log_ratio has gone from" in " ".join(printed.split())
 
 
-def test_classify_prints_every_noise():
+def test_classify_prints_the_usual_noises_or_all():
     printed = run("classify", "hyperbola")
     lines = {line.split()[0]: line for line in printed.splitlines() if line.strip()}
     assert "non-degenerate" in lines["weight"] and "1/(ασ²)" in lines["weight"]
     assert "1/(α²σ²)" in lines["label"] and "tr H" in lines["label"]
     assert "trivial" in lines["minibatch"]
-    assert {"minibatch+label", "minibatch+weight"} <= set(lines)
+    assert not {"langevin", "minibatch+label"} & set(lines) and "--noise all" in printed
     assert "dimension 1 in 2 parameters" in printed
-    narrow = run("classify", "hyperbola", columns=80)
+    every = run("classify", "hyperbola", "--noise", "all")
+    assert {"minibatch+label", "minibatch+weight", "langevin"} <= {
+        line.split()[0] for line in every.splitlines() if line.strip()
+    }
+    narrow = run("classify", "hyperbola", "--noise", "all", columns=80)
     assert max(map(len, narrow.splitlines())) <= 80 and "…" not in narrow
     for word in ("minibatch+gaussian-dropconnect", "non-degenerate", "1/(α²σ²)", "smaller tr H", "4e+05"):
         assert word in narrow

@@ -28,9 +28,9 @@ def test_a_compiled_function(decorator):
 
 
 def folder_used(**variables):
-    """The folder where a fresh process that imports zeroloss keeps its programs."""
+    """The folder where a fresh process that uses zeroloss keeps its programs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
-    code = "import zeroloss, jax; print(jax.config.jax_compilation_cache_dir)"
+    code = "import zeroloss.drifts, jax; print(jax.config.jax_compilation_cache_dir)"
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment | variables, capture_output=True, text=True, check=True
     )

@@ -1,13 +1,12 @@
 """The state of a long computation on disk, from which the same call continues to bit-identical results."""
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from zeroloss._files import PART, replacing
+from zeroloss._files import PART, digest_of_bytes, replacing
 from zeroloss.errors import Interrupted, RunError
 
 _State = TypeVar("_State")
@@ -386,14 +385,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # zip, NumPy and JSON raise anything on damaged files
         raise RunError(f"the checkpoint {path} cannot be read: {error}. {_DAMAGED}") from error
-
-
-def digest_of_bytes(parts: Iterable[bytes]) -> str:
-    """A short fingerprint of bytes; it does not depend on how they are split into parts."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()[:16]
 
 
 def _digest_of_text(text: str) -> str:

@@ -120,3 +120,4 @@ def _ended(event: str, duration_secs: float, **kwargs: str | int) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_ended)
+keep_programs()

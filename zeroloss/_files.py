@@ -1,8 +1,9 @@
 """Files that are whole or absent: a new file is complete on the disk before it replaces the old one."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,3 +57,11 @@ def settle(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of_bytes(parts: Iterable[bytes]) -> str:
+    """A short fingerprint of bytes; it does not depend on how they are split into parts."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from zeroloss._compilation import seconds_compiling
-
 Tell = Callable[[str], object]
 """Takes a message for people, with Rich's markup."""
 
@@ -105,6 +103,8 @@ class Pace:
 
     def add(self, done: float) -> None:
         """Record that so much of the total is done by now."""
+        from zeroloss._compilation import seconds_compiling  # imports JAX, which printing need not wait for
+
         now = (time.perf_counter() - seconds_compiling(), float(done))
         if self._first is None:  # a computation that goes on does not begin at 0
             self._first = now

@@ -92,7 +92,7 @@ def test_a_seed_fixes_everything_and_another_changes_it(name):
 
 
 def test_a_noise_of_ones_own_has_no_default_strength():
-    problem = PROBLEMS["hyperbola"]()
+    problem = zl.problems.hyperbola()
     problem = problem._replace(noises=problem.noises | {"bright": zl.WeightNoise})
     assert parse_noise(problem, "bright:0.2").sigma == 0.2
     assert parse_noise(problem, "bright", {"bright": 0.3}).sigma == 0.3

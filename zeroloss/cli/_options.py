@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 import pydantic
 import typer
 
+import zeroloss as zl
 from zeroloss import problems, runs
 from zeroloss._progress import show_progress
 from zeroloss.cli._console import (
@@ -25,8 +26,9 @@ from zeroloss.cli._console import (
     option,
 )
 from zeroloss.errors import InputError
-from zeroloss.noise import LISTINGS
 from zeroloss.runs import NOISE, PROBLEM, TRAINING, AbstractConfig, is_text, option as field, validated
+
+_ALL = "all"  # in place of a noise
 
 LIMIT, GOAL, SWEEP, RUN = "Limit", "Goal", "Sweep", "Run"
 _PANELS = (None, NOISE, GOAL, LIMIT, TRAINING, SWEEP, RUN, PROBLEM, GENERAL)  # in the order of the help
@@ -43,7 +45,7 @@ def _problems_like(incomplete: str) -> list[str]:
 def _noises_like(incomplete: str) -> list[str]:
     """Names of noises that begin so, also after a plus, for the Tab key."""
     before, plus, last = incomplete.rpartition("+")
-    return [f"{before}{plus}{name}" for name in LISTINGS if name.startswith(last)]
+    return [f"{before}{plus}{name}" for name in (*zl.noise.LISTINGS, _ALL) if name.startswith(last)]
 
 
 class ProblemOptions(pydantic.BaseModel):
@@ -77,6 +79,7 @@ class ProblemOptions(pydantic.BaseModel):
             raise UsageError("--target and --model are for --data.")
         if problem is None:
             raise UsageError("name a PROBLEM, or give --data.")
+        problems.check_name(problem)
         return problems.resolved(problem) if problems.is_own(problem) else problem
 
     def arguments(self, problem: str, seed: int) -> dict[str, Any]:
@@ -226,13 +229,17 @@ _GENERAL = (
 
 
 class Request(NamedTuple):
-    """The options that were typed: `values` for the config of a command, and the model of the others."""
+    """The options that were typed: `values` for the config of a command, and the model of the others.
+
+    `named` says whether --noise was among them.
+    """
 
     command: type[AbstractConfig]
     values: dict[str, Any]
     more: Any
     quiet: bool
     json: bool
+    named: bool
 
     def config(self) -> Any:
         """The config of the command. Raises `InputError` for values that are not valid."""
@@ -285,11 +292,15 @@ def _request(
 
     options, values = ProblemOptions(**of(ProblemOptions)), of(config)
     values["problem"] = options.named(values["problem"])
+    # A wrong value is an error before the problem is made, which takes seconds.
+    validated(config, values | {"noise": values["noise"] or ["any"]})
     values["options"] = options.arguments(values["problem"], values["seed"])
-    if not values["noise"]:
-        values["noise"] = config.default_noises(problems.load(values["problem"], **values["options"]), values)
+    named = tuple(values["noise"] or ())
+    if named in ((), (_ALL,)):
+        choose = config.all_noises if named else config.default_noises
+        values["noise"] = choose(zl.problems.load(values["problem"], **values["options"]), values)
     values["source"] = runs.digest_of_source(values["problem"], values["options"])
     if "command" in config.model_fields:
         values["command"] = config.model_fields["command"].default
     quiet, as_json = typed["quiet"], typed["as_json"]
-    return Request(config, values, more and more(**of(more)), quiet or as_json, as_json)
+    return Request(config, values, more and more(**of(more)), quiet or as_json, as_json, bool(named))

@@ -1,27 +1,28 @@
 """The results of a run, as tables for a terminal and as rows for machines."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+import zeroloss as zl
 from zeroloss import report, runs
 from zeroloss.cli._console import messages, out
-from zeroloss.report import cell_rows, cell_table, failures, greek, in_table
-from zeroloss.runs import DESCRIPTION, SWEEP
-from zeroloss.studies import which_answer
+from zeroloss.runs import SWEEP
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _MOST_CELLS = 200
 _GAP = 2  # between two columns
 _LABELS = 26  # columns of the terminal for the labels of a comparison; longer ones are folded
 
 
-def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
+def print_results(config: Mapping[str, Any], results: "xr.DataTree") -> None:
     """Print the table of a run, or the findings of its studies."""
     if config["command"] == SWEEP:
         _print_sweep(results)
@@ -41,23 +42,23 @@ def print_results(config: Mapping[str, Any], results: xr.DataTree) -> None:
         _print_paths(config, results)
 
 
-def _print_sweep(results: xr.DataTree) -> None:
+def _print_sweep(results: "xr.DataTree") -> None:
     table = results.to_dataset().load()
     statuses = table["status"].values.ravel()
     complete = int((statuses == "complete").sum())
-    head, lines = cell_table(table)
+    head, lines = report.cell_table(table)
     print_table(head, [line for _, line in lines[:_MOST_CELLS]])
     if len(lines) > _MOST_CELLS:
         out.print(f"... and {len(lines) - _MOST_CELLS} more: zeroloss export --csv writes all.")
     out.print(f"{complete} of {len(statuses)} cells are complete.", highlight=False)
-    for name, reason in failures(table):
+    for name, reason in report.failures(table):
         messages.print(f"[red]{escape(name)}[/red] failed: {escape(reason)}", highlight=False)
 
 
-def as_rows(config: Mapping[str, Any], results: xr.DataTree) -> list[dict[str, Any]]:
+def as_rows(config: Mapping[str, Any], results: "xr.DataTree") -> list[dict[str, Any]]:
     """A row for each noise, or each cell of a sweep, of numbers and words that JSON can hold."""
     if config["command"] == SWEEP:
-        return cell_rows(results.to_dataset().load())
+        return report.cell_rows(results.to_dataset().load())
     return (
         report.comparison_rows(results)
         if config["command"] == "compare"
@@ -69,14 +70,37 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str =
     """Print a table below its title. Cells too wide for the terminal are folded, at spaces if possible."""
     print_title(title)
     lines = [list(row) for row in rows]
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    widths = _widths([head, *lines], out.width - _GAP * (len(head) - 1))
+    out.print(_table(head, _column_widths([head, *lines]), lines))
+    out.print()
+
+
+def print_rows(
+    head: Sequence[str], longest: Sequence[str], title: str = ""
+) -> Callable[[Sequence[str]], None]:
+    """Print the head of a table; returns a function that prints a row of it, as soon as that is known.
+
+    The row of the longest cells decides how wide the columns are.
+    """
+    widths = _column_widths([head, longest])
+    print_title(title)
+    out.print(_table(head, widths, []))
+    return lambda row: out.print(_table(head, widths, [row], show_header=False))
+
+
+def _table(
+    head: Sequence[str], widths: Sequence[int], rows: Iterable[Sequence[str]], **options: Any
+) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, **options)
     for name, width in zip(head, widths, strict=True):
         table.add_column(Text(name), overflow="fold", width=width)
-    for line in lines:
-        table.add_row(*map(Text, line))
-    out.print(table)
-    out.print()
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _column_widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """The widths of the columns of a table that fits into the terminal."""
+    return _widths(lines, out.width - _GAP * (len(lines[0]) - 1))
 
 
 def _widths(lines: Sequence[Sequence[str]], room: int) -> list[int]:
@@ -107,15 +131,15 @@ def print_title(title: str) -> None:
         out.print(escape(title), style="italic", highlight=False)
 
 
-def _title(config: Mapping[str, Any], results: xr.DataTree) -> str:
-    return str(results.attrs.get(DESCRIPTION) or config.get(DESCRIPTION) or "")
+def _title(config: Mapping[str, Any], results: "xr.DataTree") -> str:
+    return str(results.attrs.get(runs.DESCRIPTION) or config.get(runs.DESCRIPTION) or "")
 
 
-def _print_comparison(config: Mapping[str, Any], results: xr.DataTree) -> None:
+def _print_comparison(config: Mapping[str, Any], results: "xr.DataTree") -> None:
     rows = report.comparison_rows(results)
     print_title(_title(config, results))
     for row in rows:
-        if said := which_answer(row):
+        if said := zl.studies.which_answer(row):
             out.print(f"[bold]{escape(row['noise'])}:[/bold] {escape(said)}", highlight=False)
     out.print()
     lines = report.comparison_table(rows)
@@ -153,7 +177,7 @@ def _grouped(lines: Sequence[tuple[str, list[str]]]) -> Iterator[list[str]]:
         yield from ([f"  {label}" if heading else label, *cells] for label, cells in parts)
 
 
-def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
+def _print_paths(config: Mapping[str, Any], results: "xr.DataTree") -> None:
     groups = {
         name: results.children[name].to_dataset(inherit=False)
         for name in config["noise"]
@@ -166,9 +190,10 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
         beside = [name, *([f"  {after[name]}"] if others else [])]
         for index, (label, (start, end, error)) in enumerate(runs.ends(each).items()):
             before = beside[index] if index < len(beside) else ""
-            lines.append([before, label, in_table(start, digits=4), in_table(end, error, digits=4)])
+            numbers = (report.in_table(start, digits=4), report.in_table(end, error, digits=4))
+            lines.append([before, label, *numbers])
         if "verdict" in each.attrs:
-            endings.append(f"{name}: {greek(str(each.attrs['verdict']))}")
+            endings.append(f"{name}: {report.greek(str(each.attrs['verdict']))}")
         if "uncertainty_model" in each:
             endings.append(f"{name}: {report.uncertainty(each)}")
     head = ["noise", "", "start", "at the end" if others else at_the_end]
@@ -177,6 +202,6 @@ def _print_paths(config: Mapping[str, Any], results: xr.DataTree) -> None:
         out.print(escape(ending), highlight=False)
 
 
-def _after(config: Mapping[str, Any], path: xr.Dataset) -> str:
+def _after(config: Mapping[str, Any], path: "xr.Dataset") -> str:
     last = float(path["time"].values[-1])
     return f"after {last:g} of slow time" if config["command"] == "limit" else f"after {last:,.0f} steps"

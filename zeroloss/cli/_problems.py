@@ -6,31 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import typer
 from rich.markup import escape
 
-from zeroloss import problems
+import zeroloss as zl
 from zeroloss._progress import stage_indicator
 from zeroloss.cli._console import PROBLEMS, command, failing_in_a_line, out, print_json, print_path
 from zeroloss.cli._options import GOAL, Request, on_problem
-from zeroloss.cli._printing import print_table
-from zeroloss.drifts import classify
+from zeroloss.cli._printing import print_rows
 from zeroloss.errors import ZerolossError
-from zeroloss.noise import Langevin, MiniBatch
-from zeroloss.prediction import how_long
-from zeroloss.problems import Problem
-from zeroloss.report import greek
 from zeroloss.runs import AbstractConfig, TrainingConfig, option
-from zeroloss.zero_sets import largest_eigenvalue, project
 
+_VERDICT_HEAD = ["noise", "verdict", "drifts in steps", "towards", "margin"]
+_LONGEST_CELLS = ["degenerate, stochastic", "1/(α²σ²)", "along b, no known potential", "1e+99"]
 _PROJECTING = "projecting the start onto the zero-loss set"
 
 
 class ClassifyConfig(AbstractConfig):
     """Say on which time scale each noise drifts, and towards what.
 
-    Without --noise, for every noise that the problem knows, and minibatches with each.
+    Without --noise, for dropout, label noise, minibatches and weight noise, where the problem has them. With
+    --noise all, for every noise that the problem knows, and minibatches with each.
     """
 
     examples = (
@@ -39,10 +35,17 @@ class ClassifyConfig(AbstractConfig):
     )
 
     @classmethod
-    def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
+    def all_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
         """All noises alone, and each with minibatches."""
-        others = [name for name in problem.noises if name != MiniBatch.listing.name]
-        return [*problem.noises, *(f"{MiniBatch.listing.name}+{name}" for name in others)]
+        others = [name for name in problem.noises if name != zl.MiniBatch.listing.name]
+        return [*problem.noises, *(f"{zl.MiniBatch.listing.name}+{name}" for name in others)]
+
+    @classmethod
+    def default_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
+        """The noises that people train with."""
+        return [
+            name for name in problem.noises if name not in zl.noise.LISTINGS or zl.noise.LISTINGS[name].usual
+        ]
 
 
 class HowLongConfig(TrainingConfig):
@@ -64,55 +67,73 @@ class HowLongConfig(TrainingConfig):
     value: float | None = option(None, "Value to reach, instead of --fraction.", GOAL)
 
     @classmethod
-    def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
+    def all_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
         """All noises but minibatches alone, which move nothing, and Langevin noise, which has no mean."""
-        excluded = (MiniBatch.listing.name, Langevin.listing.name)
+        excluded = (zl.MiniBatch.listing.name, zl.Langevin.listing.name)
         return [name for name in problem.noises if name not in excluded]
 
 
 @on_problem("classify", PROBLEMS, ClassifyConfig)
 def classify_command(request: Request) -> None:
-    """Print the verdict on each noise."""
+    """Print the verdict on each noise as soon as it is known."""
+    import jax  # not above: help need not wait for it
+
     problem, systems = request.config().load()
-    verdicts = {}
+    key = jax.random.key(request.values["seed"])
+    verdicts: dict[str, zl.Verdict] = {}
     with stage_indicator() as set_stage:
         set_stage(_PROJECTING)
-        point = project(next(iter(systems.values())), problem.start)
-        largest = largest_eigenvalue(next(iter(systems.values())), point)
+        first = next(iter(systems.values()))
+        point = zl.project(first, problem.start)
+        largest = zl.zero_sets.largest_eigenvalue(first, point)
+        longest = [max(systems, key=len), *_LONGEST_CELLS]
+        show = None if request.json else print_rows(_VERDICT_HEAD, longest, problem.description)
         for index, (name, system) in enumerate(systems.items()):
             set_stage(f"classifying {name} ({index + 1} of {len(systems)})")
-            verdicts[name] = classify(system, point, key=jax.random.key(request.values["seed"]))
-    lines, found, caveats, dimensions = [], [], defaultdict(list), ""
-    for name, verdict in verdicts.items():
-        towards = "" if verdict.name == "trivial" else verdict.towards.removeprefix("towards ")
-        words = verdict.name + (", stochastic" if verdict.stochastic else "")
-        scale = greek(verdict.time_scale or "never")
-        lines.append([name, words, scale, towards, f"{verdict.margin:.0e}"])
-        found.append(
-            dict(
-                noise=name, verdict=verdict.name, time_scale=verdict.time_scale,
-                stochastic=verdict.stochastic, towards=towards, margin=verdict.margin, caveat=verdict.caveat,
-                largest_eigenvalue=largest,
-            )
-        )  # fmt: skip
-        if verdict.dimension is not None and verdict.codimension is not None:
-            parameters = verdict.dimension + verdict.codimension
-            dimensions = f"{verdict.dimension:,} in {parameters:,} parameters"
-        if verdict.caveat:
-            caveats[greek(verdict.caveat)].append(name)
+            verdicts[name] = zl.classify(system, point, key=key)
+            if show is not None:
+                show(_verdict_cells(name, verdicts[name]))
     if request.json:
-        print_json(found)
+        print_json([_verdict_facts(name, each, largest) for name, each in verdicts.items()])
         return
-    print_table(["noise", "verdict", "drifts in steps", "towards", "margin"], lines, problem.description)
-    if dimensions:
-        out.print(f"The zero-loss set has dimension {dimensions}.", highlight=False)
+    out.print()
+    verdict = next(iter(verdicts.values()))
+    if verdict.dimension is not None and verdict.codimension is not None:
+        out.print(
+            f"The zero-loss set has dimension {verdict.dimension:,} in "
+            f"{verdict.dimension + verdict.codimension:,} parameters.",
+            highlight=False,
+        )
     out.print(
         f"The largest eigenvalue of its Hessian is {largest:.4g} where training begins: --step-size 1 is "
         f"{1 / largest:.3g}.",
         highlight=False,
     )
+    caveats = defaultdict(list)
+    for name, each in verdicts.items():
+        if each.caveat:
+            caveats[zl.report.greek(each.caveat)].append(name)
     for caveat, names in caveats.items():
         out.print(f"{escape(', '.join(names))}: {caveat}.", highlight=False)
+    if not request.named:
+        out.print("For every noise, and minibatches with each: --noise all.", highlight=False)
+
+
+def _towards(verdict: "zl.Verdict") -> str:
+    return "" if verdict.name == "trivial" else verdict.towards.removeprefix("towards ")
+
+
+def _verdict_cells(name: str, verdict: "zl.Verdict") -> list[str]:
+    words = verdict.name + (", stochastic" if verdict.stochastic else "")
+    scale = zl.report.greek(verdict.time_scale or "never")
+    return [name, words, scale, _towards(verdict), f"{verdict.margin:.0e}"]
+
+
+def _verdict_facts(name: str, verdict: "zl.Verdict", largest: float) -> dict[str, Any]:
+    return dict(
+        noise=name, verdict=verdict.name, time_scale=verdict.time_scale, stochastic=verdict.stochastic,
+        towards=_towards(verdict), margin=verdict.margin, caveat=verdict.caveat, largest_eigenvalue=largest,
+    )  # fmt: skip
 
 
 @on_problem("how-long", PROBLEMS, HowLongConfig)
@@ -123,13 +144,13 @@ def how_long_command(request: Request) -> None:
     first = next(iter(systems.values()))
     with stage_indicator() as set_stage:
         set_stage(_PROJECTING)
-        point = project(first, problem.start)
-        optimizer = config.optimizer(largest_eigenvalue(first, point))
+        point = zl.project(first, problem.start)
+        optimizer = config.optimizer(zl.zero_sets.largest_eigenvalue(first, point))
     quantity = None if config.of is None else problem.observables.get(config.of, config.of)
     all_found: dict[str, Any] = {}
     for name, system in systems.items():
         try:
-            found = how_long(
+            found = zl.how_long(
                 system, point, optimizer, of=quantity, fraction=config.fraction, value=config.value
             )
             if config.of is not None:
@@ -153,6 +174,6 @@ def new_command(
 ) -> None:
     """Write a working problem of your own to a file, to begin from."""
     with failing_in_a_line():
-        problems.write_template(path)
+        zl.problems.write_template(path)
         print_path("Wrote", path)
         print_path("Try it: zeroloss classify", path)

@@ -5,10 +5,9 @@ import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-import xarray as xr
 
 from zeroloss import report, runs
 from zeroloss._progress import Tell, show_progress, silent
@@ -36,6 +35,9 @@ from zeroloss.cli._options import (
 )
 from zeroloss.cli._printing import as_rows, print_results
 from zeroloss.errors import InputError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 sweeps = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
@@ -156,7 +158,7 @@ def _finish(folder: Path, quiet: bool, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _print(config: Mapping[str, Any], results: xr.DataTree, as_json: bool) -> None:
+def _print(config: Mapping[str, Any], results: "xr.DataTree", as_json: bool) -> None:
     if as_json:
         print_json(as_rows(config, results))
     else:

@@ -24,7 +24,7 @@ from zeroloss.cli._console import (
 )
 from zeroloss.cli._printing import as_rows, print_results, print_table
 from zeroloss.errors import InputError
-from zeroloss.runs import FIGURES, SWEEP
+from zeroloss.runs import SWEEP
 
 _FORMAT = "Format"  # a panel of the help
 
@@ -63,7 +63,7 @@ def _reading(run: Path) -> Iterator[None]:
         yield
 
 
-def _results_now(run: Path) -> runs.Run:
+def _results_now(run: Path) -> "runs.Run":
     """A run; the results of a sweep are those that its cells have now."""
     found, config = runs.open_run(run), runs.configuration(run)
     if isinstance(config, runs.SweepConfig):
@@ -162,7 +162,7 @@ def figures_command(
 ) -> None:
     """Write static figures of a run, for papers."""
     with failing_in_a_line():
-        if to is None and (run / FIGURES).is_symlink():
-            raise InputError(f"{run / FIGURES} is a link; say with --out where to write.")
-        for path in report.write_figures(run, run / FIGURES if to is None else to, format):
+        if to is None and (run / runs.FIGURES).is_symlink():
+            raise InputError(f"{run / runs.FIGURES} is a link; say with --out where to write.")
+        for path in report.write_figures(run, run / runs.FIGURES if to is None else to, format):
             typer.echo(path)

@@ -89,7 +89,7 @@ class Dropout(AbstractDropping, _AbstractMasks):
     `GaussianDropout`; with Bernoulli masks, finite differences take the place of the derivatives.
     """
 
-    listing: ClassVar[Listing] = Listing("dropout", "dropout", "rate", 0.01)
+    listing: ClassVar[Listing] = Listing("dropout", "dropout", "rate", 0.01, usual=True)
 
     rate: Scale
     at: tuple[str, ...] | None = eqx.field(static=True)

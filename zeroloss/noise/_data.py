@@ -67,7 +67,7 @@ class LabelNoise(_AbstractOnTargets):
     `MiniBatch` and `examples` cannot be combined: with minibatches the gradient is not that of all examples.
     """
 
-    listing: ClassVar[Listing] = Listing("label", "label noise", "sigma", 0.3)
+    listing: ClassVar[Listing] = Listing("label", "label noise", "sigma", 0.3, usual=True)
 
     sigma: Scale
     root: Float[Array, "outputs outputs"] | None

@@ -144,10 +144,15 @@ def symmetric_root(covariance: Matrix) -> Array:
 def _draw_leaves(
     key: Key[Array, ""], shape: Any, draw: Callable[[Key[Array, ""], tuple[int, ...]], Array]
 ) -> PyTree[Array]:
-    """`draw(key, shape)` for each shape of a pytree; a single one takes `key` itself."""
+    """`draw(key, shape)` for each shape of a pytree."""
     leaves, structure = jax.tree.flatten(shape, is_leaf=is_shape)
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(structure, [draw(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+    drawn = [draw(k, leaf) for k, leaf in zip(_keys(key, len(leaves)), leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _keys(key: Key[Array, ""], count: int) -> list[Key[Array, ""]]:
+    """`count` keys; a single one is `key` itself, because making a key costs as much as drawing a number."""
+    return [key] if count == 1 else list(jax.random.split(key, count))
 
 
 class _Standardized(AbstractLaw):
@@ -426,7 +431,8 @@ class Joint(AbstractLaw):
         self.sigma = next((law.sigma for law in laws if not is_zero(law.sigma)), 0.0)
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        return tuple(law.sample(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))
+        keys = _keys(key, len(self.laws))
+        return tuple(law.sample(each, dtype) for law, each in zip(self.laws, keys, strict=True))
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         ratios = [0.0 if is_zero(self.sigma) else law.sigma / self.sigma for law in self.laws]
@@ -443,7 +449,8 @@ class Joint(AbstractLaw):
         return Joint(tuple(law.scaled(factor) for law in self.laws))
 
     def draw(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
-        return tuple(law.draw(jax.random.fold_in(key, i), dtype) for i, law in enumerate(self.laws))
+        keys = _keys(key, len(self.laws))
+        return tuple(law.draw(each, dtype) for law, each in zip(self.laws, keys, strict=True))
 
     def zeros(self, dtype: DTypeLike = float) -> PyTree[Array]:
         return tuple(law.zeros(dtype) for law in self.laws)

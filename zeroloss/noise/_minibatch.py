@@ -44,7 +44,7 @@ class MiniBatch(AbstractNoise):
     the counts alone.
     """
 
-    listing: ClassVar[Listing] = Listing("minibatch", "minibatches", "batch", 32.0, plural=True)
+    listing: ClassVar[Listing] = Listing("minibatch", "minibatches", "batch", 32.0, plural=True, usual=True)
 
     size: int = eqx.field(static=True, converter=_size)
     replace: bool = eqx.field(static=True, default=False)

@@ -48,6 +48,7 @@ class Listing(NamedTuple):
     - `label`: its name in sentences, such as "Gaussian dropout"; `plural` where that takes a plural verb.
     - `strength`: the option that gives its strength, `--rate`, `--sigma` or `--batch`; None without one.
     - `default`: the strength where none is given.
+    - `usual`: whether people train with it, so that the command line classifies it where none is named.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Listing(NamedTuple):
     strength: Literal["rate", "sigma", "batch"] | None = None
     default: float | None = None
     plural: bool = False
+    usual: bool = False
 
     def with_strength(self, value: object) -> str:
         """The label with a strength, such as "dropout at rate 0.1"."""

@@ -92,7 +92,7 @@ class WeightNoise(_AbstractGaussianOnParameters):
     - `where`: which parameters have noise, such as `lambda params: params["hidden"]`.
     """
 
-    listing: ClassVar[Listing] = Listing("weight", "weight noise", "sigma", 0.01)
+    listing: ClassVar[Listing] = Listing("weight", "weight noise", "sigma", 0.01, usual=True)
 
 
 class AntiCorrelated(_AbstractGaussianOnParameters):

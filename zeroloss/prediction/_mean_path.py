@@ -44,7 +44,7 @@ class StepReport(eqx.Module):
       distance that the difference of their velocities adds later, where that is larger.
     - `loss_error`: the relative error of the expected loss. The noise changes within the step, and the
       integrator accounts for the first order of that change. The error is its relative effect on the loss,
-      squared; under minibatches a tenth of the effect, because their noise depends on the fluctuations.
+      squared.
     - `variance`: the variance that sampling adds to the tangential displacement.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
@@ -182,7 +182,7 @@ class MeanPath(eqx.Module):
         stiffest = jnp.maximum(curvatures[:-1], relaxation(ahead, excess) + decayed)
         outcome = StepReport(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / norm_or_one(w),
-            loss_error=grown / 10 if self.expansion.system.has_minibatches else grown**2,
+            loss_error=grown**2,
             variance=sampling_variance,
             first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
             second=half * (spectrum.tangent(second) + ahead.tangent(second_then)),

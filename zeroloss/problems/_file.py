@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from zeroloss.errors import InputError, RunError, ZerolossError
+from zeroloss.problems._names import file_of, split
 from zeroloss.problems._problem import Problem, check_options, noises_for
 from zeroloss.systems import LeastSquares, Loss
-
-_DEFAULT = "make"
 
 TEMPLATE = '''"""A problem of your own. Look at it with
 
@@ -54,22 +53,6 @@ def make(width=50, examples=30, seed=0):
 """A working file, with a field for the file's name."""
 
 
-def is_own(name: str) -> bool:
-    """Whether a problem's name is that of a function in a Python file."""
-    return _split(name)[0].endswith(".py")
-
-
-def resolved(name: str) -> str:
-    """The same problem with the whole path of its file."""
-    path, function = _split(name)
-    return f"{Path(path).resolve()}:{function}"
-
-
-def file_of(name: str) -> Path:
-    """The file of a problem that comes from one."""
-    return Path(_split(name)[0])
-
-
 def load_file(name: str, **options: object) -> Problem:
     """The problem that the function in a file makes from `options`. The file is executed.
 
@@ -77,7 +60,7 @@ def load_file(name: str, **options: object) -> Problem:
     the parameters to watch; or a `Problem`. Raises `InputError`, with the line where the file fails, or with
     the part of the function's result that is wrong.
     """
-    path, function_name = file_of(name), _split(name)[1]
+    path, function_name = file_of(name), split(name)[1]
     function = function_of(name)
     check_options(f"{function_name} in {path}", function, options)
     made = _run(path, lambda: function(**options))
@@ -103,7 +86,7 @@ def load_file(name: str, **options: object) -> Problem:
 
 def function_of(name: str) -> Callable[..., Any]:
     """The function in a file that makes a problem. The file is executed."""
-    path, function_name = file_of(name), _split(name)[1]
+    path, function_name = file_of(name), split(name)[1]
     function = getattr(_imported(path), function_name, None)
     if not callable(function):
         raise InputError(f"{path} has no function {function_name!r}. Name another: {path}:NAME.")
@@ -130,12 +113,6 @@ def write_template(path: Path) -> None:
         raise RunError(f"{path} is there already; nothing was written.") from None
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}.") from error
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The path of the file and the name of the function, by default "make"."""
-    path, colon, function = name.rpartition(":")
-    return (path, function) if colon and path.endswith(".py") else (name, _DEFAULT)
 
 
 def _imported(path: Path) -> ModuleType:

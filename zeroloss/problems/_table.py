@@ -10,12 +10,10 @@ import numpy as np
 from zeroloss._arguments import positive_integer
 from zeroloss._tolerances import PROJECTED
 from zeroloss.errors import InputError, UnsupportedError
+from zeroloss.problems._names import FORMATS
 from zeroloss.problems._networks import mean_square, network_problem, wrong_signs
 from zeroloss.problems._problem import Problem, standardized
 from zeroloss.zero_sets import disagreeing
-
-FORMATS = (".csv", ".npz", ".parquet")
-"""The files that can be read."""
 
 _LARGEST = 1e150  # its square is still a number
 _TRAINED = 0.75  # share of the rows to train on, by default

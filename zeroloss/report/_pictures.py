@@ -3,7 +3,6 @@
 Made of the parameters saved in the run, and of the problem, built again from its name and options.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
@@ -102,7 +101,7 @@ def _is_small(name: str, options: Mapping[str, Any], times: int) -> bool:
     An example has as many numbers as its sizes say, times the number of examples; fewer examples than times
     saved do not matter.
     """
-    known = inspect.signature(problems.PROBLEMS[name]).parameters
+    known = problems.options_of(name)
     asked = {option: options.get(option, each.default) for option, each in known.items()}
     most = 1 + _LARGEST_DATA
     sizes = {option: min(value, most) for option, value in asked.items() if isinstance(value, int | float)}

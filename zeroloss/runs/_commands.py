@@ -3,16 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from jaxtyping import PyTree
-
+import zeroloss as zl
 from zeroloss._progress import stage_indicator
-from zeroloss.drifts import Verdict, classify, expand
-from zeroloss.dynamics import Saves, Trajectory, descend, limit_with_verdict
 from zeroloss.errors import InputError, ZerolossError
-from zeroloss.noise import Langevin
-from zeroloss.optimizers import SGD
-from zeroloss.prediction import Tolerance, how_long, predict
-from zeroloss.problems import Problem
 from zeroloss.runs._config import (
     AbstractConfig,
     SaveCount,
@@ -22,11 +15,8 @@ from zeroloss.runs._config import (
     option,
     validated,
 )
-from zeroloss.studies import Comparison, Study, compare, study
-from zeroloss.systems import AbstractSystem
-from zeroloss.zero_sets import largest_eigenvalue, locate, project
 
-_HALF = Tolerance(1e-2, max_gradients=2e5)  # three digits, at a small part of the cost of a comparison
+_HALF_RTOL, _HALF_GRADIENTS = 1e-2, 2e5  # three digits, at a small part of the cost of a comparison
 
 ComputedOnce = Callable[[str, Callable[[], Any]], Any]
 """Computes something once, even if the run is stopped and resumed: `Checkpoint.computed_once`."""
@@ -35,20 +25,20 @@ ComputedOnce = Callable[[str, Callable[[], Any]], Any]
 class Experiment(NamedTuple):
     """A problem under each noise, the start of a run, and the largest eigenvalue of the Hessian there."""
 
-    problem: Problem
-    systems: dict[str, AbstractSystem]
-    start: PyTree
+    problem: "zl.problems.Problem"
+    systems: "dict[str, zl.systems.AbstractSystem]"
+    start: Any
     largest_eigenvalue: float
-    verdicts: dict[int, Verdict]
+    verdicts: "dict[int, zl.Verdict]"
 
-    def saves(self, end: float, count: int | None = None) -> Saves:
+    def saves(self, end: float, count: int | None = None) -> "zl.Saves":
         """`count` saves up to `end`, with the observables of the problem."""
-        return Saves(end, count, observables=self.problem.observables)
+        return zl.Saves(end, count, observables=self.problem.observables)
 
-    def verdict(self, system: AbstractSystem) -> Verdict:
+    def verdict(self, system: "zl.systems.AbstractSystem") -> "zl.Verdict":
         """The verdict on the noise of one of the systems, computed once."""
         if id(system) not in self.verdicts:
-            self.verdicts[id(system)] = classify(system, self.start)
+            self.verdicts[id(system)] = zl.classify(system, self.start)
         return self.verdicts[id(system)]
 
 
@@ -60,7 +50,7 @@ class Config(AbstractConfig):
     on_set: ClassVar[bool] = True  # whether the command starts on the zero-loss set
     has_trajectories: ClassVar[bool] = True  # which the page shows
 
-    def optimizer(self, largest_eigenvalue: float) -> SGD | None:
+    def optimizer(self, largest_eigenvalue: float) -> "zl.SGD | None":
         """The optimizer of training, where the Hessian has this largest eigenvalue; None without training."""
         return None
 
@@ -77,14 +67,16 @@ class Config(AbstractConfig):
         first = next(iter(systems.values()))
         with stage_indicator() as set_stage:
             set_stage("projecting the start onto the zero-loss set")
-            start = project(first, problem.start)
-            largest = largest_eigenvalue(first, start)
+            start = zl.project(first, problem.start)
+            largest = zl.zero_sets.largest_eigenvalue(first, start)
         optimizer = self.optimizer(largest)
         if optimizer is not None:
             optimizer.check_stability(largest)
         return Experiment(problem, systems, start, largest, {})
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """The result for one noise; `done` holds the results of the noises before it.
 
         `options` are the key and the checkpoint of the verb.
@@ -92,7 +84,7 @@ class Config(AbstractConfig):
         raise NotImplementedError
 
     def attributes(
-        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", result: Any, once: ComputedOnce
     ) -> Any:
         """Numbers and text to store beside the result: the verdict on the noise."""
 
@@ -106,7 +98,7 @@ class Config(AbstractConfig):
 
         return once("verdict", ask)
 
-    def trajectories(self, result: Any) -> dict[str, Trajectory]:
+    def trajectories(self, result: Any) -> "dict[str, zl.Trajectory]":
         """The trajectories of a result that the page shows, by name."""
         return {"path": result} if self.has_trajectories else {}
 
@@ -129,11 +121,13 @@ class LimitConfig(Config):
     saves: int = option(50, "Number of times to save at.", "Limit", ge=2, le=10**6)
     replicas: int = option(200, "Trajectories, where the limit is stochastic.", "Limit", gt=0)
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """The limit for one noise."""
-        zero_set, start = locate(system, experiment.start)
-        return limit_with_verdict(
-            expand(system, zero_set),
+        zero_set, start = zl.zero_sets.locate(system, experiment.start)
+        return zl.dynamics.limit_with_verdict(
+            zl.drifts.expand(system, zero_set),
             start,
             experiment.verdict(system),
             experiment.saves(self.horizon, self.saves),
@@ -157,14 +151,16 @@ class PredictConfig(TrainingConfig, Config):
     replicas: int | None = option(None, "Predict this many single runs, not the mean.", gt=0)
 
     @classmethod
-    def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
+    def all_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
         """All noises; without Langevin noise where the mean is asked for, which it does not have."""
-        return [name for name in problem.noises if name != Langevin.listing.name or values.get("replicas")]
+        return [name for name in problem.noises if name != zl.Langevin.listing.name or values.get("replicas")]
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """The mean of training under one noise, or draws of single runs."""
         key = options.pop("key")
-        return predict(
+        return zl.predict(
             system,
             experiment.start,
             self.optimizer(experiment.largest_eigenvalue),
@@ -189,9 +185,11 @@ class DescendConfig(TrainingConfig, Config):
     saves: SaveCount
     replicas: int = option(8, "Training runs of each noise.", gt=0)
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """An ensemble of training runs under one noise."""
-        return descend(
+        return zl.descend(
             system,
             experiment.start,
             self.optimizer(experiment.largest_eigenvalue),
@@ -216,13 +214,15 @@ class CompareConfig(Config):
     horizon: float | None = option(None, "Slow time to go to, instead of --steps.", gt=0)
     replicas: int = option(8, "Training runs of each noise.", ge=2)
 
-    def optimizer(self, largest_eigenvalue: float) -> SGD:
+    def optimizer(self, largest_eigenvalue: float) -> "zl.SGD":
         """Plain stochastic gradient descent at the step size."""
-        return SGD(self.step_size / largest_eigenvalue)
+        return zl.SGD(self.step_size / largest_eigenvalue)
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """The comparison for one noise."""
-        return compare(
+        return zl.compare(
             system,
             experiment.start,
             [self.step_size / experiment.largest_eigenvalue],
@@ -233,7 +233,7 @@ class CompareConfig(Config):
         )
 
     def attributes(
-        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", result: Any, once: ComputedOnce
     ) -> Any:
         """The number of steps after which half of the drift is done, as `how_long` computes it."""
         if result.verdict.time_scale is None or result.verdict.stochastic:
@@ -242,7 +242,8 @@ class CompareConfig(Config):
         def ask() -> dict[str, Any]:
             try:
                 step_size = result.trainings[0].step_size
-                found = how_long(system, experiment.start, step_size, rtol=_HALF)
+                tolerance = zl.Tolerance(_HALF_RTOL, max_gradients=_HALF_GRADIENTS)
+                found = zl.how_long(system, experiment.start, step_size, rtol=tolerance)
             except ZerolossError as error:
                 return {"half_unknown": str(error)}
             if not found.settled:
@@ -252,14 +253,14 @@ class CompareConfig(Config):
 
         return once("half", ask)
 
-    def trajectories(self, result: Comparison) -> dict[str, Trajectory]:
+    def trajectories(self, result: "zl.Comparison") -> "dict[str, zl.Trajectory]":
         """Limit, prediction and training; the last two where there are such."""
         training = result.trainings[0]
         predicted = {} if training.prediction is None else {"prediction": training.prediction.path}
         trained = {} if training.diverged_at is not None else {"training": training.path}
         return {"limit": result.limit} | predicted | trained
 
-    def summary(self, result: Comparison) -> str:
+    def summary(self, result: "zl.Comparison") -> str:
         """The verdict."""
         return f"{result.verdict}; "
 
@@ -281,19 +282,22 @@ class StudyConfig(Config):
     budget: float = option(10.0, "Time for all noises together.", metavar="<minutes>", gt=0)
     drift: float = option(0.05, "How far to drift, relative to |w|.", gt=0, le=1)
 
-    def compute(self, experiment: Experiment, system: AbstractSystem, done: Any, **options: Any) -> Any:
+    def compute(
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", done: Any, **options: Any
+    ) -> Any:
         """The study of one noise, in its share of the time that is left."""
         minutes = self.budget - sum(each.seconds for each in done.values()) / 60
         left = len(experiment.systems) - len(done)
-        return study(system, experiment.start, budget=max(minutes / left, 0.1), drift=self.drift, **options)
+        budget = max(minutes / left, 0.1)
+        return zl.study(system, experiment.start, budget=budget, drift=self.drift, **options)
 
     def attributes(
-        self, experiment: Experiment, system: AbstractSystem, result: Any, once: ComputedOnce
+        self, experiment: Experiment, system: "zl.systems.AbstractSystem", result: Any, once: ComputedOnce
     ) -> Any:
         """Nothing: a study has its own verdict."""
         return {}
 
-    def summary(self, result: Study) -> str:
+    def summary(self, result: "zl.Study") -> str:
         """What it found."""
         return f"{result}\n  "
 

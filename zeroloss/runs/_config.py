@@ -1,7 +1,8 @@
 """Options of commands as Pydantic models, and the options that several commands have.
 
 A command is one model. Each option is declared there once, with its default, bounds and help; the command
-line, its help, TOML files of options, `config.json` and the axes of a sweep follow from the model.
+line, its help, TOML files of options, `config.json` and the axes of a sweep follow from the model. What needs
+JAX is reached through `zeroloss`, which imports it when it is used: help and errors in options need not wait.
 """
 
 import re
@@ -11,19 +12,14 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic import Field, JsonValue
 
-from zeroloss import problems
-from zeroloss._checkpoint import digest_of_bytes
+import zeroloss as zl
+from zeroloss._files import digest_of_bytes
 from zeroloss.errors import InputError
-from zeroloss.noise import Dropout, MiniBatch
-from zeroloss.optimizers import SGD
-from zeroloss.problems import DEFAULT_STRENGTHS, Problem, parse_noise, strengths_from
-from zeroloss.systems import AbstractSystem
+from zeroloss.problems import PROBLEMS
 
-NOISE, TRAINING, PROBLEM = "Noise", "Training", "Problem"
+NOISE, TRAINING, PROBLEM = "Noise", "Training", "zl.problems.Problem"
 """Panels of options in the help of a command."""
 
-_RATE = DEFAULT_STRENGTHS[Dropout.listing.name]
-_BATCH = int(DEFAULT_STRENGTHS[MiniBatch.listing.name])
 _LARGEST_SEED, _LARGEST_BATCH = 2**63 - 1, 2**31
 _CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # steer terminals; half pairs
 _DEEPEST_PLACE, _MOST_ERRORS, _LONGEST_VALUE = 6, 12, 60  # in a message
@@ -73,22 +69,22 @@ class AbstractConfig(pydantic.BaseModel):
 
     problem: str = option(
         ...,
-        f"One of {', '.join(problems.PROBLEMS)}; or a function in a file, path/to/problem.py:make "
+        f"One of {', '.join(PROBLEMS)}; or a function in a file, path/to/problem.py:make "
         "(zeroloss new writes one); or nothing with --data.",
     )
     noise: tuple[str, ...] = option(
         ...,
         "Such as dropout, label:0.3, minibatch:32+label:0.1. Repeat for several. By default all "
-        "noises of the problem.",
+        "noises of the problem, for classify the usual ones; all: all of them.",
         NOISE,
         metavar="<noise>",
         min_length=1,
     )
-    rate: float = option(_RATE, "Default rate of dropout and dropconnect.", NOISE)
+    rate: float | None = option(None, "Default rate of dropout and dropconnect. Otherwise 0.01.", NOISE)
     sigma: float | None = option(None, "Default sigma of other noises. Otherwise 0.01 to 0.3.", NOISE)
-    batch: int = option(
-        _BATCH,
-        "Default size of minibatches. A smaller data set uses half of its examples.",
+    batch: int | None = option(
+        None,
+        "Default size of minibatches. Otherwise 32. A smaller data set uses half of its examples.",
         NOISE,
         gt=-_LARGEST_BATCH,
         lt=_LARGEST_BATCH,
@@ -115,14 +111,21 @@ class AbstractConfig(pydantic.BaseModel):
     @property
     def strengths(self) -> dict[str, float]:
         """The strength of each noise that is named without one."""
-        return DEFAULT_STRENGTHS | strengths_from(self.rate, self.sigma, float(self.batch))
+        batch = None if self.batch is None else float(self.batch)
+        given = zl.problems.strengths_from(self.rate, self.sigma, batch)
+        return zl.problems.DEFAULT_STRENGTHS | given
 
     @classmethod
-    def default_noises(cls, problem: Problem, values: Mapping[str, Any]) -> list[str]:
-        """The noises where none is named; `values` are the other options."""
+    def all_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
+        """The noises that `all` stands for; `values` are the other options."""
         return list(problem.noises)
 
-    def load(self) -> tuple[Problem, dict[str, AbstractSystem]]:
+    @classmethod
+    def default_noises(cls, problem: "zl.problems.Problem", values: Mapping[str, Any]) -> list[str]:
+        """The noises where none is named."""
+        return cls.all_noises(problem, values)
+
+    def load(self) -> "tuple[zl.problems.Problem, dict[str, zl.systems.AbstractSystem]]":
         """The problem, and the system of each noise.
 
         Raises `InputError` for what cannot be made, and where the user's file has changed since.
@@ -130,17 +133,17 @@ class AbstractConfig(pydantic.BaseModel):
         found = None if self.source is None else digest_of_source(self.problem, self.options)
         if found != self.source:
             raise InputError(
-                f"{problems.source(self.problem, self.options)} has changed since the run began (digest "
+                f"{zl.problems.source(self.problem, self.options)} has changed since the run began (digest "
                 f"{found}, then {self.source}). Bring the file back, or begin anew."
             )
-        problem = problems.load(self.problem, **self.options)
-        noises = {name: parse_noise(problem, name, self.strengths) for name in self.noise}
+        problem = zl.problems.load(self.problem, **self.options)
+        noises = {name: zl.problems.parse_noise(problem, name, self.strengths) for name in self.noise}
         return problem, {name: problem.problem.with_noise(noise) for name, noise in noises.items()}
 
 
 def digest_of_source(problem: str, options: Mapping[str, Any]) -> str | None:
     """A digest of the file that a problem is made from; None where there is none."""
-    path = problems.source(problem, options)
+    path = zl.problems.source(problem, options)
     if path is None:
         return None
     try:
@@ -169,9 +172,9 @@ class TrainingConfig(AbstractConfig):
     nesterov: bool = option(False, "Nesterov's momentum, not heavy ball.")
     weight_decay: float = option(0.0, "Weight decay, added to the gradient.", ge=0)
 
-    def optimizer(self, largest_eigenvalue: float) -> SGD:
+    def optimizer(self, largest_eigenvalue: float) -> "zl.SGD":
         """The optimizer, where the Hessian has this largest eigenvalue."""
-        return SGD(
+        return zl.SGD(
             self.step_size / largest_eigenvalue,
             momentum=self.momentum,
             nesterov=self.nesterov,

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, JsonValue, SerializeAsAny
 
+import zeroloss as zl
 from zeroloss.errors import InputError
-from zeroloss.noise import LISTINGS
 from zeroloss.runs._commands import Config, config_from
 from zeroloss.runs._config import is_text, validated
 
@@ -50,7 +50,7 @@ class SweepConfig(pydantic.BaseModel):
             twice = [value for index, value in enumerate(values) if value in values[:index]]
             if twice:
                 raise InputError(f"the axis {name!r} of the grid has the value {twice[0]!r} twice.")
-            strengths = {listing.strength for listing in LISTINGS.values()}
+            strengths = {listing.strength for listing in zl.noise.LISTINGS.values()}
             if name in strengths and len(values) > 1 and not any(_takes(each, name) for each in self.noises):
                 raise InputError(
                     f"all cells along the axis {name!r} would be the same: no noise takes its strength from "
@@ -120,4 +120,4 @@ def in_words(value: JsonValue) -> str:
 def _takes(noise: str, strength: str) -> bool:
     """Whether some part of a noise has this kind of strength, and is named without one."""
     parts = [part.strip() for part in noise.split("+")]
-    return any(part in LISTINGS and LISTINGS[part].strength == strength for part in parts)
+    return any(part in zl.noise.LISTINGS and zl.noise.LISTINGS[part].strength == strength for part in parts)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._compilation import compiled_once
+from zeroloss._memoized import memoized
 from zeroloss._pytrees import check_finite, check_parameters, is_traced
 from zeroloss.errors import InputError
 from zeroloss.noise import AbstractInjection, AbstractNoise, Forward, Joint, MiniBatch, describe
@@ -181,6 +182,7 @@ class LeastSquaresSystem(AbstractInjectedSystem):
         batch = [] if self.minibatch is None else [self.minibatch]
         return " + ".join(map(describe, (*self.injections, *batch)))
 
+    @memoized
     def check(self, params: PyTree) -> None:
         if is_traced((self, params)):
             return

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Key, PyTree
 
 from zeroloss._compilation import compiled_once
+from zeroloss._memoized import memoized
 from zeroloss._pytrees import check_parameters, is_traced
 from zeroloss.errors import InputError, LossError
 from zeroloss.noise import AbstractLaw
@@ -73,6 +74,7 @@ class AbstractSystem(eqx.Module):
         """The shift of the parameters by anti-correlated noise at the step with this key; None without it."""
         return None
 
+    @memoized
     def check(self, params: PyTree) -> None:
         """Raise `InputError` or `LossError` if `params` does not suit the system. No-op under tracing."""
         if is_traced((self, params)):

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
 from zeroloss._compilation import compiled, compiled_once
+from zeroloss._memoized import memoized
 from zeroloss._pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, PROJECTED
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
@@ -35,6 +36,7 @@ class Located(NamedTuple):
     w: Vector
 
 
+@memoized
 def locate(system: AbstractSystem, point: PyTree) -> Located:
     """The zero-loss set around `point`, after checking that `point` is a regular point of it.
 
@@ -120,6 +122,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
             taken = max_steps
 
 
+@memoized
 def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
     """lambda_max of the Hessian at any params; for least squares of J^T J / N, the Hessian on the set.
 
