@@ -194,7 +194,7 @@ def test_a_valley_that_widens_from_off_the_set():
 
 def test_the_spread_of_runs():
     system = HYPERBOLA.with_noise(zl.LabelNoise(0.2))
-    trained = zl.descend(system, HYPERBOLA_POINT, 0.08, zl.Saves(400, count=2), key=KEY, replicas=1000)
+    trained = zl.descend(system, HYPERBOLA_POINT, 0.08, zl.Saves(400, count=2), key=KEY, replicas=4000)
     runs = trained.params[:, -1]
     spread = np.sqrt(runs.var(axis=0).sum())
     predicted = zl.predict(system, HYPERBOLA_POINT, 0.08, zl.Saves(400, count=2))
@@ -204,8 +204,8 @@ def test_the_spread_of_runs():
     assert {"noisy_loss", "uncertainty_model", "uncertainty_spread"} <= set(stored) and stored.sizes[
         "time"
     ] == 2
-    drawn = zl.predict(system, HYPERBOLA_POINT, 0.08, zl.Saves(400, count=2), replicas=300, key=KEY)
-    assert drawn.params.shape == (300, 2, 2) and drawn.loss.shape == (300, 2)
+    drawn = zl.predict(system, HYPERBOLA_POINT, 0.08, zl.Saves(400, count=2), replicas=2000, key=KEY)
+    assert drawn.params.shape == (2000, 2, 2) and drawn.loss.shape == (2000, 2)
     assert np.sqrt(drawn.params[:, -1].var(axis=0).sum()) == pytest.approx(spread, rel=0.15)
 
 
