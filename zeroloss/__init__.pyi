@@ -2,6 +2,7 @@ from . import (
     drifts as drifts,
     dynamics as dynamics,
     errors as errors,
+    losses as losses,
     noise as noise,
     optimizers as optimizers,
     prediction as prediction,
@@ -34,6 +35,7 @@ from .noise import (
     CustomNoise as CustomNoise,
     DropConnect as DropConnect,
     Dropout as Dropout,
+    FlippedLabels as FlippedLabels,
     Gaussian as Gaussian,
     GaussianDropConnect as GaussianDropConnect,
     GaussianDropout as GaussianDropout,
@@ -59,7 +61,13 @@ from .studies import (
     compare as compare,
     study as study,
 )
-from .systems import LeastSquares as LeastSquares, Loss as Loss, System as System
+from .systems import (
+    CrossEntropy as CrossEntropy,
+    LeastSquares as LeastSquares,
+    Loss as Loss,
+    Supervised as Supervised,
+    System as System,
+)
 from .zero_sets import project as project
 
 __version__: str

@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import zeroloss as zl
+from zeroloss.errors import InputError
 from zeroloss.noise._sites import site_shapes
 
 
@@ -67,3 +69,31 @@ def test_zero_loss_is_reached_and_noises_are_classified(options):
         found = zl.classify(problem.problem.with_noise(noise), point, points=3)
         assert found.name == verdict and not found.stochastic
         assert found.codimension == problem.problem.targets.size
+
+
+def test_digits_with_cross_entropy():
+    """Ten logits with smoothed labels; the observables of a network that knows nothing."""
+    problem = zl.problems.digits(loss="cross-entropy", widths=(30,), examples=50)
+    assert problem.problem.targets.shape == (50, 10)
+    np.testing.assert_allclose(problem.problem.targets.max(axis=1), 0.91)
+    assert "sampled-labels" in problem.noises
+    assert "cross-entropy with labels smoothed by 0.1" in problem.description
+    zero = jax.tree.map(jnp.zeros_like, problem.start)
+    found = {name: float(function(zero)) for name, function in problem.observables.items()}
+    assert found["test_loss"] == pytest.approx(np.log(10))
+    assert found["calibration_error"] == pytest.approx(abs(1 - found["test_error"] - 0.1), abs=1e-7)
+    point = zl.project(problem.problem.with_noise(zl.WeightNoise(0.1)), problem.start)
+    outputs = problem.problem.model(point, problem.problem.inputs)
+    np.testing.assert_allclose(jax.nn.softmax(outputs), problem.problem.targets, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(loss="hinge"), "loss must be one of squares, cross-entropy, got 'hinge'"),
+        (dict(loss="cross-entropy", outputs=1), "cross-entropy needs outputs=10, got 1"),
+    ],
+)
+def test_wrong_losses_of_digits(options, message):
+    with pytest.raises(InputError, match=message):
+        zl.problems.digits(**options)

@@ -62,6 +62,8 @@ class ProblemOptions(pydantic.BaseModel):
         None, "Width of a hidden layer. Repeat for several.", PROBLEM, metavar="<int>"
     )
     examples: int | None = field(None, "How many to train on.", PROBLEM)
+    loss: str | None = field(None, "squares or cross-entropy.", PROBLEM, metavar="<loss>")
+    smoothing: float | None = field(None, "Part of a label that is spread over all classes.", PROBLEM)
     set: list[str] | None = field(
         None,
         "Another option of the problem, such as outputs=10. Repeat for several.",
@@ -102,8 +104,9 @@ class ProblemOptions(pydantic.BaseModel):
             found["width"] = self.width[0]
         elif self.width:
             found["widths"] = self.width
-        if self.examples is not None:
-            found["examples"] = self.examples
+        for name in ("examples", "loss", "smoothing"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name)
         if problem == "table" or "seed" in known:
             found.setdefault("seed", seed)
         return found

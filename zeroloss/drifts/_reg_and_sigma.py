@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, PyTree
 
 from zeroloss._chunks import over_rows
 from zeroloss._pytrees import Vector, flatten
-from zeroloss.noise import AbstractLaw, Joint, LabelNoise
-from zeroloss.systems import AbstractSystem, LeastSquaresSystem, Scalar
+from zeroloss.noise import AbstractInjection, AbstractLaw, Joint, LabelNoise, SampledLabels, is_zero
+from zeroloss.systems import AbstractSystem, Examples, Scalar, SupervisedSystem
 from zeroloss.zero_sets import (
     AbstractLeastSquaresZeroSet,
     AbstractSpaces,
@@ -32,6 +32,13 @@ class AbstractExpansion(eqx.Module):
 
     system: eqx.AbstractVar[AbstractSystem]
     zero_set: eqx.AbstractVar[AbstractZeroSet]
+
+    def around(self, w: Vector) -> "AbstractExpansion":
+        """The same with the Hessian of the loss at the outputs at w, which may be far from the set.
+
+        Everything else is about the set, where the Hessian is that at the outputs of least loss.
+        """
+        return self
 
     @abc.abstractmethod
     def regularizer(self, w: Vector) -> Scalar:
@@ -164,11 +171,20 @@ class LeastSquaresExpansion(AbstractExpansion):
     Costs one gradient per output and example for B, and m x m memory.
     """
 
-    system: LeastSquaresSystem
+    system: SupervisedSystem
     zero_set: AbstractLeastSquaresZeroSet
 
+    def around(self, w: Vector) -> "LeastSquaresExpansion":
+        problem = self.system.problem
+        if problem.loss_function.is_isotropic:
+            return self
+        zeros = self._law(w).zeros(jnp.float64)
+        examples = self.system.whitened_at(self.zero_set.unravel(w), problem.examples, zeros)
+        system = eqx.tree_at(lambda system: system.problem.whitening, self.system, examples.whitening)
+        return LeastSquaresExpansion(system, self.zero_set.with_examples(examples))
+
     def regularizer(self, w: Vector) -> Scalar:
-        own, shared = self._sensitivities(w)
+        own, shared = self.around(w)._sensitivities(w, lambda injection: not self._is_linear(injection))
         number = self.system.problem.number
         return sum(jnp.sum(block**2) for block in (*own, *shared)) / (2 * number) + jnp.zeros(())
 
@@ -184,24 +200,42 @@ class LeastSquaresExpansion(AbstractExpansion):
         return covariance
 
     def hessian_multiple(self, w: Vector) -> Scalar | None:
-        # White label noise has S = s I, with batches or without, which gives Sigma = s J^T J / N^2 = (s / N)
-        # H.
-        if not self.system.injections or not all(
-            isinstance(each, LabelNoise) and each.root is None for each in self.system.injections
-        ):
+        # White noise in the residuals has the covariance s I, with batches or without, which gives
+        # Sigma = s J^T J / N^2 = (s / N) H.
+        if not self.system.injections or not all(map(self._is_white, self.system.injections)):
             return None
         law, number = self._law(w), self.system.problem.number
         ones = law.unit(jax.tree.map(jnp.ones_like, law.zeros(jnp.float64)))
-        variance = sum(jnp.ravel(part)[0] ** 2 for part in ones) + jnp.zeros(())
+        variance = jnp.zeros(())
+        for injection, part, own in zip(self.system.injections, ones, law.laws, strict=True):
+            if isinstance(injection, LabelNoise):
+                variance = variance + jnp.ravel(part)[0] ** 2
+            elif not is_zero(law.sigma):
+                variance = variance + (own.sigma / law.sigma) ** 2
         minibatch = self.system.minibatch
         return variance / number * (1.0 if minibatch is None else minibatch.second_moments(number)[0])
+
+    def _is_linear(self, injection: AbstractInjection) -> bool:
+        """Whether the loss is linear in this noise, so that it adds nothing to Reg."""
+        return injection.needs == "targets" and self.system.problem.loss_function.linear_in_targets
+
+    def _is_white(self, injection: AbstractInjection) -> bool:
+        """Whether this noise has a covariance in the residuals that is a multiple of the identity."""
+        loss, weights = self.system.problem.loss_function, self.system.problem.weights
+        if weights is not None:
+            return False
+        if isinstance(injection, LabelNoise):
+            return injection.root is None and loss.is_isotropic
+        return isinstance(injection, SampledLabels) and loss.linear_in_targets
 
     def excess_covariance(
         self, w: Vector, spectrum: GramSpectrum, fluctuations: Float[Array, "q q"]
     ) -> Float[Array, "q q"]:
         if self.system.minibatch is None:
             return jnp.zeros_like(fluctuations)
-        left, residuals = spectrum.jacobian_coordinates, self.zero_set.residuals(w).reshape(-1)
+        params = self.zero_set.unravel(w)
+        clean = self.system.residuals(params, self.system.problem.examples, self._law(w).zeros(jnp.float64))
+        left, residuals = spectrum.jacobian_coordinates, clean.reshape(-1)
         spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
         return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
 
@@ -242,31 +276,35 @@ class LeastSquaresExpansion(AbstractExpansion):
     def _law(self, w: Vector) -> Joint:
         return self.system.noise_law(self.zero_set.unravel(w))
 
-    def _sensitivities(self, w: Vector) -> tuple[list[Array], list[Array]]:
+    def _sensitivities(
+        self, w: Vector, counts: Callable[[AbstractInjection], bool] = lambda injection: True
+    ) -> tuple[list[Array], list[Array]]:
         """D r_i / d eta at eta = 0, `[N, k, noise]`, of the per-example and of the shared noises."""
         system, params = self.system, self.zero_set.unravel(w)
         if not system.injections:
             return [], []
 
-        def of_one(inputs: Any, targets: Array, eta: PyTree) -> PyTree:
-            inputs, targets = jax.tree.map(lambda leaf: leaf[None], (inputs, targets))
-            law = system.law_of(params, inputs, targets)
+        def of_one(example: Examples, eta: PyTree) -> PyTree:
+            examples = jax.tree.map(lambda leaf: leaf[None], example)
+            law = system.law_of(params, examples)
 
             def residual(xi: PyTree) -> Array:
                 noise = law.unit(system.per_example(lambda leaf: leaf[None], xi))
-                return system.residuals(params, inputs, targets, noise)[0].reshape(-1)
+                return system.residuals(params, examples, noise)[0].reshape(-1)
 
             return jax.jacrev(residual)(eta)
 
         axes = tuple(0 if part.per == "example" else None for part in system.injections)
-        derivatives = jax.vmap(of_one, in_axes=(0, 0, axes))(
-            system.problem.inputs, system.problem.targets, self._law(w).zeros(jnp.float64)
+        derivatives = jax.vmap(of_one, in_axes=(0, axes))(
+            system.problem.examples, self._law(w).zeros(jnp.float64)
         )
         own: list[Array] = []
         shared: list[Array] = []
         force_injections = system.force_injections(params)
         for index, (injection, derivative) in enumerate(zip(system.injections, derivatives, strict=True)):
-            for leaf in jax.tree.leaves(derivative) if index not in force_injections else ():
+            if index in force_injections or not counts(injection):
+                continue
+            for leaf in jax.tree.leaves(derivative):
                 block = leaf.reshape(*leaf.shape[:2], -1)
                 (own if injection.per == "example" else shared).append(block)
         return own, shared
@@ -274,7 +312,7 @@ class LeastSquaresExpansion(AbstractExpansion):
     def _residual_covariance(self, w: Vector) -> Float[Array, "residuals residuals"]:
         """S = E[c c^T] o B B^T."""
         own, shared = self._sensitivities(w)
-        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        number, outputs = self.system.problem.number, self.zero_set.problem.targets.size
         covariance = jnp.zeros((outputs, outputs))
         for block in shared:
             flat = block.reshape(outputs, -1)
@@ -291,13 +329,13 @@ class LeastSquaresExpansion(AbstractExpansion):
     def own_covariance(self, w: Vector) -> Float[Array, "examples outputs outputs"]:
         """B_i B_i^T of the noise that each example draws for itself, without minibatches."""
         number = self.system.problem.number
-        outputs = self.system.problem.targets.size // number
+        outputs = self.zero_set.problem.targets.size // number
         blocks = (jnp.einsum("ika,ila->ikl", block, block) for block in self._sensitivities(w)[0])
         return sum(blocks, jnp.zeros((number, outputs, outputs)))
 
     def _second_moments(self) -> Float[Array, "residuals residuals"]:
         """E[c c^T], the moments of the minibatch counts; ones without minibatches."""
-        number, outputs = self.system.problem.number, self.system.problem.targets.size
+        number, outputs = self.system.problem.number, self.zero_set.problem.targets.size
         minibatch = self.system.minibatch
         same, different = (1.0, 1.0) if minibatch is None else minibatch.second_moments(number)
         per_example = outputs // number
@@ -308,7 +346,7 @@ class LeastSquaresExpansion(AbstractExpansion):
 def expand(system: AbstractSystem, zero_set: AbstractZeroSet) -> AbstractExpansion:
     """The expansion of a system's noise around its zero-loss set."""
     system = system.with_scales_as_arrays()
-    if isinstance(system, LeastSquaresSystem) and isinstance(zero_set, AbstractLeastSquaresZeroSet):
+    if isinstance(system, SupervisedSystem) and isinstance(zero_set, AbstractLeastSquaresZeroSet):
         return LeastSquaresExpansion(system, zero_set)
     return GeneralExpansion(system, zero_set)
 

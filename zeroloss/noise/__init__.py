@@ -3,6 +3,7 @@
 from zeroloss.noise._activations import Dropout as Dropout, GaussianDropout as GaussianDropout
 from zeroloss.noise._custom import CustomNoise as CustomNoise
 from zeroloss.noise._data import (
+    FlippedLabels as FlippedLabels,
     InputNoise as InputNoise,
     LabelNoise as LabelNoise,
     SampledLabels as SampledLabels,
@@ -49,6 +50,7 @@ LISTINGS = {
         InputNoise,
         LabelNoise,
         SampledLabels,
+        FlippedLabels,
         WeightNoise,
         AntiCorrelated,
         Langevin,

@@ -124,6 +124,40 @@ class SampledLabels(_AbstractOnTargets):
         return OneHot(targets)
 
 
+class FlippedLabels(SampledLabels):
+    """Hard labels, each exchanged for one of the other classes with probability `rate`, afresh at every step.
+
+    The mean label is soft, (1 - rate) for the class and rate / (k - 1) for each other, and that is the target
+    of the problem without noise: its loss has a minimum. To train so is to draw labels from these
+    probabilities (`SampledLabels`). Under cross-entropy the covariance of the gradient is H / N on the
+    zero-loss set, so that training makes tr H smaller on the slow scale. sigma is 1.
+
+    **Arguments:**
+
+    - `rate`: in (0, 1). The targets must be hard: classes, or rows with a single 1.
+
+    **Raises:** `InputError` for another rate, and for targets that are not hard.
+    """
+
+    listing: ClassVar[Listing] = Listing("flipped-labels", "labels flipped at every step", "rate", 0.1, True)
+
+    rate: float = eqx.field(static=True)
+
+    def __init__(self, rate: float):
+        self.rate = float(rate)
+        if not 0 < self.rate < 1:
+            raise InputError(f"the rate of flipped labels must lie in (0, 1), got {rate}.")
+
+    def mean_targets(self, targets: Array) -> Array:
+        values = np.asarray(targets)
+        if values.ndim != 2 or not (np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all()):
+            raise InputError(
+                "labels can be flipped where they are hard: classes without smoothing, or rows [k] with a "
+                "single 1. Use SampledLabels for labels that are drawn from probabilities."
+            )
+        return (1 - self.rate) * targets + self.rate / (values.shape[1] - 1) * (1 - targets)
+
+
 class InputNoise(AbstractGaussian):
     """Gaussian noise on the inputs of every example, fresh at every step: x_i -> x_i + sigma * xi_i.
 

@@ -104,6 +104,10 @@ class AbstractInjection(AbstractNoise):
     def check_problem(self, number: int, *, batched: bool) -> None:
         """Raise `InputError` if the noise does not suit `number` examples, or minibatches of them."""
 
+    def mean_targets(self, targets: Array) -> Array:
+        """The mean of the targets that training sees, which become those of the problem without noise."""
+        return targets
+
     @abc.abstractmethod
     def law(self, forward: Forward) -> AbstractLaw:
         """The law of eta for a forward pass; only shapes are read."""

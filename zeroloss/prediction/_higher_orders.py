@@ -22,7 +22,7 @@ from zeroloss.jacobians import (
     StructuredJacobians,
     analyse,
 )
-from zeroloss.systems import LeastSquares, LeastSquaresSystem, Scalar
+from zeroloss.systems import Examples, LeastSquares, Scalar, SupervisedSystem
 from zeroloss.zero_sets import spectrum_of
 
 _DRAWS_OF_EXAMPLES = 1000  # of single examples, altogether
@@ -54,16 +54,31 @@ class Excess(eqx.Module):
         return jnp.sum(spectrum.scaled_rotation * (self.hessian @ spectrum.scaled_rotation), axis=0)
 
 
-class _NoisyResiduals(eqx.Module):
-    """Residuals as a model of examples that hold their own noise; noise that examples share is zero."""
+_NoisyExamples = tuple[Examples, PyTree]
+"""Examples, and the noise that each of them has for itself."""
 
-    system: LeastSquaresSystem
 
-    def __call__(self, params: PyTree, examples: tuple[PyTree, Array, PyTree]) -> Array:
-        inputs, targets, own = examples
-        zeros = self.system.law_of(params, inputs, targets).zeros(jnp.float64)
-        eta = tuple(zero if part is None else part for part, zero in zip(own, zeros, strict=True))
-        return self.system.residuals(params, inputs, targets, eta)
+class _NoisyOutputs(eqx.Module):
+    """Whitened outputs of examples that hold their own noise; noise that examples share is zero."""
+
+    system: SupervisedSystem
+
+    def __call__(self, params: PyTree, examples: _NoisyExamples) -> Array:
+        return self.system.outputs(params, examples[0], self._noise(params, examples))
+
+    def residuals(self, params: PyTree, examples: _NoisyExamples) -> Array:
+        """The residuals of the same examples."""
+        return self.system.residuals(params, examples[0], self._noise(params, examples))
+
+    def whitened(self, params: PyTree, own: PyTree) -> _NoisyExamples:
+        """All examples with their own noise, and with B at their noisy outputs."""
+        examples = self.system.problem.examples
+        noise = self._noise(params, (examples, own))
+        return jax.lax.stop_gradient(self.system.whitened_at(params, examples, noise)), own
+
+    def _noise(self, params: PyTree, examples: _NoisyExamples) -> PyTree:
+        zeros = self.system.law_of(params, examples[0]).zeros(jnp.float64)
+        return tuple(zero if part is None else part for part, zero in zip(examples[1], zeros, strict=True))
 
 
 class HigherOrders(eqx.Module):
@@ -74,7 +89,7 @@ class HigherOrders(eqx.Module):
     """
 
     expansion: LeastSquaresExpansion
-    model: _NoisyResiduals
+    model: _NoisyOutputs
     jacobians: AbstractJacobians
 
     def at(self, w: Vector, spectrum: Any, key: Key[Array, ""]) -> Excess:
@@ -86,7 +101,8 @@ class HigherOrders(eqx.Module):
         operations; m x m memory.
         """
         system, params = self.model.system, self.expansion.zero_set.unravel(w)
-        number, outputs = system.problem.number, system.problem.targets.size // system.problem.number
+        number = system.problem.number
+        outputs = self.expansion.zero_set.problem.targets.size // number
         draws = max(_FEWEST_DRAWS, _DRAWS_OF_OUTPUT * outputs, -(-_DRAWS_OF_EXAMPLES // number))
         law = system.noise_law(params)
         zero = self._own(law.zeros(jnp.float64))
@@ -94,7 +110,7 @@ class HigherOrders(eqx.Module):
         rows = spectrum.jacobian_coordinates  # Q^T J^T
 
         def residuals(own: PyTree) -> Array:
-            return self.model(params, self._examples(own))
+            return self.model.residuals(params, self.model.whitened(params, own))
 
         def gradients(rows: Array, residuals: Array) -> Float[Array, "q examples"]:
             return jnp.einsum("qik,ik->qi", rows.reshape(-1, number, outputs), residuals.reshape(number, -1))
@@ -115,7 +131,7 @@ class HigherOrders(eqx.Module):
         start = [jnp.zeros_like(mean)] * 2 + [jnp.zeros((len(rows), len(rows)))] * 5
         sums, _ = jax.lax.scan(add, start, jax.random.split(key, draws))
         noisy, first, noisy_squares, first_squares, hessian, common, fourth = (each / draws for each in sums)
-        blocks = law.sigma**2 * self.expansion.own_covariance(w)
+        blocks = law.sigma**2 * self.expansion.around(w).own_covariance(w)
         shaped = rows.reshape(-1, number, outputs)
         known = jnp.einsum("qik,ikl,pil->qp", shaped, blocks, shaped)
         share = common / jnp.where(fourth > 0, fourth, 1.0)
@@ -132,12 +148,9 @@ class HigherOrders(eqx.Module):
     def _own(self, eta: PyTree) -> PyTree:
         return _own(self.model.system, eta)
 
-    def _examples(self, own: PyTree) -> tuple[PyTree, Array, PyTree]:
-        problem = self.model.system.problem
-        return problem.inputs, problem.targets, own
-
     def _jacobian(self, w: Vector, own: PyTree) -> AbstractJacobian:
-        return eqx.tree_at(_inputs, self.jacobians, self._examples(own)).at(w)
+        params = self.expansion.zero_set.unravel(w)
+        return eqx.tree_at(_inputs, self.jacobians, self.model.whitened(params, own)).at(w)
 
 
 def higher_orders(expansion: AbstractExpansion, w: Vector) -> HigherOrders | None:
@@ -150,11 +163,11 @@ def higher_orders(expansion: AbstractExpansion, w: Vector) -> HigherOrders | Non
     system, zero_set = expansion.system, expansion.zero_set
     if all(injection.per != "example" for injection in system.injections):
         return None
-    problem, model, params = system.problem, _NoisyResiduals(system), zero_set.unravel(w)
+    model, params = _NoisyOutputs(system), zero_set.unravel(w)
     own = _own(system, system.noise_law(params).zeros(jnp.float64))
-    examples = (problem.inputs, problem.targets, own)
+    examples = (system.problem.examples, own)
     if zero_set.structure is None:
-        noisy = LeastSquares(model, examples, problem.targets)
+        noisy = LeastSquares(model, examples, zero_set.problem.targets)
         jacobians: AbstractJacobians = PerExampleJacobians(noisy, zero_set.unravel)
     else:
         structure = analyse(model, params, examples, zero_set.structure.maker.max_memory)
@@ -165,7 +178,7 @@ def higher_orders(expansion: AbstractExpansion, w: Vector) -> HigherOrders | Non
     return found if _share(expansion, found, w) > _NONE else None
 
 
-def _own(system: LeastSquaresSystem, eta: PyTree) -> PyTree:
+def _own(system: SupervisedSystem, eta: PyTree) -> PyTree:
     """The noises that each example draws for itself; None in place of the others."""
     pairs = zip(system.injections, eta, strict=True)
     return tuple(part if injection.per == "example" else None for injection, part in pairs)
@@ -182,7 +195,8 @@ def _share(expansion: LeastSquaresExpansion, found: HigherOrders, w: Vector) -> 
     """The size of the excess near w: of the noise relative to sigma^2 Sigma, of the Hessian relative to H."""
     zero_set = expansion.zero_set
     near = w + _NEAR * jnp.linalg.norm(w) * jax.random.normal(jax.random.key(0), w.shape) / w.size**0.5
-    spectrum: Any = spectrum_of(zero_set, near)
+    expansion = expansion.around(near)
+    spectrum: Any = spectrum_of(expansion.zero_set, near)
     excess = found.at(near, spectrum, jax.random.key(1))
     sigma = expansion.system.noise_law(zero_set.unravel(near)).sigma
     noise = sigma**2 * expansion.normal_covariance(near, spectrum)

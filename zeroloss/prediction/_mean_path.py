@@ -118,7 +118,7 @@ class MeanPath(eqx.Module):
 
     def start(self, w: Vector) -> State:
         """The state at w, at rest, without fluctuations."""
-        spectrum = spectrum_of(self.expansion.zero_set, w)
+        spectrum = spectrum_of(self.expansion.around(w).zero_set, w)
         size = spectrum.eigenvalues.shape[0]
         return State(w, jnp.zeros_like(w), jnp.zeros((size, size)), spectrum)
 
@@ -137,7 +137,7 @@ class MeanPath(eqx.Module):
         The displacement comes first: it leaves a curved set along a tangent, and the steps lead back to it.
         `excess` comes from a point close by.
         """
-        decayed, zero_set = self.optimizer.weight_decay, self.expansion.zero_set
+        decayed = self.optimizer.weight_decay
         state = self._displaced(state, displacement)
         spectrum = state.spectrum
         curvatures = jnp.append(spectrum.eigenvalues + decayed, decayed)
@@ -149,6 +149,7 @@ class MeanPath(eqx.Module):
         moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
 
+        zero_set = self.expansion.around(predicted).zero_set
         ahead = spectrum_of(zero_set, predicted)
         rotation = ahead.rotation_from(spectrum)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, here.noise)
@@ -201,7 +202,7 @@ class MeanPath(eqx.Module):
     def _displaced(self, state: State, displacement: Vector | float) -> State:
         """The state at a point moved by `displacement`, with its covariance in the coordinates there."""
         w = state.w + displacement
-        spectrum = spectrum_of(self.expansion.zero_set, w)
+        spectrum = spectrum_of(self.expansion.around(w).zero_set, w)
         covariance = _rotate(spectrum.rotation_from(state.spectrum), state.covariance)
         return State(w, state.velocity, covariance, spectrum)
 
@@ -212,12 +213,13 @@ class MeanPath(eqx.Module):
 
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
         """
-        zero_set = self.expansion.zero_set
+        expansion = self.expansion.around(w)
+        zero_set = expansion.zero_set
         force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
         if not self.stochastic:
             return force
         left = spectrum.embed(jnp.diag(spectrum.inverses))
-        common = self.expansion.tangential_covariance(w, spectrum)
+        common = expansion.tangential_covariance(w, spectrum)
         effective = self.optimizer.effective(step_size)
         return force + effective * self.average.sigma**2 * zero_set.third_derivative(w, left, common)
 
@@ -242,7 +244,7 @@ class MeanPath(eqx.Module):
 
         With `noise_before` the noise grows linearly from that to the noise at w.
         """
-        expansion, sigma = self.expansion, self.average.sigma
+        expansion, sigma = self.expansion.around(w), self.average.sigma
         own = sigma**2 * expansion.normal_covariance(w, spectrum)
         if excess is not None:
             own = own + excess.covariance(spectrum)
@@ -283,14 +285,15 @@ class MeanPath(eqx.Module):
         """
         if not self.expansion.system.has_minibatches:
             return jnp.zeros(())
-        spectrum = spectrum_of(self.expansion.zero_set, w)
+        expansion = self.expansion.around(w)
+        spectrum = spectrum_of(expansion.zero_set, w)
         decay = decay_of(self.optimizer, step_size, spectrum.eigenvalues + self.optimizer.weight_decay)
         response = decay.stationary
-        constant = self.expansion.excess_covariance(w, spectrum, jnp.zeros_like(response))
+        constant = expansion.excess_covariance(w, spectrum, jnp.zeros_like(response))
 
         def improve(state: tuple[Array, Scalar, Scalar, Array]) -> tuple[Array, Scalar, Scalar, Array]:
             covariance, _, before, count = state
-            image = response * (self.expansion.excess_covariance(w, spectrum, covariance) - constant)
+            image = response * (expansion.excess_covariance(w, spectrum, covariance) - constant)
             norm = jnp.linalg.norm(image)
             return image / jnp.maximum(norm, TINY), before, norm, count + 1
 

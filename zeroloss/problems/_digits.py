@@ -12,32 +12,46 @@ import numpy as np
 from jaxtyping import Array
 
 from zeroloss.errors import InputError
+from zeroloss.losses import AbstractLoss, SoftmaxCrossEntropy, Squares
 from zeroloss.noise import SampledLabels
-from zeroloss.problems._networks import network_problem, wrong_classes, wrong_signs
+from zeroloss.problems._networks import (
+    Measure,
+    calibration_error,
+    cross_entropy,
+    network_problem,
+    wrong_classes,
+    wrong_signs,
+)
 from zeroloss.problems._problem import Problem, standardized
 
 _TOTAL = 1797
 _CLASSES = 10
+_LOSSES: dict[str, AbstractLoss] = {"squares": Squares(), "cross-entropy": SoftmaxCrossEntropy()}
+_SMOOTHING = 0.1  # of cross-entropy, by default
 
 
 def digits(
     widths: Sequence[int] = (50,),
     examples: int = 200,
-    outputs: int = 1,
+    outputs: int | None = None,
+    loss: str = "squares",
     smoothing: float | None = None,
     seed: int = 0,
 ) -> Problem:
-    """Odd (+1) against even (-1) digits, or one output for each digit: least squares on 64 pixels.
+    """Odd (+1) against even (-1) digits, or one output for each digit, from 64 pixels.
 
     **Arguments:**
 
     - `widths`: the width of each hidden layer; layer i is the site `"hidden_i"`, from 1.
     - `examples`: how many training examples; the rest are the test set. Zero loss needs more parameters
       than examples times outputs.
-    - `outputs`: 1 for odd against even, 10 for one-hot targets.
+    - `outputs`: 1 for odd against even, 10 for one-hot targets; by default 1 for squares.
+    - `loss`: "squares", or "cross-entropy", which takes ten outputs. With that, the test loss and the
+      expected calibration error are among the observables.
     - `smoothing`: with ten outputs, the part of the targets that is spread evenly over all digits, between 0
-      and 1. The noise `"sampled-labels"` draws a digit from these probabilities at every step; without
-      smoothing it would always draw the right one.
+      and 1; by default 0.1 for cross-entropy, which has no minimum without. The noise `"sampled-labels"`
+      draws a digit from these probabilities at every step; without smoothing it would always draw the right
+      one.
     - `seed`: for the choice of examples and the initial parameters (Gaussian, variance 1 / fan-in).
     """
     widths = tuple(int(width) for width in widths)
@@ -45,6 +59,14 @@ def digits(
         raise InputError(f"widths must be one or more positive integers, got {widths}.")
     if not 1 <= examples < _TOTAL:
         raise InputError(f"examples must lie between 1 and {_TOTAL - 1}, got {examples}.")
+    if loss not in _LOSSES:
+        raise InputError(f"loss must be one of {', '.join(_LOSSES)}, got {loss!r}.")
+    if loss == "cross-entropy":
+        outputs = _CLASSES if outputs is None else outputs
+        smoothing = _SMOOTHING if smoothing is None else smoothing
+        if outputs != _CLASSES:
+            raise InputError(f"cross-entropy needs outputs={_CLASSES}, got {outputs}.")
+    outputs = 1 if outputs is None else outputs
     if outputs not in (1, _CLASSES):
         raise InputError(f"outputs must be 1 or {_CLASSES}, got {outputs}.")
     if smoothing is not None and outputs == 1:
@@ -52,14 +74,20 @@ def digits(
     if smoothing is not None and not 0 < smoothing < 1:
         raise InputError(f"smoothing must lie strictly between 0 and 1, got {smoothing}.")
     inputs, labels = _data(seed)
+    task = "odd against even digits" if outputs == 1 else "ten digits"
+    measures: dict[str, Measure] = {"test_error": wrong_signs if outputs == 1 else wrong_classes}
+    if loss == "cross-entropy":
+        task += f", cross-entropy with labels smoothed by {smoothing:g}"
+        measures |= {"test_loss": cross_entropy, "calibration_error": calibration_error}
     made = network_problem(
         "digits",
-        "odd against even digits" if outputs == 1 else "ten digits",
+        task,
         (inputs, jnp.asarray(_targets(labels, outputs, smoothing or 0.0))),
         examples,
         widths,
         seed,
-        wrong_signs if outputs == 1 else wrong_classes,
+        measures,
+        _LOSSES[loss],
     )
     if smoothing is None:
         return made

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from zeroloss.errors import InputError, RunError, ZerolossError
 from zeroloss.problems._names import file_of, split
 from zeroloss.problems._problem import Problem, check_options, noises_for
-from zeroloss.systems import LeastSquares, Loss
+from zeroloss.systems import Loss, Supervised
 
 TEMPLATE = '''"""A problem of your own. Look at it with
 
@@ -56,9 +56,9 @@ def make(width=50, examples=30, seed=0):
 def load_file(name: str, **options: object) -> Problem:
     """The problem that the function in a file makes from `options`. The file is executed.
 
-    The function returns a `LeastSquares` or a `Loss`, then a start, and perhaps a dictionary of functions of
-    the parameters to watch; or a `Problem`. Raises `InputError`, with the line where the file fails, or with
-    the part of the function's result that is wrong.
+    The function returns a `Supervised`, such as a `LeastSquares`, or a `Loss`, then a start, and perhaps a
+    dictionary of functions of the parameters to watch; or a `Problem`. Raises `InputError`, with the line
+    where the file fails, or with the part of the function's result that is wrong.
     """
     path, function_name = file_of(name), split(name)[1]
     function = function_of(name)
@@ -66,10 +66,10 @@ def load_file(name: str, **options: object) -> Problem:
     made = _run(path, lambda: function(**options))
     if isinstance(made, Problem):
         return made
-    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], LeastSquares | Loss)):
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], Supervised | Loss)):
         raise InputError(
             f"{function_name} in {path} must return (problem, start) or (problem, start, watch), with a "
-            f"LeastSquares or a Loss first; it returned {_kind(made)}."
+            f"LeastSquares, another Supervised or a Loss first; it returned {_kind(made)}."
         )
     problem, start, watch = made if len(made) == 3 else (*made, {})
     if not isinstance(watch, dict) or not all(map(callable, watch.values())):

@@ -14,8 +14,8 @@ def load(name: str, **options: object) -> Problem:
     """The problem called `name`, built with `options`; `InputError` lists the known names.
 
     A name such as `"path/to/problem.py:make"` is a function in a file, which is executed. It returns a
-    `zeroloss.LeastSquares` or a `zeroloss.Loss`, then a start, and perhaps a dictionary of functions of the
-    parameters to watch; or a `Problem`.
+    `zeroloss.Supervised`, such as a `zeroloss.LeastSquares`, or a `zeroloss.Loss`, then a start, and perhaps
+    a dictionary of functions of the parameters to watch; or a `Problem`.
     """
     if is_own(name):
         return load_file(name, **options)

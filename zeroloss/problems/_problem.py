@@ -25,7 +25,7 @@ from zeroloss.noise import (
     WeightNoise,
     site_shapes,
 )
-from zeroloss.systems import LeastSquares, Loss
+from zeroloss.systems import Loss, Supervised
 
 DEFAULT_STRENGTHS = {
     name: listing.default for name, listing in LISTINGS.items() if listing.default is not None
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
     """
 
     name: str
-    problem: LeastSquares | Loss
+    problem: Supervised | Loss
     start: PyTree
     observables: dict[str, Callable[[PyTree], Array]]
     noises: dict[str, Callable[..., AbstractNoise]]
@@ -97,7 +97,7 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
         raise InputError(f"the strength in {part!r} must be a number, got {strength!r}.") from None
     try:
         made = make(value)
-        if isinstance(made, MiniBatch) and not given and isinstance(problem.problem, LeastSquares):
+        if isinstance(made, MiniBatch) and not given and isinstance(problem.problem, Supervised):
             examples = problem.problem.number
             made = made if made.replace or made.size <= examples else make(max(1, examples // 2))
         return made
@@ -106,16 +106,16 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
 
 
 def noises_for(
-    problem: LeastSquares | Loss, start: PyTree, *, replace: bool = False
+    problem: Supervised | Loss, start: PyTree, *, replace: bool = False
 ) -> dict[str, Callable[..., AbstractNoise]]:
     """The noises that suit a problem, as `Problem.noises`; its model is traced to find sites.
 
-    All problems have noises on the parameters and their gradient. Least squares has noises on the data, and
-    on the activations at the sites of its model. With `replace` minibatches are drawn with replacement,
-    which a problem with few examples needs.
+    All problems have noises on the parameters and their gradient. Supervised problems have noises on the
+    data, and on the activations at the sites of their model. With `replace` minibatches are drawn with
+    replacement, which a problem with few examples needs.
     """
     noises: dict[str, Callable[..., AbstractNoise]] = {}
-    if isinstance(problem, LeastSquares):
+    if isinstance(problem, Supervised):
         if sites := tuple(site_shapes(problem.model, start, problem.inputs)):
             noises[Dropout.listing.name] = lambda rate: Dropout(rate, at=sites)
             noises[GaussianDropout.listing.name] = lambda sigma: GaussianDropout(sigma, at=sites)

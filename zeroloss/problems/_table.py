@@ -68,7 +68,7 @@ def table(
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
     data = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
     task, error = f"{names[-1]} in {Path(path).name}", wrong_signs if signs else mean_square
-    return network_problem("table", task, data, count, widths, seed, error)
+    return network_problem("table", task, data, count, widths, seed, {"test_error": error})
 
 
 def _check_consistent(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:

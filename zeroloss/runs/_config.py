@@ -17,7 +17,7 @@ from zeroloss._files import digest_of_bytes
 from zeroloss.errors import InputError
 from zeroloss.problems import PROBLEMS
 
-NOISE, TRAINING, PROBLEM = "Noise", "Training", "zl.problems.Problem"
+NOISE, TRAINING, PROBLEM = "Noise", "Training", "Problem"
 """Panels of options in the help of a command."""
 
 _LARGEST_SEED, _LARGEST_BATCH = 2**63 - 1, 2**31

@@ -18,8 +18,8 @@ from zeroloss.noise import AbstractLaw
 Scalar = Float[Array, ""]
 
 if TYPE_CHECKING:
-    from zeroloss.systems._least_squares import LeastSquares
     from zeroloss.systems._loss import Loss
+    from zeroloss.systems._supervised import Supervised
 
 _GEOMETRIES = ("auto", "factorized", "matrix-free")
 
@@ -36,7 +36,7 @@ class AbstractSystem(eqx.Module):
         """L_hat(w, eta)."""
 
     @abc.abstractmethod
-    def clean_problem(self) -> "Loss | LeastSquares":
+    def clean_problem(self) -> "Loss | Supervised":
         """The problem without its noise. All geometry is in terms of it."""
 
     @abc.abstractmethod

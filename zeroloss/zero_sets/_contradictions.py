@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector
-from zeroloss.systems import LeastSquares, Scalar
+from zeroloss.systems import LeastSquares, Scalar, Supervised, WhitenedLeastSquares
 from zeroloss.zero_sets._gram import AbstractLeastSquaresZeroSet, GramSpectrum
 from zeroloss.zero_sets._zero_set import AbstractZeroSet, spectrum_at
 
@@ -52,12 +52,12 @@ def disagreeing(inputs: PyTree, targets: Any, tolerance: float) -> tuple[list[In
     return _unequal(np.array(of_rows), np.asarray(targets, float), tolerance)
 
 
-def contradiction(problem: LeastSquares, tolerance: float) -> str | None:
+def contradiction(problem: Supervised, tolerance: float) -> str | None:
     """Why equal inputs with unequal targets keep the loss from zero; None where there are none.
 
     `tolerance`: the largest relative residual that counts as zero. Reads each row of the data once.
     """
-    groups, squares = disagreeing(problem.inputs, problem.targets, tolerance)
+    groups, squares = disagreeing(problem.inputs, problem.minimum.outputs, tolerance)
     if not groups:
         return None
     return _disagreement(problem, groups, squares, "have equal inputs") + (
@@ -92,10 +92,10 @@ def proof(zero_set: AbstractZeroSet, w: Vector, tolerance: float) -> str | None:
     rank, outside = found
     if not np.linalg.norm(outside) > tolerance * np.linalg.norm(np.asarray(problem.targets)):
         return None
-    least = float(np.sum(outside**2)) / (2 * problem.number)
+    least = f" The smallest loss is {number(float(np.sum(outside**2)) / (2 * problem.number))}."
     return (
         "zero loss cannot be reached: the model is linear in its parameters, and no parameters give the "
-        f"targets. The smallest loss is {number(least)}. There are {counts(problem, w)}, and the Jacobian "
+        f"targets.{least if _is_squares(problem) else ''} There are {counts(problem, w)}, and the Jacobian "
         f"has rank {rank}. Take a model whose Jacobian has rank {problem.targets.size}, fewer examples, or "
         "targets that this model can give."
     )
@@ -114,17 +114,26 @@ def range_of_jacobian(
     return int(spectrum.codimension), residuals - basis @ (basis.T @ residuals)
 
 
-def _disagreement(problem: LeastSquares, groups: list[np.ndarray], squares: float, fact: str) -> str:
+def _disagreement(problem: Supervised, groups: list[np.ndarray], squares: float, fact: str) -> str:
     """The examples of some groups with their targets, and the smallest loss that they leave."""
-    targets = np.asarray(problem.targets)
+    targets = np.asarray(
+        problem.original.targets if isinstance(problem, WhitenedLeastSquares) else problem.targets
+    )
     named = "; ".join(_one_group(group, targets, fact) for group in groups[:_NAMED])
     more = len(groups) - _NAMED
     rest = f"; and so in {more} more groups" if more > 0 else ""
-    return (
+    text = (
         f"zero loss cannot be reached: {named}{rest} (counted from 0; {sum(map(len, groups))} of "
-        f"{problem.number} examples are concerned). Whatever the parameters, the loss is at least "
-        f"{number(squares / (2 * problem.number))}."
+        f"{problem.number} examples are concerned)."
     )
+    if not _is_squares(problem):
+        return text
+    return f"{text} Whatever the parameters, the loss is at least {number(squares / (2 * problem.number))}."
+
+
+def _is_squares(problem: Supervised) -> bool:
+    """Whether the residuals are those of squares, and do not stand for another loss."""
+    return isinstance(problem, LeastSquares) and not isinstance(problem, WhitenedLeastSquares)
 
 
 def _one_group(group: Int[np.ndarray, " n"], targets: np.ndarray, fact: str) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from zeroloss._linalg import eigh, orthonormal
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import LARGEST_HESSIAN, RANK_OF_HESSIAN
-from zeroloss.systems import LeastSquares, Loss, Scalar
+from zeroloss.systems import Loss, Scalar, Supervised
 from zeroloss.zero_sets._regularity import with_rank_of
 from zeroloss.zero_sets._zero_set import (
     AbstractSpectrum,
@@ -55,7 +55,7 @@ class DenseZeroSet(AbstractZeroSet):
     small against d, a point costs 3 q products, d x q memory and O(d q^2).
     """
 
-    problem: Loss | LeastSquares
+    problem: Loss | Supervised
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     columns: int | None = eqx.field(static=True, default=None)

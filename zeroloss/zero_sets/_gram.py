@@ -7,7 +7,7 @@ a rank that the spectrum decides.
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from zeroloss.jacobians import (
     Structure,
     StructuredJacobians,
 )
-from zeroloss.systems import LeastSquares, Scalar
+from zeroloss.systems import Examples, LeastSquares, Scalar, WhitenedLeastSquares
 from zeroloss.zero_sets._regularity import with_rank_of
 from zeroloss.zero_sets._zero_set import (
     AbstractSpaces,
@@ -140,6 +140,20 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
             if self.float32_structure is None
             else StructuredJacobians(self.float32_structure, self.unravel)
         )
+
+    def with_examples(self, examples: Examples) -> Any:
+        """The same set of a loss that is not squares, with the whitening of these examples."""
+        problem = self.problem
+        assert isinstance(problem, WhitenedLeastSquares)
+        changed = eqx.tree_at(
+            lambda problem: (problem.inputs, problem.targets),
+            problem,
+            (examples, examples.whitened(examples.minimum.outputs)),
+        )
+        found = eqx.tree_at(lambda zero_set: zero_set.problem, self, changed)
+        if self.structure is None:
+            return found
+        return eqx.tree_at(lambda zero_set: zero_set.structure.inputs, found, examples)
 
     def residuals(self, w: Vector) -> Array:
         """R(w)."""

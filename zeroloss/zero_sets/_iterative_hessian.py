@@ -19,7 +19,7 @@ from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import MOST_ITERATIONS, RANK_BY_ITERATION
 from zeroloss.errors import RankError
-from zeroloss.systems import LeastSquares, Loss, Scalar
+from zeroloss.systems import Loss, Scalar, Supervised
 from zeroloss.zero_sets._dense import DenseZeroSet, is_small
 from zeroloss.zero_sets._iterative_solve import solve
 from zeroloss.zero_sets._regularity import (
@@ -97,7 +97,7 @@ class IterativeZeroSet(AbstractZeroSet):
     iterations. 1 kB of memory per parameter.
     """
 
-    problem: Loss | LeastSquares
+    problem: Loss | Supervised
     unravel: Callable[[Vector], PyTree] = eqx.field(static=True)
     rank: int | None = eqx.field(static=True, default=None)
     rank_tolerance: ClassVar[float] = RANK_BY_ITERATION

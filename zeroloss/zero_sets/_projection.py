@@ -13,7 +13,7 @@ from zeroloss._memoized import memoized
 from zeroloss._pytrees import Vector, flatten, is_traced, refuse_tracing, require_float64
 from zeroloss._tolerances import NEWTON_ITERATIONS, ON_SET, PROJECTED
 from zeroloss.errors import LossError, NotOnSetError, NotReachedError, RankError
-from zeroloss.systems import AbstractSystem, LeastSquares, Scalar
+from zeroloss.systems import AbstractSystem, Scalar, Supervised
 from zeroloss.zero_sets._contradictions import contradiction, number, proof
 from zeroloss.zero_sets._diagnosis import DescentPoint, diagnosis, endless_fall, no_descent
 from zeroloss.zero_sets._regularity import check_smooth
@@ -85,8 +85,9 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     system.check(params)
     w, unravel = flatten(params)
     zero_set = zero_set_of(system, w, unravel)
-    if isinstance(zero_set.problem, LeastSquares):
-        _refuse(contradiction(zero_set.problem, PROJECTED))
+    problem = system.clean_problem()
+    if isinstance(problem, Supervised):
+        _refuse(contradiction(problem, PROJECTED))
     taken, chunk, step_size_factor = 0, _FIRST_DESCENT, 1.0
     before, descent_history = w, []
     while True:

@@ -10,7 +10,7 @@ from zeroloss._pytrees import Vector, in_float32
 from zeroloss._tolerances import LARGEST_HESSIAN
 from zeroloss.errors import InputError
 from zeroloss.jacobians import MAX_MEMORY, Structure, structure_of
-from zeroloss.systems import AbstractSystem, LeastSquares
+from zeroloss.systems import AbstractSystem, LeastSquares, Supervised
 from zeroloss.zero_sets._dense import DenseZeroSet
 from zeroloss.zero_sets._gram import GramZeroSet
 from zeroloss.zero_sets._iterative_hessian import IterativeZeroSet
@@ -31,11 +31,12 @@ def zero_set_of(system: AbstractSystem, w: Vector, unravel: Callable[[Vector], P
     Only the shape of w is used. Logs the choice.
     """
     problem = system.clean_problem()
-    if not isinstance(problem, LeastSquares):
+    if not isinstance(problem, Supervised):
         factorized = problem.geometry == "auto" and w.size <= LARGEST_HESSIAN
         if factorized or problem.geometry == "factorized":
             return DenseZeroSet(problem, unravel)
         return IterativeZeroSet(problem, unravel)
+    problem = problem.residual_problem
     residuals = problem.targets.size
     matrix_free = problem.geometry == "matrix-free" or (
         problem.geometry == "auto" and residuals > _MOST_FACTORIZED

@@ -18,7 +18,7 @@ from zeroloss._linalg import power_iteration
 from zeroloss._pytrees import Columns, Vector, Vectors
 from zeroloss._tolerances import RETRACTION_ITERATIONS, RETRACTION_TOLERANCE
 from zeroloss.errors import UnsupportedError
-from zeroloss.systems import LeastSquares, Loss, Scalar
+from zeroloss.systems import Loss, Scalar, Supervised
 
 Coordinates = Float[Array, " q *more"]  # in the normal space
 
@@ -113,7 +113,7 @@ class AbstractZeroSet(eqx.Module):
       the loss.
     """
 
-    problem: eqx.AbstractVar[Loss | LeastSquares]
+    problem: eqx.AbstractVar[Loss | Supervised]
     unravel: eqx.AbstractVar[Callable[[Vector], PyTree]]
     rank: eqx.AbstractVar[int | None]
     rank_tolerance: eqx.AbstractClassVar[float]
