@@ -93,6 +93,15 @@ def test_values_are_those_of_pytorch():
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-13, err_msg=name)
 
 
+def test_the_constant_leads_back_to_pytorch():
+    torch = pytest.importorskip("torch")
+    problem = zl.CrossEntropy(lambda params, inputs: inputs + params, OUTPUTS, CLASSES, smoothing=0.3)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.3)(
+        torch.tensor(np.array(OUTPUTS)), torch.tensor(np.array(CLASSES))
+    )
+    assert float(problem.loss(0.0) + problem.constant) == pytest.approx(expected.item(), rel=1e-13)
+
+
 @pytest.mark.parametrize(
     "loss,targets,message",
     [

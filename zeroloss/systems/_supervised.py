@@ -57,8 +57,8 @@ class Supervised(eqx.Module):
       in evaluation mode; in training mode its loss is one for `zeroloss.Loss` or `zeroloss.System`.
     - `inputs`: an array, or pytree of arrays, with leading axis N.
     - `targets`: as the loss takes them: numbers of shape `[N]` or `[N, k]`, or classes.
-    - `loss`: one of `zeroloss.losses`; by default `Squares()`. The minimum that is subtracted for each
-      example is `problem.minimum.constant`, of shape `[N]`.
+    - `loss`: one of `zeroloss.losses`; by default `Squares()`. `problem.constant` is the mean minimum that is
+      subtracted, and `problem.minimum.constant` that of each example, `[N]`.
     - `weights`: c, of shape `[N]`, none negative; by default 1. An example without a target has weight 0.
     - `geometry`: how normal and tangent space of the zero-loss set are found. "factorized" goes through the
       Gram matrix of all m residuals, O(m^2) memory and O(m^3) operations; an example has a residual for each
@@ -138,6 +138,12 @@ class Supervised(eqx.Module):
     def examples(self) -> Examples:
         """All examples."""
         return Examples(self.inputs, self.targets, self.minimum, self.whitening, self.weights)
+
+    @property
+    def constant(self) -> Scalar:
+        """What L leaves out: L + constant is the mean loss as PyTorch and Optax define it."""
+        constants = self.minimum.constant
+        return jnp.mean(constants if self.weights is None else self.weights * constants)
 
     def loss(self, params: PyTree) -> Array:
         """L(w)."""
