@@ -136,6 +136,7 @@ def test_structured_and_matrix_free_geometry_agree(points, monkeypatch):
     [
         (zl.GaussianDropout(0.1, at="hidden"), 0.5, 2000),
         (zl.Dropout(0.1, at="hidden"), 0.5, 500),
+        (zl.Dropout(0.5, at="hidden"), 0.3, 300),
         (zl.LabelNoise(0.05), 0.2, 10_000),
         (zl.MiniBatch(4) + zl.GaussianDropout(0.2, at="hidden"), 0.3, 1000),
     ],

@@ -172,7 +172,7 @@ def test_what_fails_brings_back_what_it_was_to_replace(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise IntegrationError("for the test", None)
 
-    monkeypatch.setattr(runs._commands, "descend", fail)
+    monkeypatch.setattr(zl, "descend", fail)
     with pytest.raises(IntegrationError):
         runs.start(config(seed=1), tmp_path, overwrite=True)
     assert contents(tmp_path, without=()) == before

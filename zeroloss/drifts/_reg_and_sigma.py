@@ -174,10 +174,15 @@ class LeastSquaresExpansion(AbstractExpansion):
     system: SupervisedSystem
     zero_set: AbstractLeastSquaresZeroSet
 
+    @property
+    def has_constant_curvature(self) -> bool:
+        """Whether the curvature of the loss does not depend on the outputs, as that of squares."""
+        return self.system.problem.loss_function.is_isotropic
+
     def around(self, w: Vector) -> "LeastSquaresExpansion":
-        problem = self.system.problem
-        if problem.loss_function.is_isotropic:
+        if self.has_constant_curvature:
             return self
+        problem = self.system.problem
         zeros = self._law(w).zeros(jnp.float64)
         examples = self.system.whitened_at(self.zero_set.unravel(w), problem.examples, zeros)
         system = eqx.tree_at(lambda system: system.problem.whitening, self.system, examples.whitening)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from zeroloss._checkpoint import SavedArrays
 from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector, flatten
+from zeroloss.drifts import LeastSquaresExpansion
 from zeroloss.dynamics import AbstractEvolution
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import fluctuations
@@ -29,7 +30,7 @@ ENSEMBLE_COARSENESS = 4.0
 """The tolerance of an ensemble, relative to that of the mean path."""
 
 _ORDER = 0.75  # of the integration's error in its tolerance: 1 in theory, 0.7 to 0.9 where it was measured
-_LOSS_DRAWS = 512
+_LOSS_DRAWS, _RUN_LOSS_DRAWS = 512, 64
 _FLUCTUATIONS = 16  # draws of single runs, at least, that observables are averaged over
 _CHECKS = 8  # times at which the terms that the recursion leaves out are computed
 
@@ -60,26 +61,26 @@ class PredictionInputs(NamedTuple):
 class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
     """A mean path and an ensemble of `pairs` of runs around it; saves a `Snapshot` at each time.
 
-    Where averages have to be sampled the ensemble takes them to second order in the noise, which is quiet:
-    only differences between its runs count. It is `coarser` times less exact than the mean path. Where the
-    limit is stochastic, the ensemble is all there is.
+    Where averages have to be sampled the ensemble may take them to second order in the noise (`for_runs`). It
+    is `coarser` times less exact than the mean path. Where the limit is stochastic, the ensemble is all there
+    is.
     """
 
     name = "prediction"
 
     def __init__(self, setup: PredictionInputs, pairs: int, coarser: float):
         mean_path, key = setup.mean_path, setup.key
-        self._setup, self._unsampled, self._coarser = setup, without_sampling(mean_path), coarser
+        self._setup, self._for_runs, self._coarser = setup, for_runs(mean_path), coarser
         self._checked = set(np.linspace(0, len(setup.times) - 1, _CHECKS).round().astype(int))
         # The indices of three integrators that may be the same: the fine mean path, the ensemble, and the
         # mean path whose difference to that of the ensemble shows the error of the integration.
         self._ensemble_index = self._error_index = 0
         self._integrators = [setup.integrator(mean_path, 1.0, key, pairs if mean_path.stochastic else 0)]
         if not mean_path.stochastic:
-            self._integrators.append(setup.integrator(self._unsampled, coarser, key, pairs))
+            self._integrators.append(setup.integrator(self._for_runs, coarser, key, pairs))
             self._ensemble_index = 1
-            if not isinstance(mean_path.average, ExactAverage):
-                self._integrators.append(setup.integrator(self._unsampled, 1.0, key, 0))
+            if self._for_runs is not mean_path:
+                self._integrators.append(setup.integrator(self._for_runs, 1.0, key, 0))
                 self._error_index = 2
 
     def start(self) -> tuple[IntegratorState, ...]:
@@ -112,7 +113,7 @@ class MeanEvolution(AbstractEvolution[tuple[IntegratorState, ...]]):
             both = self._setup.measure(np.stack([mean.w, compared_mean.w]))
             measured = {name: values[0] for name, values in both.items()}
             finely = {name: values[1] for name, values in both.items()}
-            finely |= jax.tree.map(np.asarray, _losses(self._unsampled, compared_mean, self._setup.key))
+            finely |= jax.tree.map(np.asarray, _losses(self._for_runs, compared_mean, self._setup.key))
             coarsely = ensemble.mean_measured | ensemble.mean_losses
             integration_of = {name: share * (finely[name] - coarsely[name]) for name in finely}
         return item_of(
@@ -142,9 +143,7 @@ class EnsembleEvolution(AbstractEvolution[IntegratorState]):
             f"spread of the runs, part {runs_before // (2 * PAIRS) + 1} of at most {MOST_PAIRS // PAIRS}"
         )
         self._setup, self._runs_before = setup, runs_before
-        self._integrator = setup.integrator(
-            without_sampling(setup.mean_path), ENSEMBLE_COARSENESS, key, PAIRS
-        )
+        self._integrator = setup.integrator(for_runs(setup.mean_path), ENSEMBLE_COARSENESS, key, PAIRS)
 
     def start(self) -> IntegratorState:
         return self._integrator.start()
@@ -172,7 +171,7 @@ def sample_of(setup: PredictionInputs, at: PathState, runs_before: int = 0) -> E
     paths, normal, drawn = jax.device_get(_scattered(setup.mean_path, at.states, keys))
     losses, mean_measured, runs_measured, drawn_measured = {}, {}, {}, {}
     if setup.measure is not None:
-        losses = jax.device_get(_losses_of_all(without_sampling(setup.mean_path), at.states, setup.key))
+        losses = jax.device_get(_losses_of_all(for_runs(setup.mean_path), at.states, setup.key))
         measured = setup.measure(np.concatenate([paths, drawn.reshape(runs * draws, -1)]))
         mean_measured = {name: values[0] for name, values in measured.items()}
         runs_measured = {name: values[1 : 1 + runs] for name, values in measured.items()}
@@ -190,21 +189,34 @@ def sample_of(setup: PredictionInputs, at: PathState, runs_before: int = 0) -> E
     )
 
 
-def without_sampling(mean_path: MeanPath) -> MeanPath:
-    """The mean path with averages to second order in the noise, which need no sampling."""
+def for_runs(mean_path: MeanPath) -> MeanPath:
+    """The mean path that the runs of an ensemble follow.
+
+    Its averages are taken to second order in the noise, which is quiet, and only differences between runs
+    count. The second order of cross-entropy in strong noise leads elsewhere, or diverges: where the curvature
+    of the loss changes with the outputs, all runs take the averages of the mean path, with the same draws.
+    """
+    expansion = mean_path.expansion
+    quadratic = not isinstance(expansion, LeastSquaresExpansion) or expansion.has_constant_curvature
+    if isinstance(mean_path.average, ExactAverage) or not quadratic:
+        return mean_path
     exact = ExactAverage(mean_path.average.expansion, mean_path.average.sigma)
     return eqx.tree_at(lambda path: path.average, mean_path, exact)
 
 
 @compiled
 def _losses(mean_path: MeanPath, state: State, key: Key[Array, ""]) -> dict[str, Scalar]:
-    averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(_LOSS_DRAWS))
+    return _losses_from(mean_path, state, key, _LOSS_DRAWS)
+
+
+def _losses_from(mean_path: MeanPath, state: State, key: Key[Array, ""], draws: int) -> dict[str, Scalar]:
+    averaged = mean_path.average.at(state.w, state.spectrum, key, jnp.asarray(draws))
     return mean_path.losses(state, averaged.loss)
 
 
 @compiled
 def _losses_of_all(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> dict[str, Array]:
-    return jax.lax.map(lambda state: _losses(mean_path, state, key), states)
+    return jax.lax.map(lambda state: _losses_from(mean_path, state, key, _RUN_LOSS_DRAWS), states)
 
 
 @compiled
