@@ -75,13 +75,13 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str =
 
 
 def print_rows(
-    head: Sequence[str], longest: Sequence[str], title: str = ""
+    head: Sequence[str], longest: Sequence[Sequence[str]], title: str = ""
 ) -> Callable[[Sequence[str]], None]:
     """Print the head of a table; returns a function that prints a row of it, as soon as that is known.
 
-    The row of the longest cells decides how wide the columns are.
+    The longest rows that may come decide how wide the columns are.
     """
-    widths = _column_widths([head, longest])
+    widths = _column_widths([head, *longest])
     print_title(title)
     out.print(_table(head, widths, []))
     return lambda row: out.print(_table(head, widths, [row], show_header=False))

@@ -18,7 +18,10 @@ from zeroloss.errors import ZerolossError
 from zeroloss.runs import AbstractConfig, TrainingConfig, option
 
 _VERDICT_HEAD = ["noise", "verdict", "drifts in steps", "towards", "margin"]
-_LONGEST_CELLS = ["degenerate, stochastic", "1/(α²σ²)", "along b, no known potential", "1e+99"]
+_LONGEST_ROWS = [  # "smaller-tr-H" as one word, so that the column is not too narrow for it
+    ["degenerate, stochastic", "1/(α²σ²)", "along b, no known potential", "1e+99"],
+    ["non-degenerate", "1/(ασ²)", "smaller-tr-H", "inf"],
+]
 _PROJECTING = "projecting the start onto the zero-loss set"
 
 
@@ -86,7 +89,7 @@ def classify_command(request: Request) -> None:
         first = next(iter(systems.values()))
         point = zl.project(first, problem.start)
         largest = zl.zero_sets.largest_eigenvalue(first, point)
-        longest = [max(systems, key=len), *_LONGEST_CELLS]
+        longest = [[max(systems, key=len), *cells] for cells in _LONGEST_ROWS]
         show = None if request.json else print_rows(_VERDICT_HEAD, longest, problem.description)
         for index, (name, system) in enumerate(systems.items()):
             set_stage(f"classifying {name} ({index + 1} of {len(systems)})")

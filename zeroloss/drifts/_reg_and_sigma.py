@@ -33,6 +33,11 @@ class AbstractExpansion(eqx.Module):
     system: eqx.AbstractVar[AbstractSystem]
     zero_set: eqx.AbstractVar[AbstractZeroSet]
 
+    @property
+    def has_constant_curvature(self) -> bool:
+        """Whether T of theory.md, section 2, serves beside the set too, as with squares."""
+        return True
+
     def around(self, w: Vector) -> "AbstractExpansion":
         """The same with the Hessian of the loss at the outputs at w, which may be far from the set.
 

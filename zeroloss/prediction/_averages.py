@@ -5,7 +5,7 @@ import abc
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, flatten
@@ -92,6 +92,31 @@ class SampledAverage(AbstractAverage):
         mean = gradient / draws
         variance = (squares / draws - jnp.sum(spectrum.tangent(mean) ** 2)) / (draws - 1)
         return Averaged(loss / draws, mean, jnp.maximum(variance, 0.0))
+
+
+def fluctuation_force(
+    expansion: AbstractExpansion, w: Vector, displacements: Float[Array, "draws parameters"], key: Array
+) -> Vector:
+    """The mean of grad L_hat(w + x, eta) - grad L_hat(w, eta) over displacements x and their opposites.
+
+    For small displacements of covariance C it is 1/2 of the third derivative of L_bar contracted with C.
+    Three gradients a displacement, each with its own noise.
+    """
+    system, unravel = expansion.system, expansion.zero_set.unravel
+    law = system.noise_law(unravel(w))
+
+    def one(x: Vector, key: Array) -> Vector:
+        eta = law.draw(key, w.dtype)
+        gradient = jax.grad(lambda w: system.noisy_loss(unravel(w), eta))
+        return (gradient(w + x) + gradient(w - x)) / 2 - gradient(w)
+
+    def of_batch(batch: tuple[Array, Array]) -> Vector:
+        return jax.vmap(one)(*batch).sum(axis=0)
+
+    draws = len(displacements)
+    keys = jax.random.split(key, draws).reshape(-1, min(draws, _BATCH))
+    batches = displacements.reshape(*keys.shape, -1)
+    return jax.lax.map(of_batch, (batches, keys)).sum(axis=0) / draws
 
 
 def average(expansion: AbstractExpansion, w: Vector, sigma: float) -> AbstractAverage:

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from zeroloss._compilation import compiled
-from zeroloss._linalg import eigh
 from zeroloss._pytrees import Vector, flatten
 from zeroloss.prediction._higher_orders import Excess
-from zeroloss.prediction._mean_path import MeanPath, State, relaxation
+from zeroloss.prediction._mean_path import MeanPath, State, relaxation, scattered
 from zeroloss.systems import Scalar
 
 _SHARED, _OWN = 16, 4  # draws of the displacement for all runs together, and for each run
@@ -89,11 +88,5 @@ def draws_of_displacement(
 
 
 def fluctuations(state: State, key: Key[Array, ""], draws: int) -> Float[Array, "draws q"]:
-    """Draws of the iterate around its mean, normal to the set, in the coordinates of the spectrum.
-
-    At neighbouring points a key gives nearly the same displacement, whatever the basis of the spectrum.
-    """
-    values, vectors = eigh(state.covariance)
-    root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
-    white = jax.random.normal(key, (state.w.shape[0], draws))
-    return state.spectrum.coordinates(white).T @ root
+    """Draws of the iterate around its mean, normal to the set, in the coordinates of the spectrum."""
+    return scattered(state.spectrum, state.covariance, state.w, key, draws)

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Key
 from zeroloss._checkpoint import SavedArrays
 from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector, flatten
-from zeroloss.drifts import LeastSquaresExpansion
 from zeroloss.dynamics import AbstractEvolution
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import fluctuations
@@ -196,9 +195,7 @@ def for_runs(mean_path: MeanPath) -> MeanPath:
     count. The second order of cross-entropy in strong noise leads elsewhere, or diverges: where the curvature
     of the loss changes with the outputs, all runs take the averages of the mean path, with the same draws.
     """
-    expansion = mean_path.expansion
-    quadratic = not isinstance(expansion, LeastSquaresExpansion) or expansion.has_constant_curvature
-    if isinstance(mean_path.average, ExactAverage) or not quadratic:
+    if isinstance(mean_path.average, ExactAverage) or not mean_path.expansion.has_constant_curvature:
         return mean_path
     exact = ExactAverage(mean_path.average.expansion, mean_path.average.sigma)
     return eqx.tree_at(lambda path: path.average, mean_path, exact)

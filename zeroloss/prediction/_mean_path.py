@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from zeroloss._linalg import eigh
 from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.optimizers import SGD
-from zeroloss.prediction._averages import AbstractAverage
+from zeroloss.prediction._averages import AbstractAverage, fluctuation_force
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay_of, geometric, responses
 from zeroloss.systems import Scalar
@@ -21,7 +22,8 @@ _DRAWS_RATIO = 8  # a change of the force takes so many times fewer draws than t
 # The fluctuations under the random Hessian of minibatches are iterated to this relative error.
 _SETTLED, _MOST_ITERATIONS = 1e-4, 300
 _POWER_TOLERANCE = 1e-5
-_HIGHER = 2  # folded into a key, so that the draws for higher orders are independent
+_HIGHER, _FLUCTUATIONS = 2, 3  # folded into a key, so that their draws are independent
+_FLUCTUATION_DRAWS = 64
 
 
 class State(eqx.Module):
@@ -144,7 +146,7 @@ class MeanPath(eqx.Module):
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
         here = self._covariances(state.w, spectrum, state.covariance, step_size, steps, None, excess)
         averaged = self.average.at(state.w, spectrum, key, draws)
-        second = self._covariance_force(state.w, spectrum, here.within, step_size)
+        second = self._covariance_force(state.w, spectrum, here.within, step_size, key)
         force = averaged.gradient + decayed * state.w + second
         moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
@@ -158,7 +160,7 @@ class MeanPath(eqx.Module):
         few = (draws + _DRAWS_RATIO - 1) // _DRAWS_RATIO
         few_here = self.average.at(state.w, spectrum, key, few).gradient
         few_then = self.average.at(predicted, ahead, key, few).gradient
-        second_then = self._covariance_force(predicted, ahead, then.within, step_size)
+        second_then = self._covariance_force(predicted, ahead, then.within, step_size, key)
         linear = spectrum.embed(spectrum.eigenvalues * spectrum.coordinates(moved))
         change = few_then - few_here + second_then - second - linear
         # Along the eigenvectors ahead: there the force back to the set has no part along it.
@@ -207,15 +209,26 @@ class MeanPath(eqx.Module):
         return State(w, state.velocity, covariance, spectrum)
 
     def _covariance_force(
-        self, w: Vector, spectrum: AbstractSpectrum, covariance: Float[Array, "q q"], step_size: Scalar
+        self,
+        w: Vector,
+        spectrum: AbstractSpectrum,
+        covariance: Float[Array, "q q"],
+        step_size: Scalar,
+        key: Key[Array, ""],
     ) -> Vector:
         """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
 
-        With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size.
+        With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size. Where the
+        curvature of the loss changes with the outputs, T is that of L_bar, and is sampled.
         """
         expansion = self.expansion.around(w)
         zero_set = expansion.zero_set
-        force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
+        if expansion.has_constant_curvature:
+            force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
+        else:
+            to_x, to_eta = jax.random.split(jax.random.fold_in(key, _FLUCTUATIONS))
+            displacements = spectrum.embed(scattered(spectrum, covariance, w, to_x, _FLUCTUATION_DRAWS).T).T
+            force = fluctuation_force(expansion, w, displacements, to_eta)
         if not self.stochastic:
             return force
         left = spectrum.embed(jnp.diag(spectrum.inverses))
@@ -306,6 +319,19 @@ class MeanPath(eqx.Module):
         # The map keeps covariances positive, so the identity is not orthogonal to its leading eigenvector.
         start = (jnp.eye(size) / size**0.5, jnp.zeros(()), jnp.ones(()), jnp.asarray(0))
         return jax.lax.while_loop(unfinished, improve, start)[2]
+
+
+def scattered(
+    spectrum: AbstractSpectrum, covariance: Float[Array, "q q"], w: Vector, key: Key[Array, ""], draws: int
+) -> Float[Array, "draws q"]:
+    """Draws of normal displacements from w with this covariance, in the coordinates of the spectrum.
+
+    At neighbouring points a key gives nearly the same displacement, whatever the basis of the spectrum.
+    """
+    values, vectors = eigh(covariance)
+    root = (vectors * jnp.sqrt(jnp.maximum(values, 0.0))) @ vectors.T
+    white = jax.random.normal(key, (w.shape[0], draws))
+    return spectrum.coordinates(white).T @ root
 
 
 def relaxation(spectrum: AbstractSpectrum, excess: Excess | None) -> Float[Array, " q"]:
