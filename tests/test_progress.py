@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from zeroloss import _progress
+from zeroloss import _compilation, _progress
 from zeroloss._compilation import seconds_compiling
 from zeroloss._progress import Pace, progress_bar, show_progress, stage_indicator
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
     made = SimpleNamespace(now=0.0, compiling=0.0)
     told = SimpleNamespace(perf_counter=lambda: made.now, monotonic=lambda: made.now)
     monkeypatch.setattr(_progress, "time", told)
-    monkeypatch.setattr(_progress, "seconds_compiling", lambda: made.compiling)
+    monkeypatch.setattr(_compilation, "seconds_compiling", lambda: made.compiling)
     return made
 
 
