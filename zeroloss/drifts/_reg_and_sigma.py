@@ -39,10 +39,7 @@ class AbstractExpansion(eqx.Module):
         return True
 
     def around(self, w: Vector) -> "AbstractExpansion":
-        """The same with the Hessian of the loss at the outputs at w, which may be far from the set.
-
-        Everything else is about the set, where the Hessian is that at the outputs of least loss.
-        """
+        """The same with `AbstractZeroSet.around`."""
         return self
 
     @abc.abstractmethod
@@ -187,11 +184,10 @@ class LeastSquaresExpansion(AbstractExpansion):
     def around(self, w: Vector) -> "LeastSquaresExpansion":
         if self.has_constant_curvature:
             return self
-        problem = self.system.problem
-        zeros = self._law(w).zeros(jnp.float64)
-        examples = self.system.whitened_at(self.zero_set.unravel(w), problem.examples, zeros)
-        system = eqx.tree_at(lambda system: system.problem.whitening, self.system, examples.whitening)
-        return LeastSquaresExpansion(system, self.zero_set.with_examples(examples))
+        zero_set = self.zero_set.around(w)
+        whitening = zero_set.problem.inputs.whitening
+        system = eqx.tree_at(lambda system: system.problem.whitening, self.system, whitening)
+        return LeastSquaresExpansion(system, zero_set)
 
     def regularizer(self, w: Vector) -> Scalar:
         own, shared = self.around(w)._sensitivities(w, lambda injection: not self._is_linear(injection))

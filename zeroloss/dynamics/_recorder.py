@@ -112,7 +112,7 @@ def _measure(
 
     def one(w: Vector) -> dict[str, Array]:
         params = zero_set.unravel(w)
-        trace, error = zero_set.trace_and_error(w)
+        trace, error = zero_set.around(w).trace_and_error(w)
         return {
             "loss": zero_set.loss(w),
             "regularizer": expansion.regularizer(w),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr, logit, xlogy
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from zeroloss.errors import InputError
 from zeroloss.losses._loss import AbstractLoss, AbstractWhitening, Minimum, Outputs, PerExample, refuse
@@ -135,6 +135,9 @@ class Logistic(_AbstractSum):
         refuse(values, (values < 0) | (values > 1), "lie in [0, 1] for the logistic loss")
         return (1 - self.smoothing) * targets + self.smoothing / 2
 
+    def has_minimum(self, targets: Array) -> Bool[Array, " examples"]:
+        return ((targets > 0) & (targets < 1)).reshape(len(targets), -1).all(axis=1)
+
     def value(self, output: Array, target: Array) -> Array:
         return jax.nn.softplus(output) - target * output
 
@@ -164,6 +167,9 @@ class Poisson(_AbstractSum):
         values = np.asarray(targets)
         refuse(values, values < 0, "be >= 0 for the Poisson loss")
         return targets
+
+    def has_minimum(self, targets: Array) -> Bool[Array, " examples"]:
+        return (targets > 0).reshape(len(targets), -1).all(axis=1)
 
     def value(self, output: Array, target: Array) -> Array:
         return jnp.exp(output) - target * output

@@ -9,8 +9,9 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from zeroloss.errors import InputError
 
@@ -62,9 +63,13 @@ class AbstractLoss(eqx.Module):
     def values(self, outputs: Array, targets: Array) -> PerExample:
         """The loss of each example, as PyTorch and Optax define it, for checked targets."""
 
+    def has_minimum(self, targets: Array) -> Bool[Array, " examples"]:
+        """Whether each example has outputs of least loss; hard labels have none."""
+        return jnp.ones(targets.shape[0], bool)
+
     @abc.abstractmethod
     def minimum(self, targets: Array) -> Minimum:
-        """The minimum for checked targets."""
+        """The minimum for checked targets; with infinite outputs where there is none."""
 
     @abc.abstractmethod
     def whitening(self, outputs: Array, targets: Array) -> AbstractWhitening:

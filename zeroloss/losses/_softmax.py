@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import entr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from zeroloss.errors import InputError
 from zeroloss.losses._elementwise import as_floating, check_smoothing
@@ -85,6 +85,9 @@ class SoftmaxCrossEntropy(AbstractLoss):
     def values(self, outputs: Float[Array, "examples classes"], targets: Array) -> PerExample:
         # Noise on targets may change their sum, which then multiplies the normalization.
         return -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=1), axis=1)
+
+    def has_minimum(self, targets: Float[Array, "examples classes"]) -> Bool[Array, " examples"]:
+        return jnp.all(targets > 0, axis=1)
 
     def minimum(self, targets: Float[Array, "examples classes"]) -> Minimum:
         return Minimum(jnp.log(targets), jnp.sum(entr(targets), axis=1))

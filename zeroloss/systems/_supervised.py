@@ -126,8 +126,7 @@ class Supervised(eqx.Module):
                     "agree in their first axis, the number of examples."
                 )
         self.weights = None if weights is None else _weights(weights, targets.shape[0])
-        self.minimum = self.loss_function.minimum(targets)
-        self.whitening = self.loss_function.whitening(self.minimum.outputs, targets)
+        self.minimum, self.whitening = _minimum_and_whitening(self.loss_function, targets)
 
     @property
     def number(self) -> int:
@@ -162,27 +161,26 @@ class Supervised(eqx.Module):
     def residual_problem(self) -> "LeastSquares":
         """The least-squares problem with the same zero-loss set, and the same Hessian on it.
 
-        Its residuals are B (f - f*), times the root of the weight of the example. Raises `LossError` where
-        an example has no outputs of least loss.
+        Its residuals are B (f - f*), times the root of the weight of the example. Where an example has no
+        outputs of least loss, its residuals mean nothing, but their Jacobian does (`AbstractZeroSet.around`).
         """
-        self._check_minimum()
         return WhitenedLeastSquares(self)
 
-    def _check_minimum(self) -> None:
+    def check_minimum(self) -> None:
         """Raise `LossError` where the loss of an example falls for ever while its outputs grow."""
-        if is_traced(self.minimum):
+        if is_traced(self.targets):
             return
-        outputs = np.asarray(self.minimum.outputs).reshape(self.number, -1)
-        endless = ~np.isfinite(outputs).all(axis=1)
+        endless = ~np.asarray(self.loss_function.has_minimum(self.targets))
         if self.weights is not None:
             endless &= np.asarray(self.weights) > 0
         if endless.any():
             first = int(np.argmax(endless))
             raise LossError(
                 f"there is no zero-loss set: {self.loss_function.name} of hard labels has no minimum. It "
-                f"falls for ever while outputs grow ({int(endless.sum())} of {self.number} examples, the "
-                f"first is example {first} with target {np.asarray(self.targets[first]).tolist()}). More "
-                "parameters or more steps do not help. There is a minimum for labels with "
+                f"falls for ever while outputs grow ({int(endless.sum())} of {self.number} examples; the "
+                f"first is {first} with {np.asarray(self.targets[first]).tolist()}). More parameters or more "
+                "steps do not help. zeroloss.predict follows the mean of training from any "
+                "start, and zeroloss.descend trains. There is a minimum for labels with "
                 "smoothing=, for probabilities strictly between 0 and 1, and under FlippedLabels."
             )
 
@@ -201,12 +199,10 @@ class Supervised(eqx.Module):
 
     def _with_targets(self, targets: Array) -> "Supervised":
         """The same problem with other targets, which are checked already."""
-        loss = self.loss_function
-        minimum = loss.minimum(targets)
         return eqx.tree_at(
             lambda problem: (problem.targets, problem.minimum, problem.whitening),
             self,
-            (targets, minimum, loss.whitening(minimum.outputs, targets)),
+            (targets, *_minimum_and_whitening(self.loss_function, targets)),
         )
 
 
@@ -265,6 +261,17 @@ class WhitenedLeastSquares(LeastSquares):
 
     def loss(self, params: PyTree) -> Array:
         return self.original.loss(params)
+
+
+def _minimum_and_whitening(loss: AbstractLoss, targets: Array) -> tuple[Minimum, AbstractWhitening]:
+    """The minimum and B there; f* = 0 and B = 0 for examples without outputs of least loss."""
+    minimum, finite = loss.minimum(targets), loss.has_minimum(targets)
+    whitening = loss.whitening(minimum.outputs, targets)
+
+    def kept(leaf: Array) -> Array:
+        return jnp.where(finite.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, 0.0)
+
+    return Minimum(kept(minimum.outputs), minimum.constant), jax.tree.map(kept, whitening)
 
 
 class _WhitenedModel(eqx.Module):

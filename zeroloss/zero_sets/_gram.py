@@ -26,7 +26,7 @@ from zeroloss.jacobians import (
     Structure,
     StructuredJacobians,
 )
-from zeroloss.systems import Examples, LeastSquares, Scalar, WhitenedLeastSquares
+from zeroloss.systems import LeastSquares, Scalar, WhitenedLeastSquares
 from zeroloss.zero_sets._regularity import with_rank_of
 from zeroloss.zero_sets._zero_set import (
     AbstractSpaces,
@@ -141,10 +141,14 @@ class AbstractLeastSquaresZeroSet(AbstractZeroSet):
             else StructuredJacobians(self.float32_structure, self.unravel)
         )
 
-    def with_examples(self, examples: Examples) -> Any:
-        """The same set of a loss that is not squares, with the whitening of these examples."""
+    def around(self, w: Vector) -> Any:
         problem = self.problem
-        assert isinstance(problem, WhitenedLeastSquares)
+        if not isinstance(problem, WhitenedLeastSquares) or problem.original.loss_function.is_isotropic:
+            return self
+        original = problem.original
+        outputs = original.model(self.unravel(w), original.inputs)
+        whitening = original.loss_function.whitening(outputs, original.targets)
+        examples = problem.inputs._replace(whitening=whitening)
         changed = eqx.tree_at(
             lambda problem: (problem.inputs, problem.targets),
             problem,

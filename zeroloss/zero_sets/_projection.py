@@ -48,6 +48,9 @@ def locate(system: AbstractSystem, point: PyTree) -> Located:
     require_float64("the geometry of the zero-loss set")
     system.check(point)
     w, unravel = flatten(point)
+    problem = system.clean_problem()
+    if isinstance(problem, Supervised):
+        problem.check_minimum()
     zero_set = zero_set_of(system, w, unravel)
     if is_traced((system, point)):
         return Located(zero_set.for_tracing(), w)
@@ -87,6 +90,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
     zero_set = zero_set_of(system, w, unravel)
     problem = system.clean_problem()
     if isinstance(problem, Supervised):
+        problem.check_minimum()
         _refuse(contradiction(problem, PROJECTED))
     taken, chunk, step_size_factor = 0, _FIRST_DESCENT, 1.0
     before, descent_history = w, []
@@ -125,7 +129,7 @@ def project(system: AbstractSystem, params: PyTree, *, max_steps: int = 20_000) 
 
 @memoized
 def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
-    """lambda_max of the Hessian at any params; for least squares of J^T J / N, the Hessian on the set.
+    """lambda_max of the Hessian at any params; with examples of J^T S J / N, the Hessian on the set.
 
     Costs one Gram matrix for least squares. Otherwise one Hessian up to 2000 parameters, and at most
     1000 Hessian-vector products (power iteration, to a relative 1e-6) beyond.
@@ -136,7 +140,7 @@ def largest_eigenvalue(system: AbstractSystem, params: PyTree) -> float:
 
 @compiled_once
 def _largest(zero_set: AbstractZeroSet, w: Vector) -> Scalar:
-    return zero_set.largest(w)
+    return zero_set.around(w).largest(w)
 
 
 @compiled_once

@@ -229,6 +229,13 @@ class AbstractZeroSet(eqx.Module):
         point.
         """
 
+    def around(self, w: Vector) -> "AbstractZeroSet":
+        """The same with the Hessian of the loss at the outputs at w, which may be far from the set.
+
+        Everything else is about the set, where the Hessian is that at the outputs of least loss.
+        """
+        return self
+
     def for_tracing(self) -> "AbstractZeroSet":
         """The same set computed in a way that takes no decision on values, for traced points."""
         return self
