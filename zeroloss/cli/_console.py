@@ -137,7 +137,10 @@ def _main(
         typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", True)
+    else:  # JAX reads this when it is imported, which help does not wait for
+        os.environ.setdefault("JAX_ENABLE_X64", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that a terminal cannot show
