@@ -12,7 +12,7 @@ from zeroloss._pytrees import Vector
 from zeroloss._tolerances import TINY
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.optimizers import SGD
-from zeroloss.prediction._averages import AbstractAverage, fluctuation_force
+from zeroloss.prediction._averages import AbstractAverage, ExactAverage, fluctuation_force
 from zeroloss.prediction._higher_orders import Excess, HigherOrders
 from zeroloss.prediction._recursion import decay_of, geometric, responses
 from zeroloss.systems import Scalar
@@ -219,11 +219,12 @@ class MeanPath(eqx.Module):
         """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
 
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size. Where the
-        curvature of the loss changes with the outputs, T is that of L_bar, and is sampled.
+        curvature of the loss changes with the outputs and L_bar is sampled, T is that of L_bar, sampled too.
         """
         expansion = self.expansion.around(w)
         zero_set = expansion.zero_set
-        if expansion.has_constant_curvature:
+        # Where L_bar is exact, T[C] is most of the drift, and the scatter of draws would be too much of it.
+        if expansion.has_constant_curvature or isinstance(self.average, ExactAverage):
             force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
         else:
             to_x, to_eta = jax.random.split(jax.random.fold_in(key, _FLUCTUATIONS))
