@@ -58,14 +58,11 @@ class _AbstractSum(AbstractLoss):
         return Scaling(jnp.sqrt(self.curvature(outputs)))
 
 
-class Squares(_AbstractSum):
-    """Half the squared distance: 1/2 |f - y|^2. Half of PyTorch's `MSELoss` for one output."""
+class _AbstractDistance(_AbstractSum):
+    """A loss that is 1/2 r^2 near r = f - y = 0."""
 
     linear_in_targets: ClassVar[bool] = False
     is_isotropic: ClassVar[bool] = True
-
-    def value(self, output: Array, target: Array) -> Array:
-        return 0.5 * (output - target) ** 2
 
     def best(self, target: Array) -> Array:
         return target
@@ -77,16 +74,20 @@ class Squares(_AbstractSum):
         return jnp.zeros_like(target)
 
 
-class Huber(_AbstractSum):
+class Squares(_AbstractDistance):
+    """Half the squared distance: 1/2 |f - y|^2. Half of PyTorch's `MSELoss` for one output."""
+
+    def value(self, output: Array, target: Array) -> Array:
+        return 0.5 * (output - target) ** 2
+
+
+class Huber(_AbstractDistance):
     """Squares near the target and linear far from it, as PyTorch's `HuberLoss`, summed over outputs.
 
     1/2 r^2 where |r| <= delta, and delta (|r| - delta / 2) beyond, with r = f - y.
 
     **Raises:** `InputError` unless delta > 0.
     """
-
-    linear_in_targets: ClassVar[bool] = False
-    is_isotropic: ClassVar[bool] = True
 
     delta: float = eqx.field(static=True, default=1.0)
 
@@ -98,15 +99,6 @@ class Huber(_AbstractSum):
         distance = jnp.abs(output - target)
         near = jnp.minimum(distance, self.delta)
         return 0.5 * near**2 + self.delta * (distance - near)
-
-    def best(self, target: Array) -> Array:
-        return target
-
-    def curvature(self, output: Array) -> Array:
-        return jnp.ones_like(output)
-
-    def least(self, target: Array) -> Array:
-        return jnp.zeros_like(target)
 
 
 class Logistic(_AbstractSum):
