@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from zeroloss.errors import InputError
-from zeroloss.losses import AbstractLoss, SoftmaxCrossEntropy, Squares
+from zeroloss.losses import AbstractLoss, SoftmaxCrossEntropy
 from zeroloss.noise import SampledLabels
 from zeroloss.problems._networks import (
     Measure,
@@ -26,7 +26,7 @@ from zeroloss.problems._problem import Problem, standardized
 
 _TOTAL = 1797
 _CLASSES = 10
-_LOSSES: dict[str, AbstractLoss] = {"squares": Squares(), "cross-entropy": SoftmaxCrossEntropy()}
+_LOSSES: dict[str, AbstractLoss | None] = {"squares": None, "cross-entropy": SoftmaxCrossEntropy()}
 _SMOOTHING = 0.1  # of cross-entropy, by default
 
 

@@ -52,6 +52,7 @@ def network_problem(
     """The problem of fitting the first `examples` rows of `data`, inputs and targets, with a tanh network.
 
     The observables are the `measures` on the other rows, if there are any. `task` begins the description.
+    Without a `loss` it is least squares.
     """
     inputs, targets = data
     sizes = (inputs.shape[1], *widths, 1 if targets.ndim == 1 else targets.shape[1])

@@ -20,7 +20,7 @@ from zeroloss.dynamics import Trajectory, flat_trajectories
 from zeroloss.errors import ZerolossError
 from zeroloss.problems import Problem
 from zeroloss.runs._folder import column
-from zeroloss.systems import AbstractSystem, LeastSquares
+from zeroloss.systems import AbstractSystem, LeastSquares, Supervised
 from zeroloss.zero_sets import project, spectrum_at, zero_set_of
 
 VIEWS = SPECTRUM, FUNCTION, SET = "spectrum", "function", "zero_loss_set"
@@ -63,7 +63,7 @@ def page_datasets(
 
 def _spectrum(system: AbstractSystem, path: Trajectory) -> xr.Dataset | None:
     clean = system.clean_problem()
-    if isinstance(clean, LeastSquares) and clean.targets.size > _LARGEST_SPECTRUM:
+    if isinstance(clean, Supervised) and clean.targets.size > _LARGEST_SPECTRUM:
         return None
     every = {}
     for where, time in (("start", 0), ("end", -1)):

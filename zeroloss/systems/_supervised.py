@@ -164,6 +164,15 @@ class Supervised(eqx.Module):
         Its residuals are B (f - f*), times the root of the weight of the example. Where an example has no
         outputs of least loss, its residuals mean nothing, but their Jacobian does (`AbstractZeroSet.around`).
         """
+        if isinstance(self.loss_function, Squares) and self.weights is None:  # B = 1
+            return LeastSquares(
+                self.model,
+                self.inputs,
+                self.targets,
+                geometry=self.geometry,
+                precision=self.precision,
+                max_memory=self.max_memory,
+            )
         return WhitenedLeastSquares(self)
 
     def check_minimum(self) -> None:
