@@ -23,7 +23,7 @@ def verdict_on(scale, stochastic=False) -> Verdict:
     return Verdict(
         name=names[scale], time_scale=scale, stochastic=stochastic, margin=1e5, towards="towards smaller Reg",
         first=1.0, second=1.0, diffusion=float(stochastic), affine=True, rare=False, smooth=True,
-        dimension=2, codimension=1, points=6,
+        gaussian_sigma=False, dimension=2, codimension=1, points=6,
     )  # fmt: skip
 
 

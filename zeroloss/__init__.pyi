@@ -35,6 +35,7 @@ from .noise import (
     CustomNoise as CustomNoise,
     DropConnect as DropConnect,
     Dropout as Dropout,
+    DropPath as DropPath,
     FlippedLabels as FlippedLabels,
     Gaussian as Gaussian,
     GaussianDropConnect as GaussianDropConnect,

@@ -39,6 +39,44 @@ def test_dropout_per_step_shares_the_mask():
     np.testing.assert_allclose(system.noisy_loss(PARAMS, (eta,)), (residual**2).sum() / 8, rtol=1e-14)
 
 
+def images(params, inputs):
+    return jnp.sum(zl.site(inputs * params, "image"), axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "noise,shape",
+    [
+        (zl.Dropout(0.5, shared=(1, 2)), (3, 1, 1, 2)),
+        (zl.Dropout(0.5, shared=-1), (3, 4, 5, 1)),
+        (zl.GaussianDropout(0.5, shared=(1,), per="step"), (1, 5, 2)),
+        (zl.DropPath(0.5), (3, 1, 1, 1)),
+    ],
+    ids=["channels", "positions", "shared rows in a step", "branches"],
+)
+def test_units_share_a_mask(noise, shape):
+    """An image `[N, 4, 5, 2]` is multiplied by a mask that is broadcast over the shared axes."""
+    inputs = jax.random.normal(jax.random.key(0), (3, 4, 5, 2))
+    system = zl.LeastSquares(images, inputs, jnp.zeros((3, 2))).with_noise(noise)
+    eta = system.noise_law(jnp.ones(2)).draw(jax.random.key(1))
+    assert eta[0]["image"].shape == shape
+    expected = jnp.sum(jnp.sum(inputs * (1 + eta[0]["image"]), axis=(1, 2)) ** 2) / 6
+    np.testing.assert_allclose(system.noisy_loss(jnp.ones(2), eta), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shared,message",
+    [
+        (0, 'pass per="step"'),
+        (4, "shape .3, 4, 5, 2.: axes from 1 to 3"),
+        (-4, "axes from 1"),
+    ],
+)
+def test_axes_that_cannot_be_shared(shared, message):
+    system = zl.LeastSquares(images, jnp.ones((3, 4, 5, 2)), jnp.zeros((3, 2)))
+    with pytest.raises(InputError, match=message):
+        system.with_noise(zl.Dropout(0.5, shared=shared)).noise_law(jnp.ones(2))
+
+
 def test_label_and_weight_noise_add_up():
     system = PROBLEM.with_noise(zl.LabelNoise(0.3) + zl.WeightNoise(0.2))
     label, weights = system.noise_law(PARAMS).draw(jax.random.key(2))
@@ -351,11 +389,11 @@ def test_where_must_pick_parameters(noise):
 
 
 def test_every_noise_has_a_name_and_a_label():
-    """But a custom noise, which is written in Python, and a sum, which has those of its parts."""
+    """But for noise that needs a model of one's own, and a sum, which has the names of its parts."""
     classes = [each for each in vars(zl.noise).values() if isinstance(each, type)]
     noises = [each for each in classes if issubclass(each, zl.noise.AbstractNoise)]
     listed = [each for each in noises if each.listing is not None]
-    without = {"AbstractInjection", "AbstractNoise", "CustomNoise", "Noises"}
+    without = {"AbstractInjection", "AbstractNoise", "CustomNoise", "DropPath", "Noises"}
     assert {each.__name__ for each in noises} - {each.__name__ for each in listed} == without
     assert {each.listing.name: each.listing for each in listed} == zl.noise.LISTINGS
     for listing in zl.noise.LISTINGS.values():

@@ -210,6 +210,46 @@ def test_what_is_wrong_with_a_table_is_said(tmp_path, text, options, message):
         problems.load("table", path=str(tmp_path / "data.csv"), **options)
 
 
+WORDS = "a,b\n1,x\n%s,y\n3,x\n4,y\n"
+CLASSES = {"loss": "cross-entropy"}
+
+
+@pytest.mark.parametrize("column", [["cat", "dog", "bird"], [3, 1, 7]], ids=["words", "numbers"])
+def test_a_column_of_classes(tmp_path, column):
+    rows = [f"{i},{i * i % 7},{column[i % 3]}" for i in range(12)]
+    (tmp_path / "data.csv").write_text("a,b,kind\n" + "\n".join(rows))
+    made = problems.load("table", path=str(tmp_path / "data.csv"), examples=8, smoothing=0.2, **CLASSES)
+    targets = np.asarray(made.problem.targets)
+    wrong = 0.2 / 3
+    np.testing.assert_allclose(np.sort(targets, axis=1), np.tile([wrong, wrong, 0.8 + wrong], (8, 1)))
+    assert set(made.observables) == {"test_error", "test_loss", "calibration_error"}
+    assert "sampled-labels" in made.noises and "3 classes of kind" in made.description
+    order = np.random.default_rng(0).permutation(12)
+    expected = np.unique(column, return_inverse=True)[1][order[:8] % 3]
+    np.testing.assert_array_equal(targets.argmax(axis=1), expected)
+    system = made.problem.with_noise(zl.WeightNoise(0.1))
+    assert zl.classify(system, zl.project(system, made.start)).name == "non-degenerate"
+
+
+@pytest.mark.parametrize(
+    "text,options,message",
+    [
+        ("a,b\n1,2\n2,2.5\n3,2\n4,2.5\n", CLASSES, "'b' is 2.5 in row 2, and cross-entropy needs classes"),
+        ("a,b\n1,2\n2,3\n3,4\n4,2\n", CLASSES, "'b' has 3 different values in 4 rows, too many"),
+        ("a,b\n1,x\n2,\n3,y\n4,y\n", CLASSES, "'b' is missing in row 2"),
+        (WORDS % "2", CLASSES | {"smoothing": 1.0}, "smoothing must lie strictly between"),
+        (WORDS % "1", CLASSES | {"examples": 4}, "rows 1 and 2 .* have equal inputs"),
+        ("a,b\n1,1\n2,1\n3,2\n4,2\n", {"smoothing": 0.1}, "smoothing is for cross-entropy"),
+        ("a,b\n1,1\n2,1\n3,2\n4,2\n", {"loss": "hinge"}, "loss must be squares or cross-entropy"),
+        ("a,b\n1,1\n2,1\n3,2\n4,2\n", {"activation": "sine"}, "activation must be one of tanh, relu"),
+    ],
+)
+def test_what_is_wrong_with_a_column_of_classes_is_said(tmp_path, text, options, message):
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        problems.load("table", path=str(tmp_path / "data.csv"), **options)
+
+
 def test_what_is_wrong_with_arrays_is_said(tmp_path):
     np.savez(tmp_path / "data.npz", inputs=np.ones((3, 2)), targets=np.ones(4))
     with pytest.raises(InputError, match=r"they have \(4,\) and \(3, 2\)"):

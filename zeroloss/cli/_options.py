@@ -64,6 +64,7 @@ class ProblemOptions(pydantic.BaseModel):
     examples: int | None = field(None, "How many to train on.", PROBLEM)
     loss: str | None = field(None, "squares or cross-entropy.", PROBLEM, metavar="<loss>")
     smoothing: float | None = field(None, "Part of a label that is spread over all classes.", PROBLEM)
+    activation: str | None = field(None, "tanh or relu.", PROBLEM, metavar="<function>")
     set: list[str] | None = field(
         None,
         "Another option of the problem, such as outputs=10. Repeat for several.",
@@ -104,7 +105,7 @@ class ProblemOptions(pydantic.BaseModel):
             found["width"] = self.width[0]
         elif self.width:
             found["widths"] = self.width
-        for name in ("examples", "loss", "smoothing"):
+        for name in ("examples", "loss", "smoothing", "activation"):
             if getattr(self, name) is not None:
                 found[name] = getattr(self, name)
         if problem == "table" or "seed" in known:

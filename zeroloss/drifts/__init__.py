@@ -8,6 +8,11 @@ from zeroloss.drifts._drift import (
     second_drift as second_drift,
     second_drift_of as second_drift_of,
 )
+from zeroloss.drifts._rare_masks import (
+    RareMaskExpansion as RareMaskExpansion,
+    Units as Units,
+    expand_at as expand_at,
+)
 from zeroloss.drifts._reg_and_sigma import (
     AbstractExpansion as AbstractExpansion,
     LeastSquaresExpansion as LeastSquaresExpansion,

@@ -9,7 +9,8 @@ from jaxtyping import Array, PyTree
 
 from zeroloss._compilation import compiled, compiled_once
 from zeroloss._pytrees import Vector, is_traced
-from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
+from zeroloss.drifts._rare_masks import expand_at
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion
 from zeroloss.errors import InputError, LossError
 from zeroloss.optimizers import SGD
 from zeroloss.systems import AbstractSystem, Scalar
@@ -19,9 +20,10 @@ from zeroloss.zero_sets import AbstractSpaces, AbstractSpectrum, largest_eigenva
 class Drift(eqx.Module):
     """The slow drift at one point: per training step, sigma^2 (alpha first + alpha^2 second).
 
-    It assumes that moments of the noise beyond the second are of higher order. Bernoulli masks of a small
-    rate are not small noise: for them `first` is right where the loss is quadratic in each mask
-    (`Verdict.rare` says whether it is), and `second` lacks the contribution of their fourth moment to Sigma.
+    It assumes that moments of the noise beyond the second are of higher order, with one exception: Bernoulli
+    masks in which the loss is not quadratic (`Verdict.rare`) drop whole units, however small their rate. For
+    them R of theory.md, section 4, takes the place of Reg, and Sigma is the covariance of the gradients of
+    single drops. Where the loss is quadratic in the masks, `second` is that of Gaussian masks.
 
     - `first`: D_1 = -P_T grad Reg, per unit of t = alpha sigma^2 k.
     - `second`: b, per unit of t = alpha^2 sigma^2 k; with a step size, D_2(alpha) of section 5. It may
@@ -41,13 +43,12 @@ def regularizer(system: AbstractSystem, point: PyTree) -> Scalar:
     """Reg(w) = 1/2 Laplacian_eta L_hat(w, 0) at sigma = 1 (theory.md, section 1).
 
     `point` must lie on the zero-loss set (`zeroloss.project`), otherwise `NotOnSetError`. In a sum of
-    noises, the regularizers add with the squared ratio of each sigma to the first. Masks that drop
-    with a small probability count as small noise here, which is exact when the loss is quadratic in
-    each mask, as for dropout before a linear last layer. Costs n gradients, n the noise components
-    (per example, for noise per example).
+    noises, the regularizers add with the squared ratio of each sigma to the first. For Bernoulli masks in
+    which the loss is not quadratic, it is R of theory.md, section 4, the limit of small rates. Costs n
+    gradients, n the noise components (per example, for noise per example).
     """
     zero_set, w = locate(system, point)
-    value = _regularizer(expand(system, zero_set), w)
+    value = _regularizer(expand_at(system, zero_set, w), w)
     _check_finite_derivatives(value)
     return value
 
@@ -68,9 +69,12 @@ def drift(system: AbstractSystem, point: PyTree, step_size: float | Scalar = 0.0
     `InputError` for a step size with minibatches, whose random Hessian is not accounted for.
 
     Works under `jax.jit` and `jax.vmap`, where only the step size can be checked.
+
+    Under rare masks of n units `first` costs n gradients, and `second` n for each residual. From 200,000
+    on it is estimated from some of the units.
     """
     zero_set, w = locate(system, point)
-    expansion = expand(system, zero_set)
+    expansion = expand_at(system, zero_set, w)
     if not is_traced(step_size):
         _check_step_size(system, float(step_size))
         if step_size > 0 and not is_traced(w):

@@ -13,10 +13,19 @@ from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss._tolerances import TINY, ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
-from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
+from zeroloss.drifts._rare_masks import (
+    DRAWS,
+    EXACT,
+    RareMaskExpansion,
+    all_drops,
+    draw_units,
+    errors_of_drops,
+    expand_at,
+)
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
 from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
-from zeroloss.noise import Joint, TwoPoint, is_zero
+from zeroloss.noise import is_zero
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import (
     ON_SET,
@@ -34,7 +43,6 @@ CLASSIFIED_POINTS = 6
 
 _SPREAD = 0.1  # distance between the points that decide, relative to |w|
 _SMALLEST_SPREAD = 1e-3
-_DROPPED = 8  # single units dropped to see whether masks act linearly
 
 
 class Verdict(eqx.Module):
@@ -57,9 +65,12 @@ class Verdict(eqx.Module):
     - `affine`: whether the noisy gradient is affine in the noise. If not, and the noise is degenerate,
       terms of order alpha sigma^3 (a skewed law) or alpha sigma^4 were neglected: they matter
       unless sigma^2 << alpha (sigma << alpha for a skewed law).
-    - `rare`: whether Bernoulli masks enter nonlinearly, so that dropping a unit is not small noise. Reg, and
-      on the slow scale Sigma, are then computed for Gaussian masks of the same variance; training with
-      Bernoulli masks of a small rate follows another limit.
+    - `rare`: whether there are Bernoulli masks in which the loss is not quadratic, as for dropout before a
+      nonlinearity. Drift and limit are then those of masks of a small rate, with R of theory.md, section
+      4, in the place of Reg. `second` and `diffusion` are then computed only where the drift on the fast
+      scale is zero, and NaN otherwise.
+    - `gaussian_sigma`: whether the noise is degenerate, and Sigma that of Gaussian masks although masks are
+      Bernoulli ones. The loss is then quadratic in the masks, but its gradient is not linear in them.
     - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
       only between the kinks, and the path will cross them.
     - `dimension`, `codimension`: of the zero-loss set; None for a loss treated matrix-free.
@@ -76,6 +87,7 @@ class Verdict(eqx.Module):
     diffusion: float
     affine: bool
     rare: bool
+    gaussian_sigma: bool
     smooth: bool
     dimension: int | None
     codimension: int | None
@@ -92,8 +104,10 @@ class Verdict(eqx.Module):
         """A limitation of the verdict in words, or an empty string."""
         if not self.smooth:
             return "the loss has kinks nearby (ReLU units?), across which the theory does not hold"
-        if self.rare:
-            return "masks act through a nonlinearity, where rare full drops are not small noise"
+        if self.gaussian_sigma:
+            return "this is the drift under Gaussian masks; under rare full drops Sigma is another"
+        if self.name == "degenerate" and self.rare:
+            return "this holds only for rates << alpha"
         if self.name == "degenerate" and not self.affine:
             return "the noise is not affine, so this holds only for sigma^2 << alpha"
         if self.name != "trivial":
@@ -136,7 +150,7 @@ def classify(
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
     refuse_tracing((system, point), "classify")
     zero_set, w = locate(system, point)
-    return classify_at(expand(system, zero_set), w, jax.random.key(0) if key is None else key, points)
+    return classify_at(expand_at(system, zero_set, w), w, jax.random.key(0) if key is None else key, points)
 
 
 def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Verdict:
@@ -146,8 +160,8 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
     measures = _measure(expansion, chosen, key)
     first, second, diffusion = (float(jnp.max(column)) for column in measures[:3])
     follows_trace, nonlinearity = bool(measures[3]), float(measures[4])
-    drop_error, gradient_drop_error = (float(value) for value in measures[5])
-    is_second_known = _is_second_known(expansion, w)
+    rare = isinstance(expansion, RareMaskExpansion)
+    is_second_known = _is_second_known(expansion, w) and not (rare and first > ZERO)
     if not is_second_known and first <= ZERO:
         raise UnsupportedError(
             "this noise does not drift on the fast scale, and a matrix-free problem has no slow drift. "
@@ -166,7 +180,8 @@ def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], po
         second=second,
         diffusion=diffusion,
         affine=nonlinearity <= ZERO,
-        rare=drop_error > ZERO or (first <= ZERO and gradient_drop_error > ZERO),
+        rare=rare,
+        gaussian_sigma=first <= ZERO and not rare and _gradient_error(expansion, w, key) > ZERO,
         smooth=looks_smooth(zero_set, w, key),
         dimension=None if codimension is None else w.shape[0] - codimension,
         codimension=codimension,
@@ -205,11 +220,12 @@ def _other_points(
 def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameters"], key: Array):
     """First, second and diffusion measure at each point; whether b is -c P_T grad tr H; non-affinity."""
     zero_set = expansion.zero_set
+    if isinstance(expansion, RareMaskExpansion) and expansion.largest_row(points[0]) > EXACT:
+        expansion = expansion.sampled(points[0], draw_units(expansion, points[0], key, DRAWS))
     typical_regularizer, typical_variance = _typical(expansion, points, key)
 
     def at_point(w: Vector):
-        spaces, second, diffusion = _on_the_slow_scale(expansion, w)
-        first = first_drift(expansion, w, spaces)
+        spaces, first, second, diffusion = _on_both_scales(expansion, w, typical_regularizer)
         known = _is_second_known(expansion, w)
         trace_gradient = spaces.tangent(jax.grad(zero_set.trace)(w)) if known else jnp.zeros_like(w)
         return (
@@ -225,25 +241,37 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
     remainder = jnp.linalg.norm(drifts - coefficient * traces)
     follows = (coefficient < 0) & (remainder <= 1e-6 * jnp.linalg.norm(drifts))
     w = points[0]
-    return (
-        first,
-        second,
-        diffusion,
-        follows,
-        _nonlinearity(expansion, w, key),
-        _drop_errors(expansion, w, key),
-    )
+    return first, second, diffusion, follows, _nonlinearity(expansion, w, key)
 
 
-def _on_the_slow_scale(expansion: AbstractExpansion, w: Vector) -> tuple[AbstractSpaces, Vector, Scalar]:
-    """Normal and tangent space, P_T b, and Tr P_T Sigma P_T; the last two are NaN where they are unknown."""
+def _on_both_scales(
+    expansion: AbstractExpansion, w: Vector, typical: Array
+) -> tuple[AbstractSpaces, Vector, Vector, Scalar]:
+    """Normal and tangent space, P_T grad Reg, P_T b, Tr P_T Sigma P_T; the last two are NaN where unknown.
+
+    Under rare masks they cost many gradients, and are left out where the first is not zero beside `typical`.
+    """
+
+    def unknown() -> tuple[Vector, Scalar]:
+        return jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
+
     if not _is_second_known(expansion, w):
-        return expansion.zero_set.spaces(w), jnp.full_like(w, jnp.nan), jnp.full((), jnp.nan)
+        spaces = expansion.zero_set.spaces(w)
+        return spaces, first_drift(expansion, w, spaces), *unknown()
     if expansion.hessian_multiple(w) is not None:
         spaces = expansion.zero_set.spaces(w)
-        return spaces, second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
+        second = second_drift_of(expansion, w), expansion.tangential_variance(w, spaces)
+        return spaces, first_drift(expansion, w, spaces), *second
     spectrum = spectrum_of(expansion.zero_set, w)
-    return spectrum, second_drift(expansion, w, spectrum), expansion.tangential_variance(w, spectrum)
+
+    def known() -> tuple[Vector, Scalar]:
+        return second_drift(expansion, w, spectrum), expansion.tangential_variance(w, spectrum)
+
+    first = first_drift(expansion, w, spectrum)
+    if not isinstance(expansion, RareMaskExpansion):
+        return spectrum, first, *known()
+    moves = _relative(jnp.linalg.norm(first) * norm_or_one(w), typical) > ZERO
+    return spectrum, first, *jax.lax.cond(moves, unknown, known)
 
 
 def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
@@ -297,45 +325,7 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
     )
 
 
-def _drop_errors(expansion: AbstractExpansion, w: Vector, key: Array) -> tuple[Array, Array]:
-    """The relative errors of expanding the loss and its gradient in masks that drop single units.
-
-    The loss is expanded to second order, which decides whether Reg is right for rare masks; the gradient to
-    first order, which decides whether Sigma is. Both errors are 0 without Bernoulli masks.
-    """
-    system, unravel_params = expansion.system, expansion.zero_set.unravel
-    law = system.noise_law(unravel_params(w))
-    parts = law.laws if isinstance(law, Joint) else (law,)
-    worst = jnp.zeros(()), jnp.zeros(())
-    for index, part in enumerate(parts):
-        if not isinstance(part, TwoPoint) or is_zero(part.rate):
-            continue
-        zero, unravel = ravel_pytree(part.zeros(jnp.float64))
-
-        def loss(w: Vector, mask: Array, index: int = index, unravel: Any = unravel) -> Array:
-            masks = [other.zeros(jnp.float64) for other in parts]
-            masks[index] = unravel(mask)
-            return system.noisy_loss(unravel_params(w), tuple(masks) if isinstance(law, Joint) else masks[0])
-
-        def gaps(unit: Array, loss: Any = loss, zero: Array = zero) -> tuple[Array, Array]:
-            drop = -jnp.zeros_like(zero).at[unit].set(1.0)
-
-            def both(mask: Array) -> tuple[Array, Vector]:
-                return jax.value_and_grad(loss)(w, mask)
-
-            def slopes(mask: Array) -> tuple[Array, Vector]:
-                return jax.jvp(both, (mask,), (drop,))[1]
-
-            (first, gradient_slope), (second, _) = jax.jvp(slopes, (zero,), (drop,))
-            (before, gradient_before), (after, gradient_after) = both(zero), both(drop)
-            exact, gradient = after - before, gradient_after - gradient_before
-            size = jnp.linalg.norm(gradient) + jnp.linalg.norm(gradient_slope)
-            return (
-                _relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2)),
-                _relative(jnp.linalg.norm(gradient - gradient_slope), size),
-            )
-
-        units = jax.random.randint(key, (_DROPPED,), 0, zero.shape[0])
-        found = jax.lax.map(gaps, units)
-        worst = tuple(jnp.maximum(old, jnp.max(new)) for old, new in zip(worst, found, strict=True))
-    return worst  # pyright: ignore[reportReturnType]
+def _gradient_error(expansion: AbstractExpansion, w: Vector, key: Array) -> float:
+    """The largest relative error of expanding the gradient to first order in a mask that drops one unit."""
+    errors = [float(errors_of_drops(drops, w, key)[1]) for drops in all_drops(expansion, w)]
+    return max(errors, default=0.0)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from zeroloss._arguments import positive_integer
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
 from zeroloss._pytrees import flatten, refuse_tracing
-from zeroloss.drifts import expand
+from zeroloss.drifts import expand_at
 from zeroloss.dynamics._recorder import Recorder
 from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._training import ensemble_of, train
@@ -65,10 +65,11 @@ def descend(
     optimizer.check_stability(largest_eigenvalue(system, params), int(times[-1]))
     params = jax.tree.map(jnp.asarray, params)
     ensemble, states = ensemble_of(system, params, optimizer, replicas or 1, key)
+    w, unravel = flatten(params)
+    expansion = expand_at(system, zero_set_of(system, w, unravel), w)
     recorder = Recorder(
-        expand(system, zero_set_of(system, *flatten(params))), saves.observables, times, in_steps=True,
-        batched=replicas is not None, like=params,
-    )  # fmt: skip
+        expansion, saves.observables, times, in_steps=True, batched=replicas is not None, like=params
+    )
 
     def item(w: Float[Array, "replicas parameters"]) -> SavedArrays:
         return recorder.item(w if recorder.batched else w[0])

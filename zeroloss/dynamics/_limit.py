@@ -8,11 +8,20 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._arguments import positive_integer, positive_number, relative_tolerance
 from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._pytrees import Vector, refuse_tracing
-from zeroloss.drifts import CLASSIFIED_POINTS, AbstractExpansion, Verdict, classify_at, expand
+from zeroloss.drifts import (
+    CLASSIFIED_POINTS,
+    FAST,
+    AbstractExpansion,
+    RareMaskExpansion,
+    Verdict,
+    classify_at,
+    expand_at,
+)
 from zeroloss.dynamics._diffusion import Diffusion
 from zeroloss.dynamics._driver import drive
 from zeroloss.dynamics._flow import Flow, KinkError
 from zeroloss.dynamics._recorder import Recorder
+from zeroloss.dynamics._sampled_flow import SampledFlow
 from zeroloss.dynamics._saves import Saves, as_saves
 from zeroloss.dynamics._trajectory import Trajectory
 from zeroloss.errors import InputError
@@ -21,6 +30,8 @@ from zeroloss.zero_sets import locate
 
 RTOL = 1e-8
 """The relative accuracy of a deterministic limit, by default."""
+
+_EXACT = 64  # units of a rare mask up to which every drift of a limit drops all of them
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,10 +62,13 @@ def limit(
       set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
       followed with its almost-everywhere derivatives and steps no shorter than a 2000th of `t1`, to about the
       accuracy of such a step.
-    - `key`: the seed of a stochastic limit, which needs one. A path depends on key, times and `dt` alone.
+    - `key`: the seed of a stochastic limit, which needs one, and of the draws under rare masks. A path
+      depends on key, times and `dt` alone.
     - `replicas`: of a stochastic limit: None for one path without a replica axis, R for R paths.
     - `dt`: the largest time step of a stochastic limit, by default such that a step is about 3 % of |w| at
       the start. The method has weak order one; `Trajectory.step_bias` estimates what is left of its error.
+      Of the limit of rare masks: the time step, by default such that each example goes through its units 8
+      times and a step moves at most 1 % of |w|.
     - `checkpoint`: where to keep the state, so that the same call goes on after a crash; by default nowhere.
 
     **Returns:** a `Trajectory` in slow time; `time_scale` says which. Of several replicas,
@@ -63,6 +77,10 @@ def limit(
     **Raises:** `NotOnSetError`, `RankError`; `InputError` for a stochastic limit without `key`;
     `IntegrationError`, with the path so far, when the set stops being a manifold of constant rank
     along the path, or the drift cannot be resolved.
+
+    Bernoulli masks in which the loss is not quadratic follow the limit of small rates (`Verdict.rare`). Up
+    to 64 units its drift is exact, and costs a gradient for each unit. Beyond, each step estimates it from
+    4 drops of each example, and `Trajectory.uncertainty` estimates the error.
 
     Costs 13 drifts and a few corrections per step of a deterministic limit; per replica and step of a
     stochastic one, 1.5 drifts and about 5 corrections. Memory: the parameters at each time saved.
@@ -74,7 +92,7 @@ def limit(
     saves.times()  # raises for times that make no sense, before anything long
     refuse_tracing((system, point), "limit")
     zero_set, start = locate(system, point)
-    expansion = expand(system, zero_set)
+    expansion = expand_at(system, zero_set, start)
     verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
     if verdict.stochastic:
         if key is None:
@@ -83,10 +101,11 @@ def limit(
                 "pass key=jax.random.key(...), and replicas= for an ensemble."
             )
         return stochastic_limit(expansion, start, verdict, saves, key, replicas, dt, checkpoint)
-    if replicas is not None or dt is not None:
+    sampled = _is_sampled(expansion, start, verdict)
+    if replicas is not None or (dt is not None and not sampled):
         name = "replicas" if replicas is not None else "dt"
         raise InputError(f"{name} makes sense for a stochastic limit only; this one is deterministic.")
-    return deterministic_limit(expansion, start, verdict, saves, rtol, checkpoint)
+    return deterministic_limit(expansion, start, verdict, saves, rtol, checkpoint, key=key, dt=dt)
 
 
 def limit_with_verdict(
@@ -114,6 +133,9 @@ def deterministic_limit(
     saves: Saves,
     rtol: float = RTOL,
     checkpoint: Checkpoint = NO_CHECKPOINT,
+    *,
+    key: Key[Array, ""] | None = None,
+    dt: float | None = None,
 ) -> Trajectory:
     """`limit` of noise whose `verdict` is known to be deterministic, from a point already located."""
     times = saves.times()
@@ -121,6 +143,11 @@ def deterministic_limit(
     scale = verdict.time_scale
     if scale is None:
         return recorder.trajectory([recorder.item(start)] * len(times))
+
+    if isinstance(expansion, RareMaskExpansion) and _is_sampled(expansion, start, verdict):
+        key = jax.random.key(0) if key is None else key
+        sampled = SampledFlow(expansion, start, times, key, dt, recorder)
+        return recorder.trajectory(drive(sampled, times, checkpoint))
 
     def follow(smooth: bool, checkpoint: Checkpoint) -> Trajectory:
         evolution = Flow(expansion, start, times, scale, rtol, smooth, recorder)
@@ -132,6 +159,13 @@ def deterministic_limit(
         _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
         # It takes few steps, and must not mix with the state of the first attempt: no checkpoint.
         return follow(False, NO_CHECKPOINT)
+
+
+def _is_sampled(expansion: AbstractExpansion, start: Vector, verdict: Verdict) -> bool:
+    """Whether the drift is estimated from drops of units, because there are many of them."""
+    if not isinstance(expansion, RareMaskExpansion) or verdict.time_scale != FAST:
+        return False
+    return expansion.largest_row(start) > _EXACT
 
 
 def stochastic_limit(

@@ -13,9 +13,10 @@ from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.dynamics._saves import Observables
-from zeroloss.dynamics._trajectory import Trajectory
+from zeroloss.dynamics._trajectory import Trajectory, Uncertainty
 
-_PARAMS, _BIAS = "params", "step_bias/"  # an item has measured quantities under other names
+_PARAMS, _BIAS, _ERROR = "params", "step_bias/", "error/"  # measured quantities have other names
+_WAY = _ERROR + _PARAMS
 
 
 class Recorder:
@@ -67,6 +68,17 @@ class Recorder:
             _BIAS + name: np.asarray(np.mean(values - fine[name])) for name, values in twice.items()
         }
 
+    def item_with_error(self, w: Array, other: Array, start: Array) -> SavedArrays:
+        """The item of `w`, with half the difference to `other`; of parameters as a share of the way."""
+        here, there = self.measure(w), self.measure(other)
+        way = float(jnp.linalg.norm(w - start))
+        error = float(jnp.linalg.norm(w - other)) / 2
+        return (
+            self.item(w, here)
+            | {_ERROR + name: np.abs(there[name] - value) / 2 for name, value in here.items()}
+            | {_WAY: np.asarray(error / way if way > 0 else 0.0)}
+        )
+
     def trajectory(self, items: list[SavedArrays]) -> Trajectory:
         """The trajectory of these items, at the first of the times."""
         count = len(items)
@@ -84,7 +96,12 @@ class Recorder:
         measured = {
             name: np.stack([item[name] for item in items], axis=axis)
             for name in items[0]
-            if name != _PARAMS and not name.startswith(_BIAS)
+            if name != _PARAMS and not name.startswith((_BIAS, _ERROR))
+        }
+        errors = {
+            name.removeprefix(_ERROR): np.stack([item[name] for item in items])
+            for name in items[0]
+            if name.startswith(_ERROR)
         }
         return Trajectory(
             ts=np.asarray(self._times[:count], float),
@@ -97,7 +114,14 @@ class Recorder:
             observables=measured,
             time_scale=self._time_scale,
             step_bias=biases or None,
+            uncertainty=_sampling_error(errors) if errors else None,
         )
+
+
+def _sampling_error(errors: dict[str, np.ndarray]) -> Uncertainty:
+    sampling = errors.pop(_PARAMS)
+    zeros = np.zeros_like(sampling)
+    return Uncertainty(integration=zeros, sampling=sampling, model=zeros, spread=zeros, measured=errors)
 
 
 @compiled

@@ -28,7 +28,9 @@ class Trajectory(eqx.Module):
     - `step_bias`: for stochastic limits, by name of the measured quantity, an estimate of the error of its
       mean at each time by the finite time step: the difference to a run with twice the step on the same
       noise. None for other trajectories.
-    - `uncertainty`: the estimated error of a prediction. None for other trajectories.
+    - `uncertainty`: the estimated error of a prediction, and of the limit of rare masks of many units, where
+      drops are drawn: `sampling` is then half the difference of two paths with other draws and steps, and the
+      other parts are 0. None for other trajectories.
     - `hessian_trace_error`: the standard error of tr H where tr H is estimated from random vectors, for a
       loss treated matrix-free. The vectors are the same at all times. None where tr H is exact.
     """

@@ -1,6 +1,10 @@
 """Noises: their laws, and their action on a model. `zeroloss.drifts` computes Reg and Sigma of a noise."""
 
-from zeroloss.noise._activations import Dropout as Dropout, GaussianDropout as GaussianDropout
+from zeroloss.noise._activations import (
+    Dropout as Dropout,
+    DropPath as DropPath,
+    GaussianDropout as GaussianDropout,
+)
 from zeroloss.noise._custom import CustomNoise as CustomNoise
 from zeroloss.noise._data import (
     FlippedLabels as FlippedLabels,
@@ -18,6 +22,7 @@ from zeroloss.noise._laws import (
     Rademacher as Rademacher,
     TwoPoint as TwoPoint,
     Uniform as Uniform,
+    is_shape as is_shape,
     is_zero as is_zero,
     with_scales_as_arrays as with_scales_as_arrays,
 )

@@ -9,10 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from zeroloss._compilation import compiled
+from zeroloss._compilation import compiled, compiled_once
 from zeroloss._progress import progress_bar, stage_indicator
-from zeroloss._pytrees import flatten, refuse_tracing
-from zeroloss.drifts import FAST, Verdict, classify, drift, steps_per_unit
+from zeroloss._pytrees import Vector, flatten, refuse_tracing
+from zeroloss.drifts import (
+    FAST,
+    AbstractExpansion,
+    Verdict,
+    classify,
+    expand_at,
+    first_drift,
+    second_drift_of,
+    steps_per_unit,
+)
 from zeroloss.errors import BudgetError, InputError, IntegrationError, UnsupportedError
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import Integrator
@@ -20,7 +29,7 @@ from zeroloss.prediction._mean_path import MeanPath
 from zeroloss.prediction._predict import mean_path_of
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import largest_eigenvalue, norm_or_one, project
+from zeroloss.zero_sets import largest_eigenvalue, locate, norm_or_one, project
 
 _SETTLED = 0.01  # of the whole change, within the last doubling of the number of steps
 _FEWEST = 100.0
@@ -122,7 +131,7 @@ def how_long(
     mean_path, start = mean_path_of(system, params, optimizer)
     if of is None:
         of = "regularizer" if verdict.time_scale == FAST else "hessian_trace"
-    name, measure = _quantity(mean_path, of)
+    name, measure = _quantity(mean_path, start, of)
     beginning = float(measure(start))
     fewest = _steps_of_the_limit(system, point, verdict, optimizer.largest(_WARM_UP))
     most = tolerance.max_gradients
@@ -167,9 +176,9 @@ def how_long(
 
 
 def _quantity(
-    mean_path: MeanPath, of: str | Callable[[PyTree], Array]
+    mean_path: MeanPath, start: Vector, of: str | Callable[[PyTree], Array]
 ) -> tuple[str, Callable[[Array], Scalar]]:
-    expansion = mean_path.expansion
+    expansion = expand_at(mean_path.expansion.system, mean_path.expansion.zero_set, start)
     known: dict[str, Any] = {
         "regularizer": expansion.regularizer,
         "hessian_trace": expansion.zero_set.trace,
@@ -189,13 +198,21 @@ def _quantity(
 
 def _steps_of_the_limit(system: AbstractSystem, point: PyTree, verdict: Verdict, step_size: float) -> float:
     """How many steps the limit takes for a tenth of |w|, at the speed at `point`."""
-    found = drift(system, point)
-    speed = float(jnp.linalg.norm(flatten(found.first if verdict.time_scale == FAST else found.second)[0]))
-    if speed == 0 or step_size == 0 or verdict.time_scale is None:
+    if step_size == 0 or verdict.time_scale is None:
+        return _FEWEST
+    zero_set, w = locate(system, point)
+    speed = float(_speed(expand_at(system, zero_set, w), w, verdict.time_scale == FAST))
+    if speed == 0:
         return _FEWEST
     t = _REACH * float(norm_or_one(flatten(point)[0])) / speed
     sigma = system.noise_law(point).sigma
     return max(_FEWEST, t * steps_per_unit(verdict.time_scale, step_size, sigma))
+
+
+@compiled_once
+def _speed(expansion: AbstractExpansion, w: Vector, fast: bool) -> Scalar:
+    drift = first_drift(expansion, w, expansion.zero_set.spaces(w)) if fast else second_drift_of(expansion, w)
+    return jnp.linalg.norm(drift)
 
 
 def _has_settled(steps: list[int], values: list[float], beginning: float) -> bool:

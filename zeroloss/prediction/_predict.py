@@ -14,7 +14,7 @@ from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays, digest,
 from zeroloss._compilation import compiled_once
 from zeroloss._progress import announce
 from zeroloss._pytrees import Vector, flatten, refuse_tracing, require_float64
-from zeroloss.drifts import AbstractExpansion, expand
+from zeroloss.drifts import AbstractExpansion, expand, expand_at
 from zeroloss.dynamics import Observables, Recorder, Saves, Trajectory, as_saves, drive
 from zeroloss.errors import (
     BudgetError,
@@ -129,7 +129,8 @@ def predict(
     _check_mean_square(mean_path, start, optimizer)
     _announce(mean_path, int(times[-1]))
     key = jax.random.key(0) if key is None else key
-    batch = Recorder(mean_path.expansion, saves.observables, times, batched=True)
+    measured = expand_at(system, mean_path.expansion.zero_set, start)
+    batch = Recorder(measured, saves.observables, times, batched=True)
 
     def facts() -> dict[str, Any]:
         return facts_of(
@@ -143,9 +144,7 @@ def predict(
     )
 
     def trajectory(snapshots: list[Snapshot]) -> Trajectory:
-        recorder = Recorder(
-            mean_path.expansion, saves.observables, times, in_steps=True, batched=replicas is not None
-        )
+        recorder = Recorder(measured, saves.observables, times, in_steps=True, batched=replicas is not None)
         if replicas is None:
             items = [recorder.item(*mean(snapshot)) for snapshot in snapshots]
         else:

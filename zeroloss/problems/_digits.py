@@ -1,11 +1,11 @@
-"""Handwritten digits with a tanh network: odd against even, or all ten.
+"""Handwritten digits with a network: odd against even, or all ten.
 
 The data are the 1797 8 x 8 images bundled with scikit-learn (`sklearn.datasets.load_digits`; Alpaydin
 and Kaynak, UCI Machine Learning Repository, 1998). Every pixel is standardized over the data set: without
 it the Hessian's spectrum is a hundred times wider and all time scales mix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +15,11 @@ from zeroloss.errors import InputError
 from zeroloss.losses import AbstractLoss, SoftmaxCrossEntropy
 from zeroloss.noise import SampledLabels
 from zeroloss.problems._networks import (
+    CLASSIFIER_MEASURES,
+    SMOOTHING,
     Measure,
-    calibration_error,
-    cross_entropy,
     network_problem,
+    soft_labels,
     wrong_classes,
     wrong_signs,
 )
@@ -27,7 +28,6 @@ from zeroloss.problems._problem import Problem, standardized
 _TOTAL = 1797
 _CLASSES = 10
 _LOSSES: dict[str, AbstractLoss | None] = {"squares": None, "cross-entropy": SoftmaxCrossEntropy()}
-_SMOOTHING = 0.1  # of cross-entropy, by default
 
 
 def digits(
@@ -36,6 +36,7 @@ def digits(
     outputs: int | None = None,
     loss: str = "squares",
     smoothing: float | None = None,
+    activation: str = "tanh",
     seed: int = 0,
 ) -> Problem:
     """Odd (+1) against even (-1) digits, or one output for each digit, from 64 pixels.
@@ -52,7 +53,9 @@ def digits(
       and 1; by default 0.1 for cross-entropy, which has no minimum without. The noise `"sampled-labels"`
       draws a digit from these probabilities at every step; without smoothing it would always draw the right
       one.
-    - `seed`: for the choice of examples and the initial parameters (Gaussian, variance 1 / fan-in).
+    - `activation`: "tanh" or "relu".
+    - `seed`: for the choice of examples and the initial parameters (Gaussian, variance 1 / fan-in; 2 / fan-in
+      for "relu").
     """
     widths = tuple(int(width) for width in widths)
     if not widths or min(widths) < 1:
@@ -63,7 +66,7 @@ def digits(
         raise InputError(f"loss must be one of {', '.join(_LOSSES)}, got {loss!r}.")
     if loss == "cross-entropy":
         outputs = _CLASSES if outputs is None else outputs
-        smoothing = _SMOOTHING if smoothing is None else smoothing
+        smoothing = SMOOTHING if smoothing is None else smoothing
         if outputs != _CLASSES:
             raise InputError(f"cross-entropy needs outputs={_CLASSES}, got {outputs}.")
     outputs = 1 if outputs is None else outputs
@@ -71,23 +74,28 @@ def digits(
         raise InputError(f"outputs must be 1 or {_CLASSES}, got {outputs}.")
     if smoothing is not None and outputs == 1:
         raise InputError(f"smoothing is for {_CLASSES} outputs; with one, targets are not probabilities.")
-    if smoothing is not None and not 0 < smoothing < 1:
-        raise InputError(f"smoothing must lie strictly between 0 and 1, got {smoothing}.")
     inputs, labels = _data(seed)
+    if outputs == 1:
+        targets = jnp.where(labels % 2 == 1, 1.0, -1.0)
+    elif smoothing is None:
+        targets = jnp.eye(_CLASSES)[labels]
+    else:
+        targets = soft_labels(labels, _CLASSES, smoothing)
     task = "odd against even digits" if outputs == 1 else "ten digits"
-    measures: dict[str, Measure] = {"test_error": wrong_signs if outputs == 1 else wrong_classes}
+    measures: Mapping[str, Measure] = {"test_error": wrong_signs if outputs == 1 else wrong_classes}
     if loss == "cross-entropy":
         task += f", cross-entropy with labels smoothed by {smoothing:g}"
-        measures |= {"test_loss": cross_entropy, "calibration_error": calibration_error}
+        measures = CLASSIFIER_MEASURES
     made = network_problem(
         "digits",
         task,
-        (inputs, jnp.asarray(_targets(labels, outputs, smoothing or 0.0))),
+        (inputs, targets),
         examples,
         widths,
         seed,
         measures,
         _LOSSES[loss],
+        activation,
     )
     if smoothing is None:
         return made
@@ -102,10 +110,3 @@ def _data(seed: int) -> tuple[Array, np.ndarray]:
     order = np.random.default_rng(seed).permutation(len(labels))
     images, labels = images[order], labels[order]
     return jnp.asarray(standardized(np.asarray(images))), np.asarray(labels)
-
-
-def _targets(labels: np.ndarray, outputs: int, smoothing: float) -> np.ndarray:
-    """+1 and -1, or smoothed one-hot rows."""
-    if outputs == 1:
-        return np.where(labels % 2 == 1, 1.0, -1.0)
-    return (1 - smoothing) * np.eye(_CLASSES)[labels] + smoothing / _CLASSES

@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +11,17 @@ import numpy as np
 from zeroloss._arguments import positive_integer
 from zeroloss._tolerances import PROJECTED
 from zeroloss.errors import InputError, UnsupportedError
+from zeroloss.losses import SoftmaxCrossEntropy
+from zeroloss.noise import SampledLabels
 from zeroloss.problems._names import FORMATS
-from zeroloss.problems._networks import mean_square, network_problem, wrong_signs
+from zeroloss.problems._networks import (
+    CLASSIFIER_MEASURES,
+    SMOOTHING,
+    mean_square,
+    network_problem,
+    soft_labels,
+    wrong_signs,
+)
 from zeroloss.problems._problem import Problem, standardized
 from zeroloss.zero_sets import disagreeing
 
@@ -24,25 +34,40 @@ def table(
     target: str | None = None,
     model: str = "mlp:50",
     examples: int | None = None,
+    loss: str = "squares",
+    smoothing: float | None = None,
+    activation: str = "tanh",
     seed: int = 0,
 ) -> Problem:
-    """A column of a file, fitted exactly by a tanh network on all the others.
+    """A column of a file, fitted exactly by a network on all the others.
 
     **Arguments:**
 
     - `path`: a .csv or .parquet file with a header, or an .npz file with an array of targets, `[rows]`, and
-      one of inputs, `[rows, columns]`. Numbers only, none missing.
+      one of inputs, `[rows, columns]`. Numbers only, none missing; classes may be words.
     - `target`: the column, or the array, to fit; by default the last column, or the array "targets". Two
       different values become -1 and +1, and the observable `test_error` is how often the sign is wrong;
-      more are standardized, and it is the mean squared error.
+      more are standardized, and it is the mean squared error. With cross-entropy the column holds classes,
+      whole numbers or words; `test_error` is how often the class is wrong, beside `test_loss` and
+      `calibration_error`.
     - `model`: `"mlp:"` and the widths of the hidden layers; layer i is the site `"hidden_i"`, from 1.
     - `examples`: how many rows to train on, chosen at random; the others are the test set. By default three
-      quarters. Zero loss needs more parameters than examples.
-    - `seed`: for the choice of rows and the initial parameters (Gaussian, variance 1 / fan-in).
+      quarters. Zero loss needs more parameters than examples, times classes less one.
+    - `loss`: "squares" or "cross-entropy".
+    - `smoothing`: of cross-entropy, the part of a label that is spread evenly over all classes; by default
+      0.1.
+    - `activation`: "tanh" or "relu".
+    - `seed`: for the choice of rows and the initial parameters (Gaussian, variance 1 / fan-in; 2 / fan-in for
+      "relu").
 
     Inputs are standardized over the whole file.
     """
-    names, inputs, targets = _read(Path(path), target)
+    if loss not in ("squares", "cross-entropy"):
+        raise InputError(f"loss must be squares or cross-entropy, got {loss!r}.")
+    if smoothing is not None and loss == "squares":
+        raise InputError("smoothing is for cross-entropy.")
+    has_classes = loss == "cross-entropy"
+    names, inputs, targets = _read(Path(path), target, has_classes)
     rows = len(targets)
     if rows < 2:
         raise InputError(f"{path} has {rows} rows; there must be at least 2.")
@@ -50,25 +75,39 @@ def table(
     count = positive_integer("examples", examples if examples is not None else max(1, int(_TRAINED * rows)))
     if count > rows:
         raise InputError(f"examples is {count}, and {path} has {rows} rows.")
-    sizes = (inputs.shape[1], *widths, 1)
+    values, classes = np.unique(targets, return_inverse=True)
+    if has_classes:
+        _check_classes(Path(path), names[-1], targets, values)
+    outputs = len(values) if has_classes else 1
+    sizes = (inputs.shape[1], *widths, outputs)
     parameters = sum((into + 1) * out for into, out in itertools.pairwise(sizes))
-    if parameters <= count:
+    if parameters <= count * max(outputs - 1, 1):
+        of_each = f" of {outputs} classes" if has_classes else ""
         raise InputError(
-            f"{model} has {parameters} parameters, too few to fit {count} examples exactly. Take wider "
-            "layers or fewer examples."
+            f"{model} has {parameters} parameters, too few to fit {count} examples{of_each} exactly. Take "
+            "wider layers or fewer examples."
         )
     order = np.random.default_rng(seed).permutation(rows)
-    values = np.unique(targets)
     if len(values) == 1:
         raise InputError(
-            f"the target is {values[0]:g} in all {rows} rows of {path}: there is nothing to fit."
+            f"the target is {_shown(values[0])} in all {rows} rows of {path}: there is nothing to fit."
         )
-    _check_consistent(Path(path), inputs, targets, order[:count])
+    _check_consistent(Path(path), inputs, classes.astype(float) if has_classes else targets, order[:count])
     signs = len(values) == 2
+    if has_classes:
+        smoothing = SMOOTHING if smoothing is None else smoothing
+        soft = soft_labels(classes[order], outputs, smoothing)
+        task = f"{outputs} classes of {names[-1]} in {Path(path).name}, labels smoothed by {smoothing:g}"
+        data = jnp.asarray(standardized(inputs)[order]), soft
+        made = network_problem(
+            "table", task, data, count, widths, seed, CLASSIFIER_MEASURES, SoftmaxCrossEntropy(), activation
+        )
+        return made._replace(noises=made.noises | {SampledLabels.listing.name: SampledLabels})
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
     data = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
     task, error = f"{names[-1]} in {Path(path).name}", wrong_signs if signs else mean_square
-    return network_problem("table", task, data, count, widths, seed, {"test_error": error})
+    measures = {"test_error": error}
+    return network_problem("table", task, data, count, widths, seed, measures, None, activation)
 
 
 def _check_consistent(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:
@@ -86,6 +125,26 @@ def _check_consistent(path: Path, inputs: np.ndarray, targets: np.ndarray, rows:
         )
 
 
+def _shown(value: Any) -> str:
+    """A target as text."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _check_classes(path: Path, name: str, targets: np.ndarray, values: np.ndarray) -> None:
+    """Raise `InputError` for a column that does not hold classes."""
+    if values.dtype.kind == "f" and (values != np.round(values)).any():
+        row = int(np.argmax(targets != np.round(targets)))
+        raise InputError(
+            f"{path}: {name!r} is {targets[row]:g} in row {row + 1}, and cross-entropy needs classes: whole "
+            "numbers or words. Without --loss cross-entropy the column is fitted by least squares."
+        )
+    if len(values) > len(targets) / 2:
+        raise InputError(
+            f"{path}: {name!r} has {len(values)} different values in {len(targets)} rows, too many for "
+            "classes."
+        )
+
+
 def _widths(model: str) -> tuple[int, ...]:
     """The widths in a text such as "mlp:64,64"."""
     if not re.fullmatch(r"mlp:\d+(,\d+)*", model):
@@ -95,7 +154,7 @@ def _widths(model: str) -> tuple[int, ...]:
     return tuple(positive_integer("a width", int(width)) for width in model.removeprefix("mlp:").split(","))
 
 
-def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _read(path: Path, target: str | None, has_classes: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The names of the columns, the target last; inputs `[rows, columns]`; targets `[rows]`."""
     if path.suffix not in FORMATS:
         hint = f" A problem in Python goes without --data: zeroloss classify {path}."
@@ -106,8 +165,12 @@ def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.nda
             raise InputError(f"there is no file {path}.")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    names, inputs, targets = _arrays(path, target) if path.suffix == ".npz" else _columns(path, target)
+    names, inputs, targets = (
+        _arrays(path, target) if path.suffix == ".npz" else _columns(path, target, has_classes)
+    )
     for name, values in zip(names, [*inputs.T, targets], strict=True):
+        if values.dtype.kind not in "biuf":  # classes in words
+            continue
         bad = ~(np.abs(values) < _LARGEST)
         if bad.any():
             raise InputError(
@@ -117,7 +180,7 @@ def _read(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.nda
     return names, inputs, targets
 
 
-def _columns(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.ndarray]:
+def _columns(path: Path, target: str | None, has_classes: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
     """`_read` for a .csv or .parquet file."""
     import pandas
 
@@ -134,16 +197,25 @@ def _columns(path: Path, target: str | None) -> tuple[list[str], np.ndarray, np.
     if target not in frame.columns:
         raise InputError(f"{path} has no column {target!r}. Its columns: {', '.join(frame.columns)}.")
     for name in frame.columns:
+        if name == target and has_classes:
+            continue
         if not pandas.api.types.is_numeric_dtype(frame[name]):
             first = frame[name].iloc[0] if len(frame) else None
             raise InputError(
                 f"{path}: the column {name!r} holds no numbers (first {first!r}). Encode it or leave it out."
             )
-    inputs = frame.drop(columns=target)
+    inputs, column = frame.drop(columns=target), frame[target]
+    if pandas.api.types.is_numeric_dtype(column):
+        targets = column.to_numpy(float, na_value=np.nan)
+    elif bool(column.isna().any()):
+        row = int(np.argmax(column.isna())) + 1
+        raise InputError(f"{path}: {target!r} is missing in row {row}. Fill it in or leave the row out.")
+    else:
+        targets = column.astype(str).to_numpy(str)
     return (
         [*map(str, inputs.columns), str(target)],
         inputs.to_numpy(float, na_value=np.nan),
-        frame[target].to_numpy(float, na_value=np.nan),
+        targets,
     )
 
 

@@ -127,7 +127,7 @@ class LimitConfig(Config):
         """The limit for one noise."""
         zero_set, start = zl.zero_sets.locate(system, experiment.start)
         return zl.dynamics.limit_with_verdict(
-            zl.drifts.expand(system, zero_set),
+            zl.drifts.expand_at(system, zero_set, start),
             start,
             experiment.verdict(system),
             experiment.saves(self.horizon, self.saves),

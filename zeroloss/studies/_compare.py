@@ -15,7 +15,15 @@ from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
 from zeroloss._compilation import seconds_compiling
 from zeroloss._pytrees import refuse_tracing
 from zeroloss._tolerances import SHOWN_STEPS
-from zeroloss.drifts import CLASSIFIED_POINTS, TimeScale, Verdict, classify_at, expand, slow_time, steps_for
+from zeroloss.drifts import (
+    CLASSIFIED_POINTS,
+    TimeScale,
+    Verdict,
+    classify_at,
+    expand_at,
+    slow_time,
+    steps_for,
+)
 from zeroloss.dynamics import (
     Saves,
     Trajectory,
@@ -244,7 +252,7 @@ def compare(
         SGD(step_size).check_stability(largest)
     sigma = system.noise_law(point).sigma
     zero_set, start = locate(system, point)
-    expansion = expand(system, zero_set)
+    expansion = expand_at(system, zero_set, start)
     verdict = classify_at(expansion, start, jax.random.key(0), CLASSIFIED_POINTS)
     ts, save_steps = _times(verdict.time_scale, step_sizes, sigma, saves, in_steps=t1 is None)
     limit_key, training_key = jax.random.split(key)

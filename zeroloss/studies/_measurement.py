@@ -17,7 +17,7 @@ from zeroloss.drifts import (
     AbstractExpansion,
     TimeScale,
     Verdict,
-    expand,
+    expand_at,
     first_drift,
     second_drift,
     steps_for,
@@ -80,7 +80,7 @@ def target_of(
     """How far the limit goes, `drift` |w| or so, in how much slow time."""
     assert verdict.time_scale is not None
     zero_set, w = locate(system, point)
-    expansion = expand(system, zero_set)
+    expansion = expand_at(system, zero_set, w)
     spectrum, speed, variance = _motion(expansion, w, verdict.time_scale == FAST)
     reach = drift * float(norm_or_one(w))
     if verdict.stochastic:
@@ -125,8 +125,10 @@ def target_of(
 @compiled_once
 def _motion(expansion: AbstractExpansion, w: Vector, fast: bool) -> tuple[Any, Scalar, Scalar]:
     spectrum = spectrum_of(expansion.zero_set, w)
-    drift = first_drift(expansion, w, spectrum) if fast else second_drift(expansion, w, spectrum)
-    return spectrum, jnp.linalg.norm(drift), expansion.tangential_variance(w, spectrum)
+    if fast:
+        return spectrum, jnp.linalg.norm(first_drift(expansion, w, spectrum)), jnp.zeros(())
+    speed = jnp.linalg.norm(second_drift(expansion, w, spectrum))
+    return spectrum, speed, expansion.tangential_variance(w, spectrum)
 
 
 class Measurement(NamedTuple):

@@ -343,6 +343,10 @@ class SupervisedSystem(AbstractInjectedSystem):
         """L_hat(w, eta) over all examples, without minibatch."""
         return self._loss_of(params, self.problem.examples, eta)
 
+    def weighted_loss(self, params: PyTree, eta: PyTree, counts: Array) -> Scalar:
+        """L_hat(w, eta) with the loss of each example times its count."""
+        return self._loss_of(params, self.problem.examples, eta, counts)
+
     def law_of(self, params: PyTree, examples: Examples) -> Joint:
         """The law of eta for some examples."""
         return self.joint_law(self._clean_forward(params, examples.inputs, examples.targets))
