@@ -20,6 +20,25 @@ class LossError(ZerolossError, ValueError):
     """The loss is not a loss as zeroloss understands it: negative, or not itself at zero noise."""
 
 
+class NoMinimumError(LossError):
+    """The loss has no minimum, as cross-entropy of hard labels, so that there is no zero-loss set.
+
+    Where `zeroloss.classify` raises it, there are the two numbers that say how much the noise does
+    nevertheless (theory.md, section 8); otherwise they are None.
+
+    - `drift_ratio`: sigma^2 |P_T grad Reg| / |grad L|, P_T along the set of equal outputs: the speed by the
+      noise over that by the loss.
+    - `regularizer_ratio`: sigma^2 Reg / L.
+    """
+
+    def __init__(
+        self, message: str, drift_ratio: float | None = None, regularizer_ratio: float | None = None
+    ):
+        super().__init__(message)
+        self.drift_ratio = drift_ratio
+        self.regularizer_ratio = regularizer_ratio
+
+
 class NotReachedError(ZerolossError):
     """The zero-loss set was not reached from the given start."""
 

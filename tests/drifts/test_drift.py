@@ -75,13 +75,13 @@ SYSTEMS = {
 
 NOISES = {
     "dropout": zl.Dropout(0.2, at="second"),
-    "dropout at two sites": zl.Dropout(0.2, at=["first", "second"]),
-    "dropout per step": zl.Dropout(0.2, at=["first", "second"], per="step"),
+    "dropout at two sites": zl.GaussianDropout(0.5, at=["first", "second"]),
+    "dropout per step": zl.GaussianDropout(0.5, at=["first", "second"], per="step"),
     "label": zl.LabelNoise(0.1),
     "weight": zl.WeightNoise(0.1),
     "dropout + label + weight": zl.Dropout(0.2, at="second") + zl.LabelNoise(0.3) + zl.WeightNoise(0.1),
     "label + dropout at different rates": zl.LabelNoise(0.1)
-    + zl.Dropout(0.2, at="first")
+    + zl.GaussianDropout(0.5, at="first")
     + zl.Dropout(0.1, at="second"),
 }
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key, PyTree
 
 from zeroloss._compilation import compiled_once
-from zeroloss._pytrees import Vector, refuse_tracing
+from zeroloss._pytrees import Vector, flatten, refuse_tracing
 from zeroloss._tolerances import TINY, ZERO
 from zeroloss.drifts._drift import first_drift, second_drift, second_drift_of
 from zeroloss.drifts._rare_masks import (
@@ -24,7 +24,7 @@ from zeroloss.drifts._rare_masks import (
 )
 from zeroloss.drifts._reg_and_sigma import AbstractExpansion
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
-from zeroloss.errors import InputError, LossError, RankError, UnsupportedError
+from zeroloss.errors import InputError, LossError, NoMinimumError, RankError, UnsupportedError
 from zeroloss.noise import is_zero
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import (
@@ -36,6 +36,7 @@ from zeroloss.zero_sets import (
     neighbours,
     norm_or_one,
     spectrum_of,
+    zero_set_of,
 )
 
 CLASSIFIED_POINTS = 6
@@ -71,8 +72,9 @@ class Verdict(eqx.Module):
       scale is zero, and NaN otherwise.
     - `gaussian_sigma`: whether the noise is degenerate, and Sigma that of Gaussian masks although masks are
       Bernoulli ones. The loss is then quadratic in the masks, but its gradient is not linear in them.
-    - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the theory holds
-      only between the kinks, and the path will cross them.
+    - `smooth`: whether the loss looks smooth around the point. If not, as with ReLU units, the limit is
+      followed with almost-everywhere derivatives. Real noise straddles kinks, however small it is beside the
+      distance travelled; `zeroloss.predict` averages over that.
     - `dimension`, `codimension`: of the zero-loss set; None for a loss treated matrix-free.
     - `points`: how many points of the set decided.
     """
@@ -103,7 +105,10 @@ class Verdict(eqx.Module):
     def caveat(self) -> str:
         """A limitation of the verdict in words, or an empty string."""
         if not self.smooth:
-            return "the loss has kinks nearby (ReLU units?), across which the theory does not hold"
+            return (
+                "the loss has kinks (ReLU units?): the limit slides along them, but fluctuations straddle "
+                "them, which predict takes into account"
+            )
         if self.gaussian_sigma:
             return "this is the drift under Gaussian masks; under rare full drops Sigma is another"
         if self.name == "degenerate" and self.rare:
@@ -142,15 +147,46 @@ def classify(
     **Returns:** a `Verdict`, with the measures and the margin of the decision.
 
     **Raises:** `NotOnSetError`, `RankError`; `UnsupportedError` where a problem treated matrix-free would
-    need the drift on the slow scale.
+    need the drift on the slow scale; `NoMinimumError` for hard labels under cross-entropy, with two numbers
+    that say how much the noise does at `point`.
 
     Costs two drifts a point, compiled once.
     """
     if points < 2:
         raise InputError(f"points must be at least 2 to tell degeneracy from stationarity, got {points}.")
     refuse_tracing((system, point), "classify")
-    zero_set, w = locate(system, point)
+    try:
+        zero_set, w = locate(system, point)
+    except NoMinimumError as error:
+        raise _with_ratios(error, system, point) from None
     return classify_at(expand_at(system, zero_set, w), w, jax.random.key(0) if key is None else key, points)
+
+
+def _with_ratios(error: NoMinimumError, system: AbstractSystem, point: PyTree) -> NoMinimumError:
+    """The same error with the ratios of what the noise does at `point` to what the loss does."""
+    w, unravel = flatten(point)
+    zero_set = zero_set_of(system, w, unravel)
+    law = system.noise_law(point)
+    if is_zero(law.sigma):
+        return error
+    drift, regularizer = (float(each) for each in _ratios(expand_at(system, zero_set, w), w))
+    drift, regularizer = float(law.sigma) ** 2 * drift, float(law.sigma) ** 2 * regularizer
+    return NoMinimumError(
+        f"{error} At this point the noise moves the parameters {drift:.3g} times as fast along the set of "
+        "equal outputs as the loss moves them across it (sigma^2 |P_T grad Reg| / |grad L|), and sigma^2 Reg "
+        f"is {regularizer:.3g} times L. The two time scales do not separate, so that there is no slow limit.",
+        drift,
+        regularizer,
+    )
+
+
+@compiled_once
+def _ratios(expansion: AbstractExpansion, w: Vector) -> tuple[Scalar, Scalar]:
+    """|P_T grad Reg| / |grad L| and Reg / L."""
+    zero_set = expansion.zero_set.around(w)
+    value, slope = jax.value_and_grad(expansion.regularizer)(w)
+    loss, pull = jax.value_and_grad(zero_set.loss)(w)
+    return jnp.linalg.norm(zero_set.spaces(w).tangent(slope)) / jnp.linalg.norm(pull), value / loss
 
 
 def classify_at(expansion: AbstractExpansion, w: Vector, key: Key[Array, ""], points: int) -> Verdict:

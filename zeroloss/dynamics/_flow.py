@@ -36,7 +36,8 @@ class Flow(AbstractEvolution["_State"]):
     where the drift points to it from both sides: it crosses the kink again and again, and on average follows
     a mixture of both drifts (Filippov). An error estimate that expects derivatives would shorten steps there
     without end. Steps are therefore no shorter than a 2000th of the whole time, and of second order (Heun; 2
-    drifts). The error across a kink is of the order of a step.
+    drifts). The error across a kink is of the order of a step. `coarser` makes all steps longer by this
+    factor, to see the error.
     """
 
     name, unit = "limit", "slow time"
@@ -50,21 +51,24 @@ class Flow(AbstractEvolution["_State"]):
         rtol: float,
         smooth: bool,
         recorder: Recorder,
+        coarser: float = 1.0,
     ):
         self._expansion, self._start, self._times, self._recorder = expansion, start, times, recorder
         self._end, self._method = jnp.asarray(times[-1]), _Method(scale == FAST, smooth)
-        self._rtol = jnp.asarray(rtol if smooth else max(rtol, _RTOL_AT_KINKS))
+        # The error of a second-order method falls with the square of the step.
+        self._rtol = jnp.asarray(rtol if smooth else coarser**2 * max(rtol, _RTOL_AT_KINKS))
+        self._shortest = self._end * (_SHORTEST if smooth else coarser * _SHORTEST_AT_KINKS)
         self._facts = dict(time_scale=scale, t1=float(times[-1]), rtol=rtol, smooth=smooth)
 
     def start(self) -> "_State":
-        return _begin(self._expansion, self._method, self._start, self._end, self._rtol)
+        return _begin(self._expansion, self._method, self._start, self._end, self._shortest, self._rtol)
 
     def position(self, state: "_State") -> float:
         return float(state.t)
 
     def advance(self, state: "_State", target: float, chunk: int) -> "_State":
         time = jnp.asarray(target)
-        state = _advance(self._expansion, self._method, state, time, self._end, self._rtol)
+        state = _advance(self._expansion, self._method, state, time, self._end, self._shortest, self._rtol)
         problem = _problem(self._expansion, state, target)
         if problem is not None:
             whole = self._expansion.zero_set.rank in (None, int(state.rank))
@@ -106,10 +110,10 @@ class _Method(NamedTuple):
     def error_order(self) -> float:
         return 8.0 if self.smooth else 2.0
 
-    def controller(self, w: Vector, end: Scalar, rtol: Scalar) -> diffrax.PIDController:
+    def controller(self, w: Vector, shortest: Scalar, rtol: Scalar) -> diffrax.PIDController:
         typical = jnp.linalg.norm(w) / jnp.sqrt(w.shape[0])
-        shortest = None if self.smooth else _SHORTEST_AT_KINKS * end
-        return diffrax.PIDController(rtol=rtol, atol=rtol * typical, dtmin=shortest)  # pyright: ignore
+        least = None if self.smooth else shortest
+        return diffrax.PIDController(rtol=rtol, atol=rtol * typical, dtmin=least)  # pyright: ignore
 
 
 class _State(eqx.Module):
@@ -140,11 +144,13 @@ _TERM = diffrax.ODETerm(_field)
 
 
 @compiled_once
-def _begin(expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar, rtol: Scalar) -> _State:
+def _begin(
+    expansion: AbstractExpansion, method: _Method, w: Vector, end: Scalar, shortest: Scalar, rtol: Scalar
+) -> _State:
     args, solver = (expansion, method.fast), method.solver
     zero = jnp.zeros(())
     # The final time is for controllers that look ahead; 0 leaves the first step to the tolerance.
-    dt, controller_state = method.controller(w, end, rtol).init(
+    dt, controller_state = method.controller(w, shortest, rtol).init(
         _TERM, zero, zero, w, None, args, solver.func, method.error_order
     )
     dt = jnp.asarray(dt)
@@ -169,6 +175,7 @@ def _advance(
     state: _State,
     time: Scalar,
     end: Scalar,
+    shortest: Scalar,
     rtol: Scalar,
 ) -> _State:
     """Step until `time` is reached or passed, but never beyond `end`."""
@@ -185,7 +192,8 @@ def _advance(
         )
         error = jnp.asarray(error)
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)  # a step gone astray is rejected
-        keep, new_t0, new_t1, _, controller_state, _ = method.controller(state.w, end, rtol).adapt_step_size(
+        controller = method.controller(state.w, shortest, rtol)
+        keep, new_t0, new_t1, _, controller_state, _ = controller.adapt_step_size(
             state.t,
             t_next,
             state.w,

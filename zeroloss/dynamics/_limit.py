@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._arguments import positive_integer, positive_number, relative_tolerance
-from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint
+from zeroloss._checkpoint import NO_CHECKPOINT, Checkpoint, SavedArrays
 from zeroloss._pytrees import Vector, refuse_tracing
 from zeroloss.drifts import (
     CLASSIFIED_POINTS,
@@ -61,7 +61,8 @@ def limit(
     - `rtol`: relative accuracy of a deterministic limit: Dormand-Prince 8(7) with retraction onto the
       set after every step, so that the loss stays zero to rounding. A loss with kinks, as of ReLU units, is
       followed with its almost-everywhere derivatives and steps no shorter than a 2000th of `t1`, to about the
-      accuracy of such a step.
+      accuracy of such a step. It is followed a second time in steps of twice the length: their difference is
+      the `integration` of `Trajectory.uncertainty`, and `Trajectory.switched` counts the units that switched.
     - `key`: the seed of a stochastic limit, which needs one, and of the draws under rare masks. A path
       depends on key, times and `dt` alone.
     - `replicas`: of a stochastic limit: None for one path without a replica axis, R for R paths.
@@ -149,16 +150,20 @@ def deterministic_limit(
         sampled = SampledFlow(expansion, start, times, key, dt, recorder)
         return recorder.trajectory(drive(sampled, times, checkpoint))
 
-    def follow(smooth: bool, checkpoint: Checkpoint) -> Trajectory:
-        evolution = Flow(expansion, start, times, scale, rtol, smooth, recorder)
-        return recorder.trajectory(drive(evolution, times, checkpoint))
+    def follow(smooth: bool, checkpoint: Checkpoint, coarser: float = 1.0) -> list[SavedArrays]:
+        return drive(Flow(expansion, start, times, scale, rtol, smooth, recorder, coarser), times, checkpoint)
 
-    try:
-        return follow(verdict.smooth, checkpoint)
-    except KinkError:
-        _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
-        # It takes few steps, and must not mix with the state of the first attempt: no checkpoint.
-        return follow(False, NO_CHECKPOINT)
+    if verdict.smooth:
+        try:
+            return recorder.trajectory(follow(True, checkpoint))
+        except KinkError:
+            _LOG.info("the path meets kinks of the loss: it is followed again, in steps of second order")
+            # It takes few steps, and must not mix with the state of the first attempt: no checkpoint.
+            checkpoint = NO_CHECKPOINT
+    with checkpoint.open():
+        coarse = follow(False, checkpoint / "coarse", coarser=2.0)
+        fine = follow(False, checkpoint / "fine")
+    return recorder.trajectory_at_kinks(fine, coarse, start)
 
 
 def _is_sampled(expansion: AbstractExpansion, start: Vector, verdict: Verdict) -> bool:

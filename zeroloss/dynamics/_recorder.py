@@ -1,5 +1,6 @@
 """Measures parameters, and makes a trajectory of what was saved."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from zeroloss._pytrees import Vector
 from zeroloss.drifts import AbstractExpansion
 from zeroloss.dynamics._saves import Observables
 from zeroloss.dynamics._trajectory import Trajectory, Uncertainty
+from zeroloss.zero_sets import switched
 
 _PARAMS, _BIAS, _ERROR = "params", "step_bias/", "error/"  # measured quantities have other names
 _WAY = _ERROR + _PARAMS
@@ -77,6 +79,30 @@ class Recorder:
             self.item(w, here)
             | {_ERROR + name: np.abs(there[name] - value) / 2 for name, value in here.items()}
             | {_WAY: np.asarray(error / way if way > 0 else 0.0)}
+        )
+
+    def trajectory_at_kinks(
+        self, items: list[SavedArrays], coarse: list[SavedArrays], start: Array
+    ) -> Trajectory:
+        """The trajectory of `items`, with its difference to that of `coarse`, and the units that switched."""
+        path = np.stack([item[_PARAMS] for item in items])
+        way = np.linalg.norm(path - np.asarray(start), axis=1)
+        gap = np.linalg.norm(path - np.stack([item[_PARAMS] for item in coarse]), axis=1)
+        integration = gap / np.where(way > 0, way, 1.0)
+        names = [name for name in items[0] if name != _PARAMS]
+        measured = {
+            name: np.stack(
+                [np.abs(fine[name] - twice[name]) for fine, twice in zip(items, coarse, strict=True)]
+            )
+            for name in names
+        }
+        zeros = np.zeros_like(integration)
+        return dataclasses.replace(
+            self.trajectory(items),
+            uncertainty=Uncertainty(
+                integration=integration, sampling=zeros, model=zeros, spread=zeros, measured=measured
+            ),
+            switched=switched(self._expansion.zero_set, start, path),
         )
 
     def trajectory(self, items: list[SavedArrays]) -> Trajectory:

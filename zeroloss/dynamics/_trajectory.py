@@ -30,7 +30,10 @@ class Trajectory(eqx.Module):
       noise. None for other trajectories.
     - `uncertainty`: the estimated error of a prediction, and of the limit of rare masks of many units, where
       drops are drawn: `sampling` is then half the difference of two paths with other draws and steps, and the
-      other parts are 0. None for other trajectories.
+      other parts are 0. For the limit of a loss with kinks, `integration` is the difference to a path in
+      steps of twice the length. None for other trajectories.
+    - `switched`: for a limit or a prediction of a loss with kinks, how many units are on another side of
+      their kink than at the start, at each time: a ReLU unit counts once for each example. None for others.
     - `hessian_trace_error`: the standard error of tr H where tr H is estimated from random vectors, for a
       loss treated matrix-free. The vectors are the same at all times. None where tr H is exact.
     """
@@ -45,6 +48,7 @@ class Trajectory(eqx.Module):
     time_scale: str | None = eqx.field(static=True)
     step_bias: dict[str, np.ndarray] | None = None
     uncertainty: "Uncertainty | None" = None
+    switched: Int[np.ndarray, " time"] | None = None
     hessian_trace_error: Float[np.ndarray, "*replica time"] | None = None
 
     @property

@@ -95,26 +95,29 @@ class SampledAverage(AbstractAverage):
 
 
 def fluctuation_force(
-    expansion: AbstractExpansion, w: Vector, displacements: Float[Array, "draws parameters"], key: Array
+    expansion: AbstractExpansion,
+    w: Vector,
+    displacements: Float[Array, "draws parameters"],
+    key: Key[Array, ""] | None,
 ) -> Vector:
     """The mean of grad L_hat(w + x, eta) - grad L_hat(w, eta) over displacements x and their opposites.
 
     For small displacements of covariance C it is 1/2 of the third derivative of L_bar contracted with C.
-    Three gradients a displacement, each with its own noise.
+    Three gradients a displacement, each with its own noise; without noise where `key` is None.
     """
     system, unravel = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel(w))
 
     def one(x: Vector, key: Array) -> Vector:
-        eta = law.draw(key, w.dtype)
+        eta = law.zeros(w.dtype) if noiseless else law.draw(key, w.dtype)
         gradient = jax.grad(lambda w: system.noisy_loss(unravel(w), eta))
         return (gradient(w + x) + gradient(w - x)) / 2 - gradient(w)
 
     def of_batch(batch: tuple[Array, Array]) -> Vector:
         return jax.vmap(one)(*batch).sum(axis=0)
 
-    draws = len(displacements)
-    keys = jax.random.split(key, draws).reshape(-1, min(draws, _BATCH))
+    noiseless, draws = key is None, len(displacements)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, draws).reshape(-1, min(draws, _BATCH))
     batches = displacements.reshape(*keys.shape, -1)
     return jax.lax.map(of_batch, (batches, keys)).sum(axis=0) / draws
 

@@ -117,6 +117,8 @@ class MeanPath(eqx.Module):
     optimizer: SGD
     higher_orders: HigherOrders | None
     stochastic: bool = eqx.field(static=True)
+    kinked: bool = eqx.field(static=True, default=False)
+    """Whether the loss has kinks, as of ReLU units. Fluctuations straddle them, and T[C] is then sampled."""
 
     def start(self, w: Vector) -> State:
         """The state at w, at rest, without fluctuations."""
@@ -220,16 +222,18 @@ class MeanPath(eqx.Module):
 
         With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size. Where the
         curvature of the loss changes with the outputs and L_bar is sampled, T is that of L_bar, sampled too.
+        At kinks third derivatives say nothing, and the average over fluctuations takes their place.
         """
         expansion = self.expansion.around(w)
         zero_set = expansion.zero_set
+        exact = isinstance(self.average, ExactAverage)
         # Where L_bar is exact, T[C] is most of the drift, and the scatter of draws would be too much of it.
-        if expansion.has_constant_curvature or isinstance(self.average, ExactAverage):
+        if not self.kinked and (expansion.has_constant_curvature or exact):
             force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
         else:
             to_x, to_eta = jax.random.split(jax.random.fold_in(key, _FLUCTUATIONS))
             displacements = spectrum.embed(scattered(spectrum, covariance, w, to_x, _FLUCTUATION_DRAWS).T).T
-            force = fluctuation_force(expansion, w, displacements, to_eta)
+            force = fluctuation_force(expansion, w, displacements, None if exact else to_eta)
         if not self.stochastic:
             return force
         left = spectrum.embed(jnp.diag(spectrum.inverses))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from zeroloss._arguments import positive_integer
@@ -49,7 +50,7 @@ from zeroloss.prediction._snapshots import (
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.prediction._uncertainty import check_spread, uncertainty
 from zeroloss.systems import AbstractSystem, Scalar
-from zeroloss.zero_sets import largest_eigenvalue, locate, project, zero_set_of
+from zeroloss.zero_sets import largest_eigenvalue, locate, looks_smooth, project, switched, zero_set_of
 
 _PROBE_COARSENESS = 16.0  # the tolerance of the runs that show whether spread matters
 _RUNS_FOR_A_MEAN = 32  # of training, that show its mean about as well as a prediction does
@@ -152,7 +153,11 @@ def predict(
                 recorder.item(jnp.asarray(each.ensemble.drawn + each.shift)[:replicas]) for each in snapshots
             ]
         estimate = uncertainty(start, snapshots, batch.measure)
-        return dataclasses.replace(recorder.trajectory(items), uncertainty=estimate)
+        crossed = None
+        if mean_path.kinked:
+            path = np.stack([np.asarray(snapshot.mean) for snapshot in snapshots])
+            crossed = switched(mean_path.expansion.zero_set, start, path)
+        return dataclasses.replace(recorder.trajectory(items), uncertainty=estimate, switched=crossed)
 
     items: list[SavedArrays] = []
     more: list[list[SavedArrays]] = []
@@ -226,7 +231,8 @@ def mean_path_of(system: AbstractSystem, params: PyTree, optimizer: SGD) -> tupl
     averaged = average(expansion, w, system.noise_law(params).sigma)
     higher = higher_orders(expansion, w)
     along = _share_along_the_set(expansion, on_set)
-    return MeanPath(expansion, averaged, optimizer, higher, bool(along > _STOCHASTIC)), w
+    kinked = not looks_smooth(zero_set, on_set)
+    return MeanPath(expansion, averaged, optimizer, higher, bool(along > _STOCHASTIC), kinked), w
 
 
 def _check_observables(observables: Observables, params: PyTree) -> None:

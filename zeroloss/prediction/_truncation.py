@@ -4,16 +4,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from zeroloss._compilation import compiled
 from zeroloss._pytrees import Vector, flatten
 from zeroloss._tolerances import TINY
-from zeroloss.prediction._averages import ExactAverage
+from zeroloss.prediction._averages import ExactAverage, fluctuation_force
 from zeroloss.prediction._ensemble import fluctuations
 from zeroloss.prediction._mean_path import MeanPath, State, relaxation
 from zeroloss.prediction._recursion import decay_of
 from zeroloss.systems import Scalar
+from zeroloss.zero_sets import AbstractZeroSet
 
 _DRAWS = 64
 
@@ -37,6 +38,10 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     1/2 T[C] plus terms of fourth order. The other is the covariance of the gradient noise: it contains the
     random Hessian (H_eta - H) z, which the draws at z and -z show against the same noise at z = 0. Costs 64
     times two averages and three gradients. The first error is not computed where averages have to be sampled.
+
+    At kinks the force is an average itself. The fluctuations normal to the set at one point then leave the
+    normal space of their neighbours, where other units are active; their covariance does not say so. The
+    relative change of the Jacobian along them is taken as the relative error of the force.
     """
     expansion, spectrum = mean_path.expansion, state.spectrum
     system, zero_set = expansion.system, expansion.zero_set
@@ -73,6 +78,12 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     explained = jnp.sum(share * jnp.diag(used + batches))
     # Without fluctuations, as at a start on the set under batches alone, there is no error.
     excess = jnp.where(explained > TINY, unexplained / jnp.maximum(explained, TINY), 0.0)
+    if mean_path.kinked:
+        displacements = spectrum.embed(z.T).T
+        second = spectrum.tangent(fluctuation_force(expansion, state.w, displacements, None))
+        change = _change_of_jacobian(zero_set, state.w, displacements, unused)
+        force = (jnp.abs(excess) + change) * second
+        return Truncation(-mean_path.optimizer.effective(step_size) * force, excess)
     second = 0.5 * spectrum.tangent(zero_set.third_derivative_of_normal(state.w, spectrum, state.covariance))
     if not isinstance(mean_path.average, ExactAverage):
         halves = jnp.zeros((2, *state.w.shape))
@@ -93,3 +104,20 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     force, common = (one + other) / 2, jnp.sqrt(jnp.maximum(one @ other, 0.0))
     force = force * common / jnp.maximum(jnp.linalg.norm(force), TINY)
     return Truncation(-mean_path.optimizer.effective(step_size) * force, excess)
+
+
+def _change_of_jacobian(
+    zero_set: AbstractZeroSet, w: Vector, displacements: Float[Array, "draws parameters"], key: Array
+) -> Scalar:
+    """The root mean square of |(H(w + x) - H(w)) v| / |H(w) v| over displacements x, for a random v.
+
+    For least squares near the set it is about that of the Jacobian. A Hessian-vector product each.
+    """
+    v = jax.random.normal(key, w.shape, w.dtype)
+
+    def product(w: Vector) -> Vector:
+        return jax.jvp(jax.grad(zero_set.loss), (w,), (v,))[1]
+
+    here = product(w)
+    squares = jax.lax.map(lambda x: jnp.sum((product(w + x) - here) ** 2), displacements)
+    return jnp.sqrt(jnp.mean(squares) / jnp.maximum(jnp.sum(here**2), TINY))

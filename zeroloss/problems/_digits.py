@@ -17,6 +17,7 @@ from zeroloss.noise import SampledLabels
 from zeroloss.problems._networks import (
     CLASSIFIER_MEASURES,
     SMOOTHING,
+    Layers,
     Measure,
     network_problem,
     soft_labels,
@@ -91,11 +92,10 @@ def digits(
         task,
         (inputs, targets),
         examples,
-        widths,
+        Layers(widths, activation),
         seed,
         measures,
         _LOSSES[loss],
-        activation,
     )
     if smoothing is None:
         return made

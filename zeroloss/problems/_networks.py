@@ -1,6 +1,7 @@
 """A fully connected network, and the problem of fitting data with it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,6 +28,13 @@ SMOOTHING = 0.1
 """The part of a label that is spread over all classes, by default: without, cross-entropy has no minimum."""
 
 _BINS = 15  # of confidence
+
+
+class Layers(NamedTuple):
+    """The widths of the hidden layers, and their activation, a name of `ACTIVATIONS`."""
+
+    widths: Sequence[int]
+    activation: str = "tanh"
 
 
 class Network(eqx.Module):
@@ -62,17 +70,17 @@ def network_problem(
     task: str,
     data: tuple[Array, Array],
     examples: int,
-    widths: Sequence[int],
+    layers: Layers,
     seed: int,
     measures: Mapping[str, Measure],
     loss: AbstractLoss | None = None,
-    activation: str = "tanh",
 ) -> Problem:
     """The problem of fitting the first `examples` rows of `data`, inputs and targets, with a network.
 
     The observables are the `measures` on the other rows, if there are any. `task` begins the description.
     Without a `loss` it is least squares. Raises `InputError` for an unknown activation.
     """
+    widths, activation = layers
     if activation not in ACTIVATIONS:
         raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
     inputs, targets = data

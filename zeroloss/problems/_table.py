@@ -17,6 +17,7 @@ from zeroloss.problems._names import FORMATS
 from zeroloss.problems._networks import (
     CLASSIFIER_MEASURES,
     SMOOTHING,
+    Layers,
     mean_square,
     network_problem,
     soft_labels,
@@ -72,6 +73,7 @@ def table(
     if rows < 2:
         raise InputError(f"{path} has {rows} rows; there must be at least 2.")
     widths = _widths(model)
+    layers = Layers(widths, activation)
     count = positive_integer("examples", examples if examples is not None else max(1, int(_TRAINED * rows)))
     if count > rows:
         raise InputError(f"examples is {count}, and {path} has {rows} rows.")
@@ -100,14 +102,14 @@ def table(
         task = f"{outputs} classes of {names[-1]} in {Path(path).name}, labels smoothed by {smoothing:g}"
         data = jnp.asarray(standardized(inputs)[order]), soft
         made = network_problem(
-            "table", task, data, count, widths, seed, CLASSIFIER_MEASURES, SoftmaxCrossEntropy(), activation
+            "table", task, data, count, layers, seed, CLASSIFIER_MEASURES, SoftmaxCrossEntropy()
         )
         return made._replace(noises=made.noises | {SampledLabels.listing.name: SampledLabels})
     y = np.where(targets == values[1], 1.0, -1.0) if signs else standardized(targets)
     data = jnp.asarray(standardized(inputs)[order]), jnp.asarray(y[order])
     task, error = f"{names[-1]} in {Path(path).name}", wrong_signs if signs else mean_square
     measures = {"test_error": error}
-    return network_problem("table", task, data, count, widths, seed, measures, None, activation)
+    return network_problem("table", task, data, count, layers, seed, measures)
 
 
 def _check_consistent(path: Path, inputs: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> None:

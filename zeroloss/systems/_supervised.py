@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from zeroloss._compilation import compiled_once
 from zeroloss._memoized import memoized
 from zeroloss._pytrees import check_finite, check_parameters, is_traced
-from zeroloss.errors import InputError, LossError
+from zeroloss.errors import InputError, NoMinimumError
 from zeroloss.losses import AbstractLoss, AbstractWhitening, Minimum, SoftmaxCrossEntropy, Squares
 from zeroloss.noise import AbstractInjection, AbstractNoise, Forward, Joint, MiniBatch, describe
 from zeroloss.systems._injection import AbstractInjectedSystem, split_noise, work_of
@@ -176,7 +176,7 @@ class Supervised(eqx.Module):
         return WhitenedLeastSquares(self)
 
     def check_minimum(self) -> None:
-        """Raise `LossError` where the loss of an example falls for ever while its outputs grow."""
+        """Raise `NoMinimumError` where the loss of an example falls for ever while its outputs grow."""
         if is_traced(self.targets):
             return
         endless = ~np.asarray(self.loss_function.has_minimum(self.targets))
@@ -184,13 +184,14 @@ class Supervised(eqx.Module):
             endless &= np.asarray(self.weights) > 0
         if endless.any():
             first = int(np.argmax(endless))
-            raise LossError(
+            raise NoMinimumError(
                 f"there is no zero-loss set: {self.loss_function.name} of hard labels has no minimum. It "
                 f"falls for ever while outputs grow ({int(endless.sum())} of {self.number} examples; the "
                 f"first is {first} with {np.asarray(self.targets[first]).tolist()}). More parameters or more "
                 "steps do not help. zeroloss.predict follows the mean of training from any "
                 "start, and zeroloss.descend trains. There is a minimum for labels with "
-                "smoothing=, for probabilities strictly between 0 and 1, and under FlippedLabels."
+                "smoothing=, for probabilities strictly between 0 and 1, and under FlippedLabels. With "
+                "weight decay, training comes to rest too."
             )
 
     def with_noise(self, noise: AbstractNoise) -> "SupervisedSystem":

@@ -18,6 +18,7 @@ from zeroloss.zero_sets._projection import (
 )
 from zeroloss.zero_sets._regularity import looks_smooth as looks_smooth, neighbours as neighbours
 from zeroloss.zero_sets._selection import zero_set_of as zero_set_of
+from zeroloss.zero_sets._switches import switched as switched
 from zeroloss.zero_sets._zero_set import (
     AbstractSpaces as AbstractSpaces,
     AbstractSpectrum as AbstractSpectrum,
