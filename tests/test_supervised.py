@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from problems_for_tests import flat
 
 import zeroloss as zl
-from zeroloss.errors import InputError, LossError, NotReachedError
+from zeroloss.errors import InputError, LossError, NoMinimumError, NotReachedError
 from zeroloss.zero_sets import locate
 
 N, K = 8, 3
@@ -179,6 +180,33 @@ def test_hard_labels_have_no_zero_loss_set():
     curvature = np.stack([np.diag(each) - np.outer(each, each) for each in p])
     expected = np.einsum("nkd,nkl,nld->", rows, curvature, rows) / N
     assert path.hessian_trace[-1] == pytest.approx(expected, rel=1e-10)
+
+
+def test_classify_says_how_much_noise_does_under_hard_labels():
+    """Ratios of the noise to the loss at the point; outputs are linear in these masks."""
+    system = zl.CrossEntropy(network, INPUTS, LABELS).with_noise(zl.GaussianDropout(0.3, at="hidden"))
+    with pytest.raises(NoMinimumError, match=r"The two time scales do not separate") as raised:
+        zl.classify(system, PARAMS)
+    w, unravel = ravel_pytree(PARAMS)
+
+    def regularizer(w):
+        def loss(mask):  # of each example, whose masks do not mix
+            outputs = masked(unravel(w), INPUTS, mask)
+            return -jax.nn.log_softmax(outputs)[jnp.arange(N), LABELS]
+
+        return jnp.trace(jax.hessian(lambda mask: jnp.mean(loss(mask)))(jnp.ones(8))) / 2
+
+    def differences(w):  # what softmax sees of the outputs
+        outputs = network(unravel(w), INPUTS)
+        return (outputs[:, 1:] - outputs[:, :1]).reshape(-1)
+
+    rows = np.linalg.qr(np.asarray(jax.jacrev(differences)(w)).T)[0]
+    slope = np.asarray(jax.grad(regularizer)(w))
+    along = np.linalg.norm(slope - rows @ (rows.T @ slope))
+    pull = np.linalg.norm(jax.grad(lambda w: system.clean_loss(unravel(w)))(w))
+    loss = float(system.clean_loss(PARAMS))
+    assert raised.value.regularizer_ratio == pytest.approx(0.09 * float(regularizer(w)) / loss, rel=1e-10)
+    assert raised.value.drift_ratio == pytest.approx(0.09 * along / pull, rel=1e-8)
 
 
 def test_wrong_weights_and_contradictions():

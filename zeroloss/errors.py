@@ -39,6 +39,10 @@ class NoMinimumError(LossError):
         self.regularizer_ratio = regularizer_ratio
 
 
+class AccuracyWarning(UserWarning):
+    """A result is less accurate than elsewhere; the message has the number that says so."""
+
+
 class NotReachedError(ZerolossError):
     """The zero-loss set was not reached from the given start."""
 

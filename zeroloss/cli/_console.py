@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.core import TyperCommand, TyperOption
 
 from zeroloss import __version__
 from zeroloss._progress import messages
-from zeroloss.errors import InputError, Interrupted, ZerolossError
+from zeroloss.errors import AccuracyWarning, InputError, Interrupted, ZerolossError
 
 PROBLEMS, RUNS, RESULTS = "Problems", "Runs", "Results"
 """The panels of the commands in the help."""
@@ -144,9 +145,29 @@ def _main(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that a terminal cannot show
+    warnings.showwarning = _show_warning
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # damage that Zarr finds is reported by us
     # LAPACK's threads wait for each other, for tens of times as long when another process is busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+_show_other_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    """Print warnings of zeroloss in a line, and others as Python does."""
+    if issubclass(category, AccuracyWarning):
+        text = f"[bold yellow]warning:[/bold yellow] {escape(str(message))}"
+        messages.print(text, highlight=False, soft_wrap=True)
+    else:
+        _show_other_warning(message, category, filename, lineno, file, line)
 
 
 class UsageError(InputError):

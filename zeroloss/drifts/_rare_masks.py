@@ -25,7 +25,7 @@ from zeroloss._chunks import over_rows
 from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, is_traced
 from zeroloss._tolerances import ZERO
-from zeroloss.drifts._reg_and_sigma import AbstractExpansion, expand
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion, LeastSquaresExpansion, expand
 from zeroloss.noise import AbstractLaw, Gaussian, Joint, TwoPoint, is_shape, is_zero
 from zeroloss.systems import AbstractInjectedSystem, AbstractSystem, Scalar, SupervisedSystem
 from zeroloss.zero_sets import AbstractSpectrum, AbstractZeroSet
@@ -97,25 +97,24 @@ class Drops(eqx.Module):
         slope = jax.jvp(lambda eta: self._loss(w, eta, row), (zero,), (ones,))[1]
         return self.excess(w, units, jnp.ones(units.shape)) + slope
 
-    def beyond_second_order(self, w: Vector, units: Units) -> Scalar:
+    def beyond_second_order(self, w: Vector, units: Units, small: AbstractExpansion) -> Scalar:
         """An estimate of R - Reg from drawn units, unbiased for units drawn uniformly.
 
-        Supervised problems leave out terms whose gradient is normal to the zero-loss set.
+        `small` is the expansion of all noise as if small. Where it is that of a supervised problem, the
+        second derivatives are known from Reg, and terms whose gradient is normal to the zero-loss set are
+        left out: one gradient for each drawn unit of a row.
         """
         row = jnp.ones(self.rows)
+        if isinstance(small, LeastSquaresExpansion):
+            losses = over_rows(jax.vmap(lambda units: self.loss(w, units, row)), units, _BLOCK)
+            squares = small.squared_sensitivities(w, self.part) / self.weight(w)  # [N, n]
+            seconds = squares if self._is_per_example else jnp.sum(squares, axis=0, keepdims=True)
+            drawn = jnp.sum(jnp.take_along_axis(seconds.T, units, axis=0), axis=1)
+            return self.units(w) * jnp.mean(losses - drawn / 2 / small.system.problem.number)
         zero = self._law(w).zeros(jnp.float64)
 
         def one(units: Int[Array, " rows"]) -> Scalar:
             mask = self._mask(w, units)
-            if isinstance(self.system, SupervisedSystem):
-                system, params = self.system, self.zero_set.unravel(w)
-                examples = system.problem.examples
-
-                def residuals(eta: PyTree) -> Array:
-                    return system.residuals(params, examples, eta)
-
-                change = jax.jvp(residuals, (zero,), (mask,))[1]
-                return self._loss(w, mask, row) - jnp.sum(change**2) / (2 * system.problem.number)
 
             def slope(eta: PyTree) -> tuple[Scalar, Scalar]:
                 return jax.jvp(lambda eta: self._loss(w, eta, row), (eta,), (mask,))
@@ -123,8 +122,7 @@ class Drops(eqx.Module):
             (before, first), (_, second) = jax.jvp(slope, (zero,), (mask,))
             return self._loss(w, mask, row) - before - first - second / 2
 
-        drawn = over_rows(jax.vmap(one), units, _BLOCK)
-        return self.units(w) * jnp.mean(drawn)
+        return self.units(w) * jnp.mean(over_rows(jax.vmap(one), units, _BLOCK))
 
     def columns_times(self, w: Vector, units: Units, counts: Float[Array, "draws rows"]) -> Vector:
         """The sum over drops of counts times grad L_hat(w, -e) - grad L(w)."""
@@ -229,10 +227,12 @@ class RareMaskExpansion(AbstractExpansion):
         return eqx.tree_at(lambda each: each.units, self, units, is_leaf=lambda leaf: leaf is None)
 
     def regularizer(self, w: Vector) -> Scalar:
-        """R. One gradient for each unit; with `units`, about 2 for each of them beside those of Reg."""
+        """R. One gradient for each unit; with `units`, one for each of them beside those of Reg."""
         if self.units is not None:
             pairs = zip(self.masks, self.units, strict=True)
-            added = [drops.weight(w) * drops.beyond_second_order(w, units) for drops, units in pairs]
+            added = [
+                drops.weight(w) * drops.beyond_second_order(w, units, self.small) for drops, units in pairs
+            ]
             return self.small.regularizer(w) + sum(added)
         rare = [drops.weight(w) * drops.exact(w) for drops in self.masks]
         return sum(rare, self._of_others(w, lambda others: others.regularizer(w)))

@@ -232,7 +232,7 @@ class LeastSquaresExpansion(AbstractExpansion):
             return False
         if isinstance(injection, LabelNoise):
             return injection.root is None and loss.is_isotropic
-        return isinstance(injection, SampledLabels) and loss.linear_in_targets
+        return isinstance(injection, SampledLabels) and loss.fits_labels
 
     def excess_covariance(
         self, w: Vector, spectrum: GramSpectrum, fluctuations: Float[Array, "q q"]
@@ -338,6 +338,13 @@ class LeastSquaresExpansion(AbstractExpansion):
         outputs = self.zero_set.problem.targets.size // number
         blocks = (jnp.einsum("ika,ila->ikl", block, block) for block in self._sensitivities(w)[0])
         return sum(blocks, jnp.zeros((number, outputs, outputs)))
+
+    def squared_sensitivities(self, w: Vector, part: int) -> Float[Array, "examples noise"]:
+        """|d r_i / d eta_j|^2 of the noise with this index, in all its leaves."""
+        expansion = self.around(w)
+        chosen = expansion.system.injections[part]
+        own, shared = expansion._sensitivities(w, lambda injection: injection is chosen)
+        return jnp.concatenate([jnp.sum(block**2, axis=1) for block in (*own, *shared)], axis=1)
 
     def _second_moments(self) -> Float[Array, "residuals residuals"]:
         """E[c c^T], the moments of the minibatch counts; ones without minibatches."""

@@ -115,6 +115,7 @@ class Logistic(_AbstractSum):
     """
 
     linear_in_targets: ClassVar[bool] = True
+    fits_labels: ClassVar[bool] = True
 
     smoothing: float = eqx.field(static=True, default=0.0)
 

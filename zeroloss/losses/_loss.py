@@ -47,10 +47,13 @@ class AbstractLoss(eqx.Module):
 
     `linear_in_targets` says whether noise that is added to targets enters linearly, as for cross-entropy, so
     that it does not change the expected loss. `is_isotropic`: whether S is the identity for all targets.
+    `fits_labels`: whether targets are probabilities of labels, and the covariance of a label drawn from
+    them is S at the minimum, as for cross-entropy.
     """
 
     linear_in_targets: eqx.AbstractClassVar[bool]
     is_isotropic: ClassVar[bool] = False
+    fits_labels: ClassVar[bool] = False
 
     @abc.abstractmethod
     def checked(self, targets: Array) -> Array:

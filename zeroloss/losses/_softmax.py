@@ -57,6 +57,7 @@ class SoftmaxCrossEntropy(AbstractLoss):
     """
 
     linear_in_targets: ClassVar[bool] = True
+    fits_labels: ClassVar[bool] = True
 
     smoothing: float = eqx.field(static=True, default=0.0)
     classes: int | None = eqx.field(static=True, default=None)

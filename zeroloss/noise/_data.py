@@ -13,6 +13,7 @@ from zeroloss._pytrees import is_traced
 from zeroloss.errors import InputError
 from zeroloss.noise._laws import (
     AbstractLaw,
+    Coins,
     Correlated,
     Gaussian,
     Independent,
@@ -112,7 +113,9 @@ class SampledLabels(_AbstractOnTargets):
 
     Training on one-hot targets that are relabelled at random, or smoothed: label noise of covariance
     diag(y_i) - y_i y_i^T, so it is degenerate (theory.md, section 4). The loss is zero at the soft targets,
-    `[N, k]`, whose rows must be probabilities. sigma is 1.
+    `[N, k]`, whose rows must be probabilities. Targets `[N]`, as of `losses.Logistic`, are the probabilities
+    of label 1 instead of 0. sigma is 1, so that the limit holds for alpha lambda_max << 1 only: at 0.1 it is
+    some 6 percent off, and `zeroloss.predict` warns.
     """
 
     listing: ClassVar[Listing] = Listing("sampled-labels", "labels drawn at every step", plural=True)
@@ -121,7 +124,7 @@ class SampledLabels(_AbstractOnTargets):
         targets = _targets(forward)
         if not is_traced(targets):
             _check_probabilities(np.asarray(targets))
-        return OneHot(targets)
+        return Coins(targets) if targets.ndim == 1 else OneHot(targets)
 
 
 class FlippedLabels(SampledLabels):
@@ -134,7 +137,7 @@ class FlippedLabels(SampledLabels):
 
     **Arguments:**
 
-    - `rate`: in (0, 1). The targets must be hard: classes, or rows with a single 1.
+    - `rate`: in (0, 1). The targets must be hard: classes, 0 and 1, or rows with a single 1.
 
     **Raises:** `InputError` for another rate, and for targets that are not hard.
     """
@@ -150,10 +153,12 @@ class FlippedLabels(SampledLabels):
 
     def mean_targets(self, targets: Array) -> Array:
         values = np.asarray(targets)
+        if values.ndim == 1 and np.isin(values, (0, 1)).all():
+            return (1 - self.rate) * targets + self.rate * (1 - targets)
         if values.ndim != 2 or not (np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all()):
             raise InputError(
-                "labels can be flipped where they are hard: classes without smoothing, or rows [k] with a "
-                "single 1. Use SampledLabels for labels that are drawn from probabilities."
+                "labels can be flipped where they are hard: classes without smoothing, 0 and 1, or rows [k] "
+                "with a single 1. Use SampledLabels for labels that are drawn from probabilities."
             )
         return (1 - self.rate) * targets + self.rate / (values.shape[1] - 1) * (1 - targets)
 
@@ -203,9 +208,14 @@ def _targets(forward: Forward) -> Array:
 
 
 def _check_probabilities(targets: np.ndarray) -> None:
-    """Raise `InputError` unless each row of `targets` is a probability distribution."""
-    if targets.ndim != 2:
-        raise InputError(f"labels are drawn from targets of shape [N, k], got {targets.shape}.")
+    """Raise `InputError` unless rows of `targets` are distributions, or targets `[N]` probabilities."""
+    if targets.ndim == 1:
+        if targets.min() < 0 or targets.max() > 1:
+            raise InputError(
+                "labels 0 and 1 are drawn from targets that are the probabilities of 1; they lie in "
+                f"[{targets.min():.3g}, {targets.max():.3g}]."
+            )
+        return
     sums = targets.sum(axis=1)
     if targets.min() < 0 or np.abs(sums - 1).max() > 1e-6:
         raise InputError(

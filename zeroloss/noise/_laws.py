@@ -414,6 +414,39 @@ class OneHot(_Standardized):
         raise UnsupportedError("labels drawn from probabilities have no scale to change.")
 
 
+class Coins(_Standardized):
+    """eta_i = b_i - q_i with b_i = 1 with probability q_i, otherwise 0: labels of two classes drawn afresh.
+
+    Its covariance is diag(q (1 - q)), and sigma is 1.
+    """
+
+    probabilities: Float[Array, " examples"]
+    sigma: Scale
+
+    def __init__(self, probabilities: Float[Array, " examples"]):
+        self.probabilities = probabilities
+        self.sigma = 1.0
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.probabilities.shape
+
+    def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
+        q, deviation = self.probabilities.astype(dtype), self._deviation(dtype)
+        centered = jax.random.bernoulli(key, q).astype(dtype) - q
+        return centered / jnp.where(deviation > 0, deviation, 1.0)
+
+    def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
+        return self._deviation(xi.dtype) * xi
+
+    def scaled(self, factor: float) -> AbstractLaw:
+        raise UnsupportedError("labels drawn from probabilities have no scale to change.")
+
+    def _deviation(self, dtype: DTypeLike) -> Array:
+        q = self.probabilities.astype(dtype)
+        return jnp.sqrt(q * (1 - q))
+
+
 class Joint(AbstractLaw):
     """Independent laws side by side, as a tuple, each with its own sigma.
 

@@ -26,7 +26,7 @@ from zeroloss.errors import BudgetError, InputError, IntegrationError, Unsupport
 from zeroloss.optimizers import StepSize, as_optimizer
 from zeroloss.prediction._integrator import Integrator
 from zeroloss.prediction._mean_path import MeanPath
-from zeroloss.prediction._predict import mean_path_of
+from zeroloss.prediction._predict import mean_path_of, warn_of_drawn_labels
 from zeroloss.prediction._tolerance import Tolerance, as_tolerance
 from zeroloss.systems import AbstractSystem, Scalar
 from zeroloss.zero_sets import largest_eigenvalue, locate, norm_or_one, project
@@ -128,6 +128,7 @@ def how_long(
     if verdict.stochastic:
         raise UnsupportedError(f"this noise has no mean path to follow: {verdict}. Use zeroloss.predict.")
     optimizer.check_stability(largest_eigenvalue(system, params))
+    warn_of_drawn_labels(system, optimizer.size(0), largest_eigenvalue(system, params))
     mean_path, start = mean_path_of(system, params, optimizer)
     if of is None:
         of = "regularizer" if verdict.time_scale == FAST else "hessian_trace"
