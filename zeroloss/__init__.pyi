@@ -1,4 +1,5 @@
 from . import (
+    bridges as bridges,
     drifts as drifts,
     dynamics as dynamics,
     errors as errors,
@@ -15,6 +16,7 @@ from . import (
 )
 from ._checkpoint import Checkpoint as Checkpoint
 from ._progress import show_progress as show_progress
+from .bridges import from_torch as from_torch
 from .drifts import (
     Drift as Drift,
     Verdict as Verdict,
