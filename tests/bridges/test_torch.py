@@ -239,3 +239,30 @@ def test_a_wrong_operation_is_refused():
 
 def test_the_zoo_has_every_activation():
     assert len(ZOO) >= 25 and {each.__name__ for each in ACTIVATIONS} <= set(ZOO)
+
+
+def test_an_optimizer_is_read():
+    """The same steps as PyTorch's, from a gradient that is the parameters themselves."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    theirs = torch.optim.SGD([weight], lr=0.1, momentum=0.8, weight_decay=0.05, nesterov=True)
+    ours = zl.SGD.from_torch(theirs)
+    params = jnp.array([1.0, -2.0])
+    velocity = ours.start(params)
+    for step in range(5):
+        theirs.zero_grad()
+        (weight**2 / 2).sum().backward()
+        theirs.step()
+        params, velocity = ours.update(jnp.asarray(step), params, velocity, params)
+    np.testing.assert_allclose(params, weight.detach(), rtol=1e-14)
+    assert float(zl.SGD.from_torch(theirs, lambda step: 0.3).at(jnp.asarray(2))) == pytest.approx(0.3)
+
+
+def test_optimizers_that_are_not_known_yet_are_refused():
+    one, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    with pytest.raises(UnsupportedError, match=r"takes a torch\.optim\.SGD, got Adam"):
+        zl.SGD.from_torch(torch.optim.Adam(one.parameters()))
+    groups = [{"params": one.parameters(), "lr": 0.1}, {"params": other.parameters(), "lr": 0.2}]
+    with pytest.raises(UnsupportedError, match=r"groups of parameters differ.*0\.1.*0\.2"):
+        zl.SGD.from_torch(torch.optim.SGD(groups))
+    with pytest.raises(UnsupportedError, match="dampening"):
+        zl.SGD.from_torch(torch.optim.SGD(one.parameters(), lr=0.1, momentum=0.5, dampening=0.1))

@@ -718,34 +718,16 @@ def _group_norm(
 
 
 @_of("instance_norm")
-def _instance_norm(
-    x: Array,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn: bool,
-) -> Array:
+def _instance_norm(x: Array, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Array:
+    use_input_stats, _, eps, _ = options
     if not use_input_stats:
-        return _batch_norm(x, weight, bias, mean, var, False, momentum, eps, cudnn)
+        return _batch_norm(x, weight, bias, mean, var, *options)
     return _scaled(_normalized(x, tuple(range(2, x.ndim)), eps), weight, bias, (-1, *(1,) * (x.ndim - 2)))
 
 
 @_of("batch_norm")
-def _batch_norm(
-    x: Array,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn: bool,
-) -> Array:
+def _batch_norm(x: Array, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Array:
+    _, _, eps, _ = options  # training is refused before
     shape = (-1, *(1,) * (x.ndim - 2))
     normalized = (x - mean.reshape(shape)) * lax.rsqrt(var.reshape(shape) + eps)
     return _scaled(normalized, weight, bias, shape)

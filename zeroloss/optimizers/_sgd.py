@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from zeroloss._arguments import positive_number
 from zeroloss._checkpoint import digest
 from zeroloss._compilation import compiled_once
-from zeroloss.errors import InputError, StabilityError
+from zeroloss.errors import InputError, StabilityError, UnsupportedError
 from zeroloss.systems import Scalar
 
 _SAMPLED = 1000  # steps at which a schedule is checked before anything long begins
@@ -70,6 +70,43 @@ class SGD(eqx.Module):
         self.nesterov = nesterov
         self.has_momentum = momentum > 0
         self.has_weight_decay = weight_decay > 0
+
+    @classmethod
+    def from_torch(cls, optimizer: Any, step_size: Any = None) -> "SGD":
+        """The rule of a `torch.optim.SGD`: its learning rate, momentum and weight decay.
+
+        `step_size` takes the place of its learning rate, for a schedule that PyTorch keeps outside of it.
+        Raises `UnsupportedError` for another optimizer, dampening, maximizing, and for groups of parameters
+        that differ.
+
+        ```python
+        zl.SGD.from_torch(torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9))
+        ```
+        """
+        kind, groups = type(optimizer).__name__, getattr(optimizer, "param_groups", None)
+        if kind != "SGD" or not groups:
+            raise UnsupportedError(f"SGD.from_torch takes a torch.optim.SGD, got {kind}.")
+        rules = [
+            (float(group["lr"]), group["momentum"], group["weight_decay"], bool(group["nesterov"]))
+            for group in groups
+        ]
+        differing = [rule for rule in rules if rule != rules[0]]
+        if differing:
+            raise UnsupportedError(
+                "the groups of parameters differ in learning rate, momentum, weight decay or nesterov: "
+                f"{rules[0]} and {differing[0]}. All parameters must have one rule."
+            )
+        if any(group.get("dampening", 0) for group in groups) or any(
+            group.get("maximize") for group in groups
+        ):
+            raise UnsupportedError("dampening and maximize=True of torch.optim.SGD are not supported.")
+        size, momentum, decay, nesterov = rules[0]
+        return cls(
+            size if step_size is None else step_size,
+            momentum=float(momentum),
+            nesterov=nesterov,
+            weight_decay=float(decay),
+        )
 
     def at(self, step: Int[Array, ""]) -> Scalar:
         """The step size at a step, counted from 0."""
