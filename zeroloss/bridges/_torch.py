@@ -454,23 +454,17 @@ def _site_names(graph: Any) -> dict[Any, str]:
     return names
 
 
-def _attention(
-    marks: _Marks,
-    query: Array,
-    key: Array,
-    value: Array,
-    attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Array:
-    if enable_gqa:
+def _attention(marks: _Marks, query: Array, key: Array, value: Array, *given: Any, **named: Any) -> Array:
+    """`scaled_dot_product_attention`, with a site at its weights."""
+    options: dict[str, Any] = dict(
+        attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    )
+    options |= dict(zip(options, given, strict=False)) | named
+    if options["enable_gqa"]:
         groups = query.shape[-3] // key.shape[-3]
         key, value = (jnp.repeat(each, groups, axis=-3) for each in (key, value))
-    weights = attention_weights(query, key, attn_mask, is_causal, scale)
-    return marks(weights, dropout_p, "units") @ value
+    weights = attention_weights(query, key, options["attn_mask"], options["is_causal"], options["scale"])
+    return marks(weights, options["dropout_p"], "units") @ value
 
 
 def _name(node: Any) -> tuple[str, str]:
