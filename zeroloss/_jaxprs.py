@@ -64,7 +64,7 @@ def enter(equation: JaxprEqn, operands: Sequence[Any], rule: Rule, content: str)
     inside JAX evaluates several times, never, or differently under a derivative. `content`, such as "a site",
     says in the message what is inside.
     """
-    called = _callee(equation)
+    called = callee(equation)
     name = equation.primitive.name
     if called is None:
         raise UnsupportedError(
@@ -201,7 +201,7 @@ def _flat(jaxpr: Jaxpr, number_of_leaves: int) -> Program:
 
     def rule(equation: JaxprEqn, operands: list[Atom]) -> Sequence[Atom]:
         variables = {operand for operand in operands if isinstance(operand, Var)}
-        called = _callee(equation)
+        called = callee(equation)
         # A checkpoint saves memory, so it stays, unless parameters enter it that blocks are to be found for.
         is_left = equation.primitive.name in _CHECKPOINTS and not variables & on_parameters - on_example
         if called is not None and not is_left:
@@ -225,7 +225,7 @@ def _flat(jaxpr: Jaxpr, number_of_leaves: int) -> Program:
     )
 
 
-def _callee(equation: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
+def callee(equation: JaxprEqn) -> tuple[Jaxpr, Sequence[Any]] | None:
     """The jaxpr that a call evaluates once, and the values of its constants; None for all other equations."""
     name = equation.primitive.name
     if name in _CHECKPOINTS:

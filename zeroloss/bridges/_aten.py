@@ -551,7 +551,7 @@ def _convolution(dims: int) -> Callable[..., Array]:
         result = lax.conv_general_dilated(
             x, weight, _each(stride, dims), widths, rhs_dilation=dilations, feature_group_count=groups
         )
-        return result if bias is None else result + bias.reshape(-1, *(1,) * dims)
+        return _scaled(result, None, bias, (-1, *(1,) * dims))
 
     return convolve
 
@@ -584,7 +584,7 @@ def _transposed_convolution(dims: int) -> Callable[..., Array]:
             rhs_dilation=dilations,
             feature_group_count=groups,
         )
-        return result if bias is None else result + bias.reshape(-1, *(1,) * dims)
+        return _scaled(result, None, bias, (-1, *(1,) * dims))
 
     return convolve
 
@@ -746,12 +746,17 @@ def attention_weights(
     return jax.nn.softmax(logits, axis=-1)
 
 
+def _resized(x: Array, size: Any, scales: Any) -> Sequence[int]:
+    """The lengths of the axes behind the channels, given as such or by factors."""
+    if size is not None:
+        return size
+    factors = scales[0] if isinstance(scales[0], Sequence) else scales
+    return [math.floor(n * s) for n, s in zip(x.shape[2:], factors, strict=True)]
+
+
 @_of("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
 def _nearest(x: Array, size: Any = None, *scales: Any) -> Array:
-    if size is None:
-        factors = scales[0] if isinstance(scales[0], Sequence) else scales
-        size = [math.floor(n * s) for n, s in zip(x.shape[2:], factors, strict=True)]
-    for axis, count in enumerate(size, start=2):
+    for axis, count in enumerate(_resized(x, size, scales), start=2):
         index = np.floor(np.arange(count) * (x.shape[axis] / count)).astype(int)
         x = jnp.take(x, index, axis=axis)
     return x
@@ -759,10 +764,7 @@ def _nearest(x: Array, size: Any = None, *scales: Any) -> Array:
 
 def _interpolated(x: Array, size: Any, align_corners: bool, *scales: Any) -> Array:
     """Linear interpolation along each axis behind the channels."""
-    if size is None:
-        factors = scales[0] if isinstance(scales[0], Sequence) else scales
-        size = [math.floor(n * s) for n, s in zip(x.shape[2:], factors, strict=True)]
-    for axis, count in enumerate(size, start=2):
+    for axis, count in enumerate(_resized(x, size, scales), start=2):
         length = x.shape[axis]
         if align_corners:
             places = np.arange(count) * ((length - 1) / builtins.max(count - 1, 1))

@@ -7,7 +7,9 @@ with a site at each call of dropout.
 
 import copy
 import dataclasses
+import functools
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -57,12 +59,12 @@ class DropoutSite:
     kind: Literal["units", "channels", "branches"]
     axes: int
 
-    def noise(self, names: tuple[str, ...], rate: float) -> AbstractNoise:
-        """The dropout at sites of these names, alike but for their names, at some rate."""
+    def noise(self, names: list[str]) -> AbstractNoise:
+        """The dropout at sites of these names, which are like this one."""
         if self.kind == "branches":
-            return DropPath(rate, at=names)
+            return DropPath(self.rate, at=names)
         shared = tuple(range(2, self.axes + 1)) if self.kind == "channels" else ()
-        return Dropout(rate, at=names, shared=shared)
+        return Dropout(self.rate, at=names, shared=shared)
 
 
 class TorchModel:
@@ -91,8 +93,8 @@ class TorchModel:
         every = module.named_parameters(remove_duplicate=False)
         self._aliases = {name: first[id(value)] for name, value in every}  # of tied weights
         trained = {name for name, value in module.named_parameters() if value.requires_grad}
-        fixed: dict[str, Array] = {}
         self.params: dict[str, Array] = {}
+        self._fixed: dict[str, Array] = {}
         for kind, value in names.values():
             if kind == "input":
                 continue
@@ -101,8 +103,7 @@ class TorchModel:
             if kind == "parameter" and name in trained:
                 self.params[name] = array
             else:
-                fixed[name] = array
-        self._fixed = fixed
+                self._fixed[name] = array
         self._site_names = _site_names(graph)
         self._kinds = kinds
         self.sites: dict[str, DropoutSite] = {}
@@ -132,11 +133,7 @@ class TorchModel:
             raise InputError(
                 f"the model has no dropout of a rate above 0. Its sites: {', '.join(self.sites) or 'none'}."
             )
-        first, *others = [each.noise(tuple(names), each.rate) for each, names in found.items()]
-        total: AbstractNoise = first
-        for each in others:
-            total = total + each
-        return total
+        return functools.reduce(operator.add, [each.noise(names) for each, names in found.items()])
 
     def state_dict(self, params: Mapping[str, Array]) -> dict[str, "torch.Tensor"]:
         """What `module.load_state_dict` takes: `params` with the buffers and frozen parameters of the module.

@@ -25,7 +25,7 @@ from zeroloss._chunks import over_rows
 from zeroloss._compilation import compiled_once
 from zeroloss._pytrees import Vector, is_traced
 from zeroloss._tolerances import ZERO
-from zeroloss.drifts._reg_and_sigma import AbstractExpansion, LeastSquaresExpansion, expand
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion, LeastSquaresExpansion, expand, relative
 from zeroloss.noise import AbstractLaw, Gaussian, Joint, TwoPoint, is_shape, is_zero
 from zeroloss.systems import AbstractInjectedSystem, AbstractSystem, Scalar, SupervisedSystem
 from zeroloss.zero_sets import AbstractSpectrum, AbstractZeroSet
@@ -154,8 +154,8 @@ class Drops(eqx.Module):
             exact, gradient = after - before, gradient_after - gradient_before
             size = jnp.linalg.norm(gradient) + jnp.linalg.norm(gradient_slope)
             return (
-                _share(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2)),
-                _share(jnp.linalg.norm(gradient - gradient_slope), size),
+                relative(jnp.abs(exact - first - second / 2), jnp.abs(exact) + jnp.abs(second / 2)),
+                relative(jnp.linalg.norm(gradient - gradient_slope), size),
             )
 
         drawn = jax.random.randint(key, (_TESTED, self.rows), 0, self.units(w))
@@ -374,7 +374,3 @@ def _without(system: AbstractSystem, parts: set[int]) -> AbstractSystem:
     laws = enumerate(_laws(system.law))  # pyright: ignore
     off = tuple(TwoPoint(law.shape, 0.0) if index in parts else law for index, law in laws)
     return dataclasses.replace(system, law=Joint(off))  # pyright: ignore
-
-
-def _share(value: Array, whole: Array) -> Array:
-    return jnp.where(whole == 0, 0.0 * value, value / jnp.where(whole == 0, 1.0, whole))

@@ -364,6 +364,11 @@ def expand(system: AbstractSystem, zero_set: AbstractZeroSet) -> AbstractExpansi
     return GeneralExpansion(system, zero_set)
 
 
+def relative(value: Array, scale: Array) -> Array:
+    """A value relative to a scale; 0 where the scale is 0."""
+    return jnp.where(scale == 0, 0.0 * value, value / jnp.where(scale == 0, 1.0, scale))
+
+
 def _for_each(function: Callable[[Array], Scalar], components: int) -> Float[Array, " components"]:
     """`function` of every standard unit vector, 64 at a time."""
 

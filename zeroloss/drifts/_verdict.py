@@ -22,7 +22,7 @@ from zeroloss.drifts._rare_masks import (
     errors_of_drops,
     expand_at,
 )
-from zeroloss.drifts._reg_and_sigma import AbstractExpansion
+from zeroloss.drifts._reg_and_sigma import AbstractExpansion, relative
 from zeroloss.drifts._slow_time import FAST, SLOW, TimeScale
 from zeroloss.errors import InputError, LossError, NoMinimumError, RankError, UnsupportedError
 from zeroloss.noise import is_zero
@@ -265,9 +265,9 @@ def _measure(expansion: AbstractExpansion, points: Float[Array, "count parameter
         known = _is_second_known(expansion, w)
         trace_gradient = spaces.tangent(jax.grad(zero_set.trace)(w)) if known else jnp.zeros_like(w)
         return (
-            _relative(jnp.linalg.norm(first) * norm_or_one(w), typical_regularizer),
-            _relative(jnp.linalg.norm(second) * norm_or_one(w), typical_variance),
-            _relative(diffusion, typical_variance),
+            relative(jnp.linalg.norm(first) * norm_or_one(w), typical_regularizer),
+            relative(jnp.linalg.norm(second) * norm_or_one(w), typical_variance),
+            relative(diffusion, typical_variance),
             second,
             trace_gradient,
         )
@@ -306,16 +306,12 @@ def _on_both_scales(
     first = first_drift(expansion, w, spectrum)
     if not isinstance(expansion, RareMaskExpansion):
         return spectrum, first, *known()
-    moves = _relative(jnp.linalg.norm(first) * norm_or_one(w), typical) > ZERO
+    moves = relative(jnp.linalg.norm(first) * norm_or_one(w), typical) > ZERO
     return spectrum, first, *jax.lax.cond(moves, unknown, known)
 
 
 def _is_second_known(expansion: AbstractExpansion, w: Vector) -> bool:
     return expansion.zero_set.has_spectrum or expansion.hessian_multiple(w) is not None
-
-
-def _relative(value: Array, scale: Array) -> Array:
-    return jnp.where(scale == 0, 0.0 * value, value / jnp.where(scale == 0, 1.0, scale))
 
 
 def _typical(
@@ -355,7 +351,7 @@ def _nonlinearity(expansion: AbstractExpansion, w: Vector, key: Array) -> Array:
         return jax.jvp(gradient, (at,), (one,))[1]
 
     at_zero, elsewhere = slope(zero), slope(law.sigma * other)
-    return _relative(
+    return relative(
         jnp.linalg.norm(elsewhere - at_zero),
         jnp.maximum(jnp.linalg.norm(at_zero), jnp.linalg.norm(elsewhere)),
     )

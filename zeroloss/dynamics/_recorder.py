@@ -96,12 +96,9 @@ class Recorder:
             )
             for name in names
         }
-        zeros = np.zeros_like(integration)
         return dataclasses.replace(
             self.trajectory(items),
-            uncertainty=Uncertainty(
-                integration=integration, sampling=zeros, model=zeros, spread=zeros, measured=measured
-            ),
+            uncertainty=_uncertainty(measured, integration=integration),
             switched=switched(self._expansion.zero_set, start, path),
         )
 
@@ -140,14 +137,15 @@ class Recorder:
             observables=measured,
             time_scale=self._time_scale,
             step_bias=biases or None,
-            uncertainty=_sampling_error(errors) if errors else None,
+            uncertainty=_uncertainty(errors, sampling=errors.pop(_PARAMS)) if errors else None,
         )
 
 
-def _sampling_error(errors: dict[str, np.ndarray]) -> Uncertainty:
-    sampling = errors.pop(_PARAMS)
-    zeros = np.zeros_like(sampling)
-    return Uncertainty(integration=zeros, sampling=sampling, model=zeros, spread=zeros, measured=errors)
+def _uncertainty(measured: dict[str, np.ndarray], **known: np.ndarray) -> Uncertainty:
+    """The uncertainty of a limit, whose other parts are 0."""
+    zeros = np.zeros_like(next(iter(known.values())))
+    parts = dict.fromkeys(("integration", "sampling", "model", "spread"), zeros)
+    return Uncertainty(**parts | known, measured=measured)
 
 
 @compiled

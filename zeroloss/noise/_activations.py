@@ -104,7 +104,6 @@ class Dropout(AbstractDropping, _AbstractMasks):
     rate: Scale
     at: tuple[str, ...] | None = eqx.field(static=True)
     per: Per = eqx.field(static=True)
-
     shared: Shared = eqx.field(static=True)
 
     def __init__(
@@ -147,7 +146,6 @@ class GaussianDropout(AbstractGaussian, _AbstractMasks):
     sigma: Scale
     at: tuple[str, ...] | None = eqx.field(static=True)
     per: Per = eqx.field(static=True)
-
     shared: Shared = eqx.field(static=True)
 
     def __init__(

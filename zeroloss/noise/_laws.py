@@ -379,7 +379,20 @@ class RandomSubset(Independent):
         return jax.tree.map(lambda leaf: variance**0.5 * leaf, super().unit(xi))
 
 
-class OneHot(_Standardized):
+class _AbstractDrawnLabels(_Standardized):
+    """The difference of labels drawn afresh from their probabilities; sigma is 1."""
+
+    probabilities: eqx.AbstractVar[Array]
+
+    @property
+    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.probabilities.shape
+
+    def scaled(self, factor: float) -> AbstractLaw:
+        raise UnsupportedError("labels drawn from probabilities have no scale to change.")
+
+
+class OneHot(_AbstractDrawnLabels):
     """eta_i = e_c - q_i with the class c drawn from the probabilities q_i: labels drawn afresh.
 
     Its covariance is diag(q) - q q^T, and sigma is 1. xi = e_c / sqrt(q_c) - sqrt(q) + s sqrt(q) with a
@@ -392,10 +405,6 @@ class OneHot(_Standardized):
     def __init__(self, probabilities: Float[Array, "examples classes"]):
         self.probabilities = probabilities
         self.sigma = 1.0
-
-    @property
-    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.probabilities.shape
 
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         to_class, to_sign = jax.random.split(key)
@@ -410,11 +419,8 @@ class OneHot(_Standardized):
         root = jnp.sqrt(self.probabilities.astype(xi.dtype))
         return root * (xi - root * jnp.sum(root * xi, axis=-1, keepdims=True))
 
-    def scaled(self, factor: float) -> AbstractLaw:
-        raise UnsupportedError("labels drawn from probabilities have no scale to change.")
 
-
-class Coins(_Standardized):
+class Coins(_AbstractDrawnLabels):
     """eta_i = b_i - q_i with b_i = 1 with probability q_i, otherwise 0: labels of two classes drawn afresh.
 
     Its covariance is diag(q (1 - q)), and sigma is 1.
@@ -427,10 +433,6 @@ class Coins(_Standardized):
         self.probabilities = probabilities
         self.sigma = 1.0
 
-    @property
-    def shape(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.probabilities.shape
-
     def sample(self, key: Key[Array, ""], dtype: DTypeLike = float) -> PyTree[Array]:
         q, deviation = self.probabilities.astype(dtype), self._deviation(dtype)
         centered = jax.random.bernoulli(key, q).astype(dtype) - q
@@ -438,9 +440,6 @@ class Coins(_Standardized):
 
     def unit(self, xi: PyTree[Array]) -> PyTree[Array]:
         return self._deviation(xi.dtype) * xi
-
-    def scaled(self, factor: float) -> AbstractLaw:
-        raise UnsupportedError("labels drawn from probabilities have no scale to change.")
 
     def _deviation(self, dtype: DTypeLike) -> Array:
         q = self.probabilities.astype(dtype)

@@ -10,13 +10,12 @@ from jax.extend.core import JaxprEqn
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from zeroloss._compilation import compiled_once
-from zeroloss._jaxprs import bind, interpret
+from zeroloss._jaxprs import bind, callee, interpret
 from zeroloss._pytrees import Vector
 from zeroloss.systems import Supervised
 from zeroloss.zero_sets._zero_set import AbstractZeroSet
 
-_CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2")
-_CALLS += ("custom_jvp_call", "custom_vjp_call")  # the derivative does not matter here
+_RULES = ("custom_jvp_call", "custom_vjp_call")  # the derivative does not matter here
 _SELECTIONS = ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
 
 
@@ -52,9 +51,11 @@ def sides(function: Callable[..., Any], *arguments: PyTree) -> Bool[Array, " uni
 
     def rule(equation: JaxprEqn, operands: list[Any]) -> Any:
         name = equation.primitive.name
-        if name in _CALLS:
-            inner: Any = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-            return interpret(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), operands, rule)
+        if name in _RULES:
+            inner = equation.params["call_jaxpr"]
+            return interpret(inner.jaxpr, inner.consts, operands, rule)
+        if (called := callee(equation)) is not None:
+            return interpret(*called, operands, rule)
         if name in ("max", "min"):
             found.append(operands[0] >= operands[1])
         elif name == "abs":
