@@ -16,7 +16,12 @@ from . import (
 )
 from ._checkpoint import Checkpoint as Checkpoint
 from ._progress import show_progress as show_progress
-from .bridges import from_torch as from_torch
+from .bridges import (
+    from_equinox as from_equinox,
+    from_keras as from_keras,
+    from_nnx as from_nnx,
+    from_torch as from_torch,
+)
 from .drifts import (
     Drift as Drift,
     Verdict as Verdict,

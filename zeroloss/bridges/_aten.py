@@ -733,19 +733,6 @@ def _batch_norm(x: Array, weight: Any, bias: Any, mean: Any, var: Any, *options:
     return _scaled(normalized, weight, bias, shape)
 
 
-def attention_weights(
-    query: Array, key: Array, mask: Array | None, is_causal: bool, scale: float | None
-) -> Array:
-    """The softmax of scaled products of queries and keys, `[..., queries, keys]`."""
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = scale * query @ jnp.swapaxes(key, -1, -2)
-    if is_causal:
-        mask = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-    if mask is not None:
-        logits = jnp.where(mask, logits, -jnp.inf) if mask.dtype == bool else logits + mask
-    return jax.nn.softmax(logits, axis=-1)
-
-
 def _resized(x: Array, size: Any, scales: Any) -> Sequence[int]:
     """The lengths of the axes behind the channels, given as such or by factors."""
     if size is not None:

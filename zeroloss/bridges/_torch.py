@@ -7,12 +7,10 @@ with a site at each call of dropout.
 
 import copy
 import dataclasses
-import functools
 import inspect
-import operator
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from zeroloss._pytrees import require_float64
-from zeroloss.bridges._aten import OPERATIONS, attention_weights
+from zeroloss.bridges._aten import OPERATIONS
+from zeroloss.bridges._model import BridgedModel, DropoutSite, attention_weights, check_names
 from zeroloss.bridges._recurrent import CELLS, recurrent
 from zeroloss.errors import InputError, UnsupportedError
-from zeroloss.noise import AbstractNoise, Dropout, DropPath, site
+from zeroloss.noise import site
 
 try:
     import torch
@@ -46,32 +45,10 @@ _BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
 _PATHS = ("StochasticDepth", "DropPath")  # of torchvision and timm
 
 
-@dataclasses.dataclass(frozen=True)
-class DropoutSite:
-    """A place where a PyTorch model drops something out.
-
-    - `rate`: in training mode, as the module has it; perhaps 0.
-    - `kind`: "units"; "channels" of `[N, channels, ...]`, as `Dropout2d`; or "branches", as stochastic depth.
-    - `axes`: of the activation, behind that of the examples.
-    """
-
-    rate: float
-    kind: Literal["units", "channels", "branches"]
-    axes: int
-
-    def noise(self, names: list[str]) -> AbstractNoise:
-        """The dropout at sites of these names, which are like this one."""
-        if self.kind == "branches":
-            return DropPath(self.rate, at=names)
-        shared = tuple(range(2, self.axes + 1)) if self.kind == "channels" else ()
-        return Dropout(self.rate, at=names, shared=shared)
-
-
-class TorchModel:
+class TorchModel(BridgedModel):
     """A PyTorch module as a function of its parameters, `model(params, inputs) -> outputs`.
 
-    `zeroloss.from_torch` makes one. Hand it to `zeroloss.CrossEntropy`, `zeroloss.LeastSquares` or any other
-    supervised problem.
+    `zeroloss.from_torch` makes one.
 
     - `params`: the parameters that require gradients, by their names in `state_dict`, in float64. A
       parameter with several names, as of tied weights, has the first of them.
@@ -93,7 +70,7 @@ class TorchModel:
         every = module.named_parameters(remove_duplicate=False)
         self._aliases = {name: first[id(value)] for name, value in every}  # of tied weights
         trained = {name for name, value in module.named_parameters() if value.requires_grad}
-        self.params: dict[str, Array] = {}
+        self.params = {}
         self._fixed: dict[str, Array] = {}
         for kind, value in names.values():
             if kind == "input":
@@ -106,45 +83,18 @@ class TorchModel:
                 self._fixed[name] = array
         self._site_names = _site_names(graph)
         self._kinds = kinds
-        self.sites: dict[str, DropoutSite] = {}
+        self.sites = {}
 
     def __call__(self, params: Mapping[str, Array], inputs: PyTree) -> Any:
         """The outputs, without dropout. `inputs`: an array, or a tuple of those of `forward`."""
         return self._evaluate(params, inputs, lambda name, value, rate, kind: site(value, name))
-
-    def dropout(self, rates: Mapping[str, float] | None = None) -> AbstractNoise:
-        """The sum of all dropout in the model, each site with its own rate.
-
-        `rates` exchanges those of some sites, by name. Sites of rate 0 are left out.
-        Raises `InputError` for an unknown site, and for a model without dropout.
-        """
-        unknown = sorted(set(rates or {}) - set(self.sites))
-        if unknown:
-            raise InputError(
-                f"the model has no site {unknown[0]!r}. Its sites: {', '.join(self.sites) or 'none'}."
-            )
-        found: dict[Any, list[str]] = {}
-        for name, each in self.sites.items():
-            rate = (rates or {}).get(name, each.rate)
-            if rate > 0:
-                alike = dataclasses.replace(each, rate=rate, axes=each.axes if each.kind == "channels" else 0)
-                found.setdefault(alike, []).append(name)
-        if not found:
-            raise InputError(
-                f"the model has no dropout of a rate above 0. Its sites: {', '.join(self.sites) or 'none'}."
-            )
-        return functools.reduce(operator.add, [each.noise(names) for each, names in found.items()])
 
     def state_dict(self, params: Mapping[str, Array]) -> dict[str, "torch.Tensor"]:
         """What `module.load_state_dict` takes: `params` with the buffers and frozen parameters of the module.
 
         Tensors have the types and devices of the module's own.
         """
-        missing = sorted(set(self.params) ^ set(params))
-        if missing:
-            raise InputError(
-                f"params must have the names of model.params; {missing[0]!r} is in one of them alone."
-            )
+        check_names(params, self.params)
         own = self._module.state_dict(keep_vars=True)
         return {
             name: torch.as_tensor(np.array(params[self._aliases[name]])).to(value)
@@ -388,7 +338,8 @@ def _find_sites(model: TorchModel, examples: tuple[Any, ...]) -> None:
     found: dict[str, DropoutSite] = {}
 
     def mark(name: str, value: Array, rate: float, kind: Any) -> Array:
-        found[name] = DropoutSite(float(rate), kind, value.ndim - 1)
+        shared = tuple(range(2, value.ndim)) if kind == "channels" else ()
+        found[name] = DropoutSite(float(rate), kind, shared)
         return value
 
     for number in _NUMBERS:  # an axis that has both lengths is that of the examples

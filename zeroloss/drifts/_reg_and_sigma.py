@@ -239,11 +239,20 @@ class LeastSquaresExpansion(AbstractExpansion):
     ) -> Float[Array, "q q"]:
         if self.system.minibatch is None:
             return jnp.zeros_like(fluctuations)
-        params = self.zero_set.unravel(w)
+        params, number = self.zero_set.unravel(w), self.system.problem.number
         clean = self.system.residuals(params, self.system.problem.examples, self._law(w).zeros(jnp.float64))
-        left, residuals = spectrum.jacobian_coordinates, clean.reshape(-1)
-        spread = jnp.outer(residuals, residuals) + left.T @ fluctuations @ left
-        return left @ ((self._second_moments() - 1) * spread) @ left.T / self.system.problem.number**2
+        same, different = self.system.minibatch.second_moments(number)
+        left, residuals = spectrum.jacobian_coordinates, clean.reshape(number, -1)
+        # Q^T J^T (M o S) J Q of S = r r^T + J Q C Q^T J^T. The moments M of the counts have one value within
+        # an example and another between examples. What all pairs share takes no product of m x m matrices,
+        # because Q^T J^T J Q = N Lambda.
+        per_example = left.reshape(len(left), number, -1)
+        moved = (fluctuations @ left).reshape(per_example.shape)
+        own = jnp.einsum("qik,qil->ikl", per_example, moved) + residuals[:, :, None] * residuals[:, None, :]
+        within = jnp.einsum("qik,ikl->qil", per_example, own).reshape(left.shape) @ left.T
+        force, scale = left @ residuals.reshape(-1), number * spectrum.eigenvalues
+        between = jnp.outer(force, force) + scale[:, None] * fluctuations * scale
+        return ((same - different) * within + (different - 1) * between) / number**2
 
     def tangential_law(self, w: Vector) -> Joint | None:
         force_injections = self.system.force_injections(self.zero_set.unravel(w))

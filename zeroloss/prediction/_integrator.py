@@ -13,14 +13,15 @@ from zeroloss._tolerances import TINY
 from zeroloss.errors import BudgetError, IntegrationError, StabilityError
 from zeroloss.prediction._averages import ExactAverage
 from zeroloss.prediction._ensemble import displacements_of_runs
-from zeroloss.prediction._higher_orders import Excess
-from zeroloss.prediction._mean_path import MeanPath, State, StepReport
+from zeroloss.prediction._mean_path import MeanPath, Shared, State, StepReport
 from zeroloss.zero_sets import looks_smooth, norm_or_one
 
 _MANY = 500  # steps of the integrator, after which it is asked whether kinks hold it up
 _AT_KINKS = 1 / 200  # of the training steps made so far: the shortest step of the integrator then
 _LARGEST_GROWTH, _LARGEST_SHRINK, _SAFETY = 5.0, 0.2, 0.9
+_PATIENCE = 1.3  # growth, with every single training step, of the number that was found to be too large
 _VARIATION = 0.25  # of a schedule's step size within one step of the integrator
+_SMALL = 0.1  # of the largest step size of a schedule: below that, it may vary more
 _SAMPLING = 4e-3  # error of sampled averages that is aimed at, relative to the distance travelled
 _STEPS_EXPECTED = 100
 _FEWEST_DRAWS = 64
@@ -72,6 +73,7 @@ class IntegratorState(NamedTuple):
     - `taken`, `attempts`: steps of the integrator that were accepted, and all that were tried.
     - `spent`: the cost of each path so far, in gradients of the loss, roughly.
     - `has_kinks`: whether the loss was found to have kinks.
+    - `ceiling`: the number of training steps that the next step of the integrator should not exceed.
     """
 
     path: PathState
@@ -81,6 +83,7 @@ class IntegratorState(NamedTuple):
     attempts: int
     spent: float
     has_kinks: bool
+    ceiling: float
 
 
 class Integrator:
@@ -108,7 +111,7 @@ class Integrator:
         """The state at training step 0."""
         states = _start(self.mean_path, self._start, 1 + 2 * self._pairs)
         path = PathState(0, self.mean_path.optimizer.size(0), states, 0.0, 0.0, 0.0)
-        return IntegratorState(path, 1, _FEWEST_DRAWS, 0, 0, 0.0, False)
+        return IntegratorState(path, 1, _FEWEST_DRAWS, 0, 0, 0.0, False, np.inf)
 
     def advance(self, state: IntegratorState, target: int) -> IntegratorState:
         """Try one step of the integrator, not beyond training step `target`.
@@ -129,7 +132,7 @@ class Integrator:
         spent, attempts, has_kinks = state.spent + cost, state.attempts + 1, state.has_kinks
         if attempts % _MANY == 0 and not has_kinks:
             has_kinks = not looks_smooth(self.mean_path.expansion.zero_set, path.mean.w)
-        steps, size = self._within_schedule(path.step, min(state.steps, target - path.step))
+        steps, size = self._within_schedule(path.step, min(state.steps, target - path.step), target)
         key = jax.random.fold_in(self._key, state.taken)
         states, report = _step(self.mean_path, path.states, self._start, size, steps, key, state.draws)
         error = max(report.error / max(report.way, _NEAR), report.loss_error)
@@ -163,22 +166,30 @@ class Integrator:
                 _LARGEST_SHARE * (most - spent) / _GRADIENTS_A_DRAW,
             )
             draws = int(max(_FEWEST_DRAWS, min(needed, affordable)))
+        ceiling = steps * factor if not accepted else np.inf
+        if accepted and steps == 1:
+            # A single training step has no error: the last rejected step says how many would have.
+            ceiling = state.ceiling * _PATIENCE
         if not accepted or steps == state.steps or factor < 1:
             wanted = int(np.ceil(steps * np.clip(factor, _LARGEST_SHRINK, _LARGEST_GROWTH)))
-            following = max(shortest if finite else 1, wanted)
+            following = max(shortest if finite else 1, int(min(wanted, max(1.0, ceiling))))
             if not accepted:
                 following = min(following, max(1, steps - 1))
-        return IntegratorState(path, following, draws, taken, attempts, spent, has_kinks)
+        return IntegratorState(path, following, draws, taken, attempts, spent, has_kinks, float(ceiling))
 
-    def _within_schedule(self, step: int, steps: int) -> tuple[int, float]:
-        """At most `steps` steps of nearly equal step size from `step` on, and their mean step size."""
+    def _within_schedule(self, step: int, steps: int, target: int) -> tuple[int, float]:
+        """At most `steps` steps of nearly equal step size from `step` on, and their mean step size.
+
+        Step sizes much smaller than the largest before `target` need not be equal: they move little.
+        """
         optimizer = self.mean_path.optimizer
         if not callable(optimizer.step_size):
             return steps, float(optimizer.step_size)
+        small = _SMALL * optimizer.largest(target)
         while True:
             at = step + np.unique(np.linspace(0, steps - 1, 5).round().astype(int))
             sizes = optimizer.sizes(at)
-            if steps == 1 or sizes.max() - sizes.min() <= _VARIATION * sizes.mean():
+            if steps == 1 or sizes.max() - sizes.min() <= _VARIATION * max(sizes.mean(), small):
                 weights = np.array([1, 4, 2, 4, 1]) / 12 if len(at) == 5 else np.full(len(at), 1 / len(at))
                 return steps, float(weights @ sizes)
             steps = max(1, steps // 2)
@@ -249,22 +260,23 @@ def _step(
     key: Key[Array, ""],
     draws: int,
 ) -> tuple[State, _StepNumbers]:
-    alpha, count, numbers = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
-    excess = _excess(mean_path, states, key)
+    alpha, count, drawn = jnp.asarray(size), jnp.asarray(steps), jnp.asarray(draws)
+    shared = _shared(mean_path, states, key, drawn)
     displacements = jnp.zeros((1, *start.shape))
     if states.w.shape[0] > 1:
-        of_runs = displacements_of_runs(mean_path, states, alpha, count, jax.random.fold_in(key, 1), excess)
+        to_runs = jax.random.fold_in(key, 1)
+        of_runs = displacements_of_runs(mean_path, states, alpha, count, to_runs, shared.excess)
         displacements = jnp.concatenate([displacements, of_runs])
     states, report = _step_compiled(
-        mean_path, states, start, key, (alpha, count, numbers), displacements, excess
+        mean_path, states, start, key, (alpha, count, drawn), displacements, shared
     )
     return states, _StepNumbers(**{name: float(number) for name, number in jax.device_get(report).items()})
 
 
 @compiled
-def _excess(mean_path: MeanPath, states: State, key: Key[Array, ""]) -> Excess | None:
-    """The excess at the mean path."""
-    return mean_path.excess_at(_first(states), key)
+def _shared(mean_path: MeanPath, states: State, key: Key[Array, ""], draws: Array) -> Shared:
+    """What all runs take from the mean path."""
+    return mean_path.shared_at(_first(states), key, draws)
 
 
 @compiled
@@ -275,14 +287,14 @@ def _step_compiled(
     key: Key[Array, ""],
     numbers: tuple[Array, Array, Array],
     displacements: Float[Array, "paths parameters"],
-    excess: Excess | None,
+    shared: Shared,
 ) -> tuple[State, dict[str, Array]]:
     size, steps, draws = numbers
 
     def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
-        # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
-        near = mean_path.excess_at(each[0], key) if mean_path.stochastic else excess
-        return mean_path.step(each[0], size, steps, key, draws, each[1], near)
+        # Unless the limit is stochastic, runs stay so near the mean path that what is shared does for all.
+        own = mean_path.shared_at(each[0], key, draws) if mean_path.stochastic else shared
+        return mean_path.step(each[0], size, steps, key, own, each[1])
 
     # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.
     ends, outcomes = jax.lax.platform_dependent(
@@ -300,6 +312,6 @@ def _step_compiled(
         second=jnp.linalg.norm(mean.second),
         sharpness=jnp.max(outcomes.sharpness),
         unsettled=jnp.max(outcomes.unsettled),
-        draw_variance=mean.draw_variance / length**2,
+        draw_variance=mean.variance * draws / length**2,
         moved=jnp.linalg.norm(mean.first + mean.second) / length,
     )

@@ -51,7 +51,6 @@ class StepReport(eqx.Module):
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
     - `unsettled`: the relative error of the iteration for the fluctuations under minibatches.
-    - `draw_variance`: the `variance` that a single draw would have added.
     """
 
     error: Scalar
@@ -61,7 +60,21 @@ class StepReport(eqx.Module):
     second: Vector
     sharpness: Scalar
     unsettled: Scalar
-    draw_variance: Scalar
+
+
+class Shared(eqx.Module):
+    """What all runs of an ensemble take from the mean path in one step of the integrator.
+
+    - `draws`: of each run, for its average over the noise.
+    - `offset`: the gradient of L_bar at the mean path from all draws, less that from `draws` draws.
+    - `variance`: the variance of the first, along the set.
+    - `excess`: the terms of the noise beyond first order.
+    """
+
+    draws: Int[Array, ""]
+    offset: Vector
+    variance: Scalar
+    excess: Excess | None
 
 
 class _Guess(NamedTuple):
@@ -132,24 +145,25 @@ class MeanPath(eqx.Module):
         step_size: Scalar,
         steps: Int[Array, ""],
         key: Key[Array, ""],
-        draws: Array,
+        shared: Shared,
         displacement: Vector | float = 0.0,
-        excess: Excess | None = None,
     ) -> tuple[State, StepReport]:
         """`steps` training steps at `step_size`, after a `displacement` along the set.
 
         The displacement comes first: it leaves a curved set along a tangent, and the steps lead back to it.
-        `excess` comes from a point close by.
+        `shared` comes from a point close by, with the same key.
         """
+        excess = shared.excess
         decayed = self.optimizer.weight_decay
         state = self._displaced(state, displacement)
         spectrum = state.spectrum
         curvatures = jnp.append(spectrum.eigenvalues + decayed, decayed)
         position, velocity = responses(self.optimizer, step_size, curvatures, steps)
         here = self._covariances(state.w, spectrum, state.covariance, step_size, steps, None, excess)
-        averaged = self.average.at(state.w, spectrum, key, draws)
+        # The same draws at both ends and in all runs: a few of them show the differences, which are smooth.
+        averaged = shared.offset + self.average.at(state.w, spectrum, key, shared.draws).gradient
         second = self._covariance_force(state.w, spectrum, here.within, step_size, key)
-        force = averaged.gradient + decayed * state.w + second
+        force = averaged + decayed * state.w + second
         moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
 
@@ -158,13 +172,10 @@ class MeanPath(eqx.Module):
         rotation = ahead.rotation_from(spectrum)
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, here.noise)
         then = self._covariances(predicted, ahead, covariance, step_size, steps, noise, excess)
-        # The same draws on both sides: their difference is smooth, and a few of them show it.
-        few = (draws + _DRAWS_RATIO - 1) // _DRAWS_RATIO
-        few_here = self.average.at(state.w, spectrum, key, few).gradient
-        few_then = self.average.at(predicted, ahead, key, few).gradient
+        averaged_then = shared.offset + self.average.at(predicted, ahead, key, shared.draws).gradient
         second_then = self._covariance_force(predicted, ahead, then.within, step_size, key)
         linear = spectrum.embed(spectrum.eigenvalues * spectrum.coordinates(moved))
-        change = few_then - few_here + second_then - second - linear
+        change = averaged_then - averaged + second_then - second - linear
         # Along the eigenvectors ahead: there the force back to the set has no part along it.
         curvatures = jnp.append(ahead.eigenvalues + decayed, decayed)
         position_then, velocity_then = responses(self.optimizer, step_size, curvatures, steps)
@@ -178,9 +189,8 @@ class MeanPath(eqx.Module):
         )
         # The error of the velocity moves the iterate by this much after the step.
         afterwards = step_size * self.optimizer.momentum / (1 - self.optimizer.momentum) * speed_correction
-        gradient_then = averaged.gradient + few_then - few_here
         half = position.force[-1] / 2
-        sampling_variance = position.force[-1] ** 2 * averaged.variance
+        sampling_variance = position.force[-1] ** 2 * shared.variance
         fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(then.after))
         loss = zero_set.loss(w) + jnp.abs(fluctuating)
         grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(then.grown))) / jnp.maximum(loss, TINY)
@@ -189,13 +199,31 @@ class MeanPath(eqx.Module):
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / norm_or_one(w),
             loss_error=grown**2,
             variance=sampling_variance,
-            first=half * (spectrum.tangent(averaged.gradient) + ahead.tangent(gradient_then)),
+            first=half * (spectrum.tangent(averaged) + ahead.tangent(averaged_then)),
             second=half * (spectrum.tangent(second) + ahead.tangent(second_then)),
             sharpness=step_size * jnp.max(stiffest) / self.optimizer.stability_limit,
             unsettled=here.unsettled,
-            draw_variance=sampling_variance * draws,
         )
         return State(w, speed, then.after, ahead), outcome
+
+    def shared_at(self, state: State, key: Key[Array, ""], draws: Int[Array, ""]) -> Shared:
+        """What the runs near a state take from it, with `draws` draws of the noise at the state.
+
+        Each run takes an eighth of the draws, if averages have to be sampled. Where the limit is stochastic
+        runs leave the mean path too far for that.
+        """
+        excess = self.excess_at(state, key)
+        if isinstance(self.average, ExactAverage):
+            return Shared(draws, jnp.zeros_like(state.w), jnp.zeros(()), excess)
+        if self.stochastic:
+            own = self.average.at(state.w, state.spectrum, key, draws)
+            return Shared(draws, jnp.zeros_like(state.w), own.variance, excess)
+        few = (draws + _DRAWS_RATIO - 1) // _DRAWS_RATIO
+        averages = jax.lax.map(
+            lambda draws: self.average.at(state.w, state.spectrum, key, draws), jnp.stack([draws, few])
+        )
+        offset = averages.gradient[0] - averages.gradient[1]
+        return Shared(few, offset, averages.variance[0], excess)
 
     def excess_at(self, state: State, key: Key[Array, ""]) -> Excess | None:
         """The terms of the noise beyond first order; None where there are none."""
