@@ -138,6 +138,21 @@ def test_equinox_batch_normalization():
     np.testing.assert_allclose(model(model.params, X), own, atol=1e-5)
 
 
+def test_equinox_sequential():
+    one, two = jax.random.split(jax.random.key(0))
+    net = eqx.nn.Sequential(
+        [
+            eqx.nn.Linear(5, 7, key=one),
+            eqx.nn.Lambda(jnp.tanh),
+            eqx.nn.Dropout(0.1),
+            eqx.nn.Linear(7, 3, key=two),
+        ]
+    )
+    model = zl.from_equinox(net, X)
+    assert list(model.sites) == [".layers[2]"]
+    np.testing.assert_allclose(model(model.params, X), jax.vmap(eqx.nn.inference_mode(net))(X), atol=1e-5)
+
+
 def test_equinox_frozen_parameters():
     net = Perceptron()
     trained = jax.tree.map(eqx.is_inexact_array, net)

@@ -112,7 +112,7 @@ def from_equinox(
     given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     if any(jnp.ndim(each) == 0 or len(each) < 2 for each in given):
         raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
-    if state is None and any(isinstance(each, eqx.nn.StatefulLayer) for each in _modules(module)):
+    if state is None and _has_state(module):
         raise UnsupportedError(
             "the Equinox module has layers with a state, such as batch normalization. Pass state=, which "
             "they then use without changing it; or use eqx.nn.GroupNorm."
@@ -153,17 +153,13 @@ def _with_sites(module: Any, sites: Sites) -> Any:
     )
 
 
-def _modules(module: Any) -> list[Any]:
-    """Modules at any depth that have a state."""
-    found: list[Any] = []
+def _has_state(module: Any) -> bool:
+    leaves = jax.tree.leaves(module, is_leaf=_is_index)
+    return any(map(_is_index, leaves))
 
-    def stops(each: Any) -> bool:
-        if isinstance(each, eqx.nn.StatefulLayer):
-            found.append(each)
-        return False
 
-    jax.tree.leaves(module, is_leaf=stops)
-    return found
+def _is_index(leaf: Any) -> bool:
+    return isinstance(leaf, eqx.nn.StateIndex)
 
 
 def _named(tree: PyTree) -> list[tuple[str, Array]]:

@@ -455,7 +455,7 @@ def _tensors(inputs: Any) -> tuple[Any, ...]:
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     found = []
     for each in given:
-        tensor = torch.as_tensor(np.asarray(each) if isinstance(each, jax.Array) else each).detach().cpu()
+        tensor = torch.as_tensor(np.array(each) if isinstance(each, jax.Array) else each).detach().cpu()
         found.append(tensor.double() if tensor.is_floating_point() else tensor)
     if not found or any(each.ndim == 0 or each.shape[0] < 2 for each in found):
         raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
