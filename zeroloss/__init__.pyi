@@ -21,6 +21,7 @@ from .bridges import (
     from_keras as from_keras,
     from_nnx as from_nnx,
     from_torch as from_torch,
+    read_examples as read_examples,
 )
 from .drifts import (
     Drift as Drift,
