@@ -22,8 +22,8 @@ def test_the_examples_in_the_readme_run():
         with contextlib.redirect_stdout(out):
             exec(compile(code, "README.md", "exec"), names)
         printed.append(out.getvalue())
-    first, own_noise, stochastic, *of_torch = printed
-    assert all(text.startswith("non-degenerate, deterministic") for text in of_torch)
+    first, own_noise, stochastic, *converted = printed
+    assert all(text.startswith("non-degenerate, deterministic") for text in converted)
     verdict, regularizer, trace, duration, *prediction, comparison = first.split("\n", 6)
     assert verdict.startswith("non-degenerate, deterministic: drift on 1/(alpha sigma^2) steps")
     for quantity in (regularizer, trace):
