@@ -153,6 +153,35 @@ def test_equinox_sequential():
     np.testing.assert_allclose(model(model.params, X), jax.vmap(eqx.nn.inference_mode(net))(X), atol=1e-5)
 
 
+OWN_PROBLEM = """
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import zeroloss as zl
+
+
+def make():
+    one, two, three = jax.random.split(jax.random.key(0), 3)
+    net = eqx.nn.Sequential([
+        eqx.nn.Linear(5, 30, key=one), eqx.nn.Lambda(jnp.tanh), eqx.nn.Dropout(0.25),
+        eqx.nn.Linear(30, 3, key=two),
+    ])
+    x = jax.random.normal(three, (20, 5))
+    model = zl.from_equinox(net, x)
+    return zl.CrossEntropy(model, x, jnp.arange(20) % 3, smoothing=0.1), model.params
+"""
+
+
+def test_dropout_of_a_model_in_a_file(tmp_path):
+    """Without a rate, dropout has the rates of the model."""
+    (tmp_path / "own.py").write_text(OWN_PROBLEM)
+    problem = zl.problems.load(str(tmp_path / "own.py"))
+    own, other = (zl.problems.parse_noise(problem, text) for text in ("dropout", "dropout:0.1"))
+    assert float(own.rate) == 0.25 and float(other.rate) == 0.1
+    strong = zl.problems.parse_noise(problem, "dropout", {"dropout": 0.5})
+    assert float(strong.rate) == 0.5
+
+
 def test_equinox_frozen_parameters():
     net = Perceptron()
     trained = jax.tree.map(eqx.is_inexact_array, net)

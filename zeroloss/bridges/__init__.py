@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from zeroloss.bridges._data import read_examples as read_examples
 from zeroloss.bridges._equinox import EquinoxModel as EquinoxModel, from_equinox as from_equinox
-from zeroloss.bridges._model import DropoutSite as DropoutSite
+from zeroloss.bridges._model import BridgedModel as BridgedModel, DropoutSite as DropoutSite
 
 if TYPE_CHECKING:
     from zeroloss.bridges._flax import NNXModel as NNXModel

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from zeroloss.bridges import BridgedModel
 from zeroloss.errors import InputError
 from zeroloss.noise import (
     LISTINGS,
@@ -47,7 +48,8 @@ class Problem(NamedTuple):
     - `start`: where training starts; not necessarily on the zero-loss set.
     - `observables`: functions of the parameters worth watching, by name.
     - `noises`: by short name, functions that make a noise from its strength (a rate, a sigma or a size). One
-      without parameters makes a noise that has no strength.
+      without parameters makes a noise that has no strength; one whose parameter has a default, a noise with
+      the strengths of the model.
     - `description`: one line for readers.
     - `truth`: the vector or matrix that the targets were made from, if there is one.
     """
@@ -61,16 +63,15 @@ class Problem(NamedTuple):
     truth: Array | None = None
 
 
-def parse_noise(
-    problem: Problem, text: str, strengths: Mapping[str, float] = DEFAULT_STRENGTHS
-) -> AbstractNoise:
+def parse_noise(problem: Problem, text: str, strengths: Mapping[str, float] | None = None) -> AbstractNoise:
     """The noise that `text` names, such as `"label"`, `"dropout:0.05"` or `"minibatch:32+label:0.1"`.
 
-    A part without a strength takes it from `strengths`, then from `DEFAULT_STRENGTHS`. If that makes a
-    minibatch larger than the data set, it takes half of the examples.
+    A part without a strength takes it from `strengths`, then from the model, as dropout of a PyTorch module,
+    then from `DEFAULT_STRENGTHS`. If that makes a minibatch larger than the data set, it takes half of the
+    examples.
     Raises `InputError` for an unknown name, with the known ones, and for a strength that does not suit.
     """
-    first, *others = [_parse_part(problem, part.strip(), strengths) for part in text.split("+")]
+    first, *others = [_parse_part(problem, part.strip(), strengths or {}) for part in text.split("+")]
     return sum(others, start=first)
 
 
@@ -83,7 +84,10 @@ def _parse_part(problem: Problem, part: str, strengths: Mapping[str, float]) -> 
             f"{', '.join(problem.noises)}; sums such as minibatch:32+label:0.1."
         )
     make = problem.noises[name]
-    if not inspect.signature(make).parameters:
+    parameters = list(inspect.signature(make).parameters.values())
+    if parameters and parameters[0].default is None and not given and name not in strengths:
+        return make()
+    if not parameters:
         if given:
             raise InputError(f"{name!r} takes no strength, got {part!r}.")
         return make()
@@ -117,7 +121,7 @@ def noises_for(
     noises: dict[str, Callable[..., AbstractNoise]] = {}
     if isinstance(problem, Supervised):
         if sites := tuple(site_shapes(problem.model, start, problem.inputs)):
-            noises[Dropout.listing.name] = lambda rate: Dropout(rate, at=sites)
+            noises[Dropout.listing.name] = _dropout(problem.model, sites)
             noises[GaussianDropout.listing.name] = lambda sigma: GaussianDropout(sigma, at=sites)
         noises[LabelNoise.listing.name] = LabelNoise
         if any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(problem.inputs)):
@@ -125,6 +129,17 @@ def noises_for(
         noises[MiniBatch.listing.name] = lambda size: MiniBatch(size, replace=replace)
     on_parameters = (WeightNoise, AntiCorrelated, DropConnect, GaussianDropConnect, Langevin)
     return noises | {noise.listing.name: noise for noise in on_parameters}
+
+
+def _dropout(model: Callable[..., PyTree], sites: tuple[str, ...]) -> Callable[..., AbstractNoise]:
+    """Dropout of a rate at all sites; without a rate, that of a model that has rates of its own."""
+
+    def at_all(rate: float) -> AbstractNoise:
+        return Dropout(rate, at=sites)
+
+    if not (isinstance(model, BridgedModel) and any(each.rate > 0 for each in model.sites.values())):
+        return at_all
+    return lambda rate=None: model.dropout() if rate is None else at_all(rate)
 
 
 def check_options(maker: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
