@@ -97,13 +97,15 @@ class SampledAverage(AbstractAverage):
 def fluctuation_force(
     expansion: AbstractExpansion,
     w: Vector,
+    spectrum: AbstractSpectrum,
     displacements: Float[Array, "draws parameters"],
     key: Key[Array, ""] | None,
-) -> Vector:
+) -> tuple[Vector, Scalar]:
     """The mean of grad L_hat(w + x, eta) - grad L_hat(w, eta) over displacements x and their opposites.
 
     For small displacements of covariance C it is 1/2 of the third derivative of L_bar contracted with C.
-    Three gradients a displacement, each with its own noise; without noise where `key` is None.
+    Three gradients a displacement, each with its own noise; without noise where `key` is None. Also returns
+    the variance of the mean along the set, from the scatter of the draws.
     """
     system, unravel = expansion.system, expansion.zero_set.unravel
     law = system.noise_law(unravel(w))
@@ -113,13 +115,17 @@ def fluctuation_force(
         gradient = jax.grad(lambda w: system.noisy_loss(unravel(w), eta))
         return (gradient(w + x) + gradient(w - x)) / 2 - gradient(w)
 
-    def of_batch(batch: tuple[Array, Array]) -> Vector:
-        return jax.vmap(one)(*batch).sum(axis=0)
+    def of_batch(batch: tuple[Array, Array]) -> tuple[Vector, Scalar]:
+        forces = jax.vmap(one)(*batch)
+        return forces.sum(axis=0), jnp.sum(spectrum.tangent(forces.T) ** 2)
 
     noiseless, draws = key is None, len(displacements)
     keys = jax.random.split(jax.random.key(0) if key is None else key, draws).reshape(-1, min(draws, _BATCH))
     batches = displacements.reshape(*keys.shape, -1)
-    return jax.lax.map(of_batch, (batches, keys)).sum(axis=0) / draws
+    sums, squares = jax.lax.map(of_batch, (batches, keys))
+    mean = sums.sum(axis=0) / draws
+    variance = (squares.sum() / draws - jnp.sum(spectrum.tangent(mean) ** 2)) / max(draws - 1, 1)
+    return mean, jnp.maximum(variance, 0.0)
 
 
 def average(expansion: AbstractExpansion, w: Vector, sigma: float) -> AbstractAverage:

@@ -312,6 +312,6 @@ def _step_compiled(
         second=jnp.linalg.norm(mean.second),
         sharpness=jnp.max(outcomes.sharpness),
         unsettled=jnp.max(outcomes.unsettled),
-        draw_variance=mean.variance * draws / length**2,
+        draw_variance=mean.of_average * draws / length**2,
         moved=jnp.linalg.norm(mean.first + mean.second) / length,
     )

@@ -48,6 +48,7 @@ class StepReport(eqx.Module):
       integrator accounts for the first order of that change. The error is its relative effect on the loss,
       squared.
     - `variance`: the variance that sampling adds to the tangential displacement.
+    - `of_average`: the part of it that comes from sampled averages over the noise.
     - `first`, `second`: tangential displacement by the averaged loss, and by the fluctuations.
     - `sharpness`: step_size times the largest curvature, in units of the stability limit.
     - `unsettled`: the relative error of the iteration for the fluctuations under minibatches.
@@ -56,6 +57,7 @@ class StepReport(eqx.Module):
     error: Scalar
     loss_error: Scalar
     variance: Scalar
+    of_average: Scalar
     first: Vector
     second: Vector
     sharpness: Scalar
@@ -162,7 +164,7 @@ class MeanPath(eqx.Module):
         here = self._covariances(state.w, spectrum, state.covariance, step_size, steps, None, excess)
         # The same draws at both ends and in all runs: a few of them show the differences, which are smooth.
         averaged = shared.offset + self.average.at(state.w, spectrum, key, shared.draws).gradient
-        second = self._covariance_force(state.w, spectrum, here.within, step_size, key)
+        second, scatter = self._covariance_force(state.w, spectrum, here.within, step_size, key)
         force = averaged + decayed * state.w + second
         moved = _apply(spectrum, position.velocity, state.velocity) + _apply(spectrum, position.force, force)
         predicted = state.w + moved
@@ -173,7 +175,7 @@ class MeanPath(eqx.Module):
         covariance, noise = _rotate(rotation, state.covariance), _rotate(rotation, here.noise)
         then = self._covariances(predicted, ahead, covariance, step_size, steps, noise, excess)
         averaged_then = shared.offset + self.average.at(predicted, ahead, key, shared.draws).gradient
-        second_then = self._covariance_force(predicted, ahead, then.within, step_size, key)
+        second_then, _ = self._covariance_force(predicted, ahead, then.within, step_size, key)
         linear = spectrum.embed(spectrum.eigenvalues * spectrum.coordinates(moved))
         change = averaged_then - averaged + second_then - second - linear
         # Along the eigenvectors ahead: there the force back to the set has no part along it.
@@ -190,7 +192,7 @@ class MeanPath(eqx.Module):
         # The error of the velocity moves the iterate by this much after the step.
         afterwards = step_size * self.optimizer.momentum / (1 - self.optimizer.momentum) * speed_correction
         half = position.force[-1] / 2
-        sampling_variance = position.force[-1] ** 2 * shared.variance
+        of_average = position.force[-1] ** 2 * shared.variance
         fluctuating = 0.5 * jnp.sum(ahead.eigenvalues * jnp.diag(then.after))
         loss = zero_set.loss(w) + jnp.abs(fluctuating)
         grown = 0.5 * jnp.abs(jnp.sum(ahead.eigenvalues * jnp.diag(then.grown))) / jnp.maximum(loss, TINY)
@@ -198,7 +200,8 @@ class MeanPath(eqx.Module):
         outcome = StepReport(
             error=jnp.maximum(jnp.linalg.norm(correction), jnp.linalg.norm(afterwards)) / norm_or_one(w),
             loss_error=grown**2,
-            variance=sampling_variance,
+            variance=of_average + position.force[-1] ** 2 * scatter,
+            of_average=of_average,
             first=half * (spectrum.tangent(averaged) + ahead.tangent(averaged_then)),
             second=half * (spectrum.tangent(second) + ahead.tangent(second_then)),
             sharpness=step_size * jnp.max(stiffest) / self.optimizer.stability_limit,
@@ -245,12 +248,13 @@ class MeanPath(eqx.Module):
         covariance: Float[Array, "q q"],
         step_size: Scalar,
         key: Key[Array, ""],
-    ) -> Vector:
-        """1/2 T[C]; with noise along the set also T[alpha H^+ P_N Sigma P_T], the mixed part of b.
+    ) -> tuple[Vector, Scalar]:
+        """1/2 T[C], and the variance of its part along the set where it is sampled.
 
-        With momentum the latter is larger by 1 / (1 - momentum), to leading order in the step size. Where the
-        curvature of the loss changes with the outputs and L_bar is sampled, T is that of L_bar, sampled too.
-        At kinks third derivatives say nothing, and the average over fluctuations takes their place.
+        With noise along the set it adds T[alpha H^+ P_N Sigma P_T], the mixed part of b. With momentum the
+        latter is larger by 1 / (1 - momentum), to leading order in the step size. Where the curvature of the
+        loss changes with the outputs and L_bar is sampled, T is that of L_bar, sampled too. At kinks third
+        derivatives say nothing, and the average over fluctuations takes their place.
         """
         expansion = self.expansion.around(w)
         zero_set = expansion.zero_set
@@ -258,16 +262,20 @@ class MeanPath(eqx.Module):
         # Where L_bar is exact, T[C] is most of the drift, and the scatter of draws would be too much of it.
         if not self.kinked and (expansion.has_constant_curvature or exact):
             force = 0.5 * zero_set.third_derivative_of_normal(w, spectrum, covariance)
+            variance = jnp.zeros(())
         else:
             to_x, to_eta = jax.random.split(jax.random.fold_in(key, _FLUCTUATIONS))
             displacements = spectrum.embed(scattered(spectrum, covariance, w, to_x, _FLUCTUATION_DRAWS).T).T
-            force = fluctuation_force(expansion, w, displacements, None if exact else to_eta)
+            force, variance = fluctuation_force(
+                expansion, w, spectrum, displacements, None if exact else to_eta
+            )
         if not self.stochastic:
-            return force
+            return force, variance
         left = spectrum.embed(jnp.diag(spectrum.inverses))
         common = expansion.tangential_covariance(w, spectrum)
         effective = self.optimizer.effective(step_size)
-        return force + effective * self.average.sigma**2 * zero_set.third_derivative(w, left, common)
+        mixed = effective * self.average.sigma**2 * zero_set.third_derivative(w, left, common)
+        return force + mixed, variance
 
     def losses(self, state: State, averaged_loss: Scalar) -> dict[str, Scalar]:
         """The clean and the noisy loss to expect: E L = L(w) + 1/2 tr(H C)."""

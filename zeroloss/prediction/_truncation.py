@@ -80,7 +80,7 @@ def truncation(mean_path: MeanPath, state: State, step_size: Scalar, key: Key[Ar
     excess = jnp.where(explained > TINY, unexplained / jnp.maximum(explained, TINY), 0.0)
     if mean_path.kinked:
         displacements = spectrum.embed(z.T).T
-        second = spectrum.tangent(fluctuation_force(expansion, state.w, displacements, None))
+        second = spectrum.tangent(fluctuation_force(expansion, state.w, spectrum, displacements, None)[0])
         change = _change_of_jacobian(zero_set, state.w, displacements, unused)
         force = (jnp.abs(excess) + change) * second
         return Truncation(-mean_path.optimizer.effective(step_size) * force, excess)
