@@ -166,10 +166,14 @@ class Integrator:
                 _LARGEST_SHARE * (most - spent) / _GRADIENTS_A_DRAW,
             )
             draws = int(max(_FEWEST_DRAWS, min(needed, affordable)))
-        ceiling = steps * factor if not accepted else np.inf
-        if accepted and steps == 1:
-            # A single training step has no error: the last rejected step says how many would have.
-            ceiling = state.ceiling * _PATIENCE
+        ceiling = np.inf
+        if not isinstance(self.mean_path.average, ExactAverage):
+            # Attempts are dear where averages are sampled. A single training step has no error that would say
+            # how many are possible: the last rejected attempt does.
+            if not accepted:
+                ceiling = steps * factor
+            elif steps == 1:
+                ceiling = state.ceiling * _PATIENCE
         if not accepted or steps == state.steps or factor < 1:
             wanted = int(np.ceil(steps * np.clip(factor, _LARGEST_SHRINK, _LARGEST_GROWTH)))
             following = max(shortest if finite else 1, int(min(wanted, max(1.0, ceiling))))
