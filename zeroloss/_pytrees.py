@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from zeroloss.errors import InputError, PrecisionError, UnsupportedError
 
@@ -34,12 +34,12 @@ def flatten(params: PyTree) -> tuple[Vector, Callable[[Vector], PyTree]]:
     return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, widest), params))
 
 
-def in_float32(tree: PyTree) -> PyTree:
-    """`tree` with its floating-point arrays in float32."""
+def in_type(tree: PyTree, real: DTypeLike) -> PyTree:
+    """`tree` as arrays, the floating-point ones of type `real`."""
 
     def cast(leaf: Any) -> Array:
         leaf = jnp.asarray(leaf)
-        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        return leaf.astype(real) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
 

@@ -9,19 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from zeroloss._pytrees import require_float64
-from zeroloss.bridges._model import (
-    BridgedModel,
-    Sites,
-    as_float64,
-    check_deterministic,
-    check_names,
-    check_outputs,
-    check_types,
-)
+from zeroloss._pytrees import in_type, require_float64
+from zeroloss.bridges._model import JAXModel, Sites, as_arguments, check_examples, check_names
 from zeroloss.errors import InputError, UnsupportedError
-
-_KIND = "Equinox module"
 
 
 class _SiteDropout(eqx.nn.Dropout):
@@ -34,30 +24,25 @@ class _SiteDropout(eqx.nn.Dropout):
         self.p, self.inference, self.path, self.sites = layer.p, layer.inference, path, sites
 
     def __call__(self, x: Array, *, key: Any = None, inference: Any = None, **_: Any) -> Array:
-        return self.sites.mark(x, self.path, float(self.p), lambda _: ())
+        return self.sites.mark(x, self.path, float(self.p))
 
 
-class EquinoxModel(BridgedModel):
+class EquinoxModel(JAXModel):
     """An Equinox module of one example, as a function of its parameters and of many examples.
 
     `zeroloss.from_equinox` makes one. `params` and `sites` have the paths of `jax.tree_util.keystr` as names,
     such as ".layers[0].weight".
     """
 
+    described = "Equinox module"
+
     def __init__(self, module: Any, trained: Any, state: Any):
-        self._original, self._state = module, state
+        self._state = state
         self._trained, self._fixed = eqx.partition(module, trained)
-        self.params = {name: as_float64(leaf) for name, leaf in _named(self._trained)}
+        self.params = {name: in_type(leaf, jnp.float64) for name, leaf in _named(self._trained)}
         if not self.params:
-            raise InputError(f"the {_KIND} has no floating-point parameters to train.")
+            raise InputError("the Equinox module has no floating-point parameters to train.")
         self.sites = {}
-
-    def __call__(self, params: Mapping[str, Array], inputs: PyTree) -> Array:
-        """The outputs of examples along the first axis of `inputs`, without dropout.
-
-        A tuple of inputs is that of the arguments of the module.
-        """
-        return self.evaluate(params, inputs, Sites(), 0)
 
     def module(self, params: Mapping[str, Array]) -> Any:
         """The module with these parameters, in the types of its own."""
@@ -66,17 +51,18 @@ class EquinoxModel(BridgedModel):
         trained = jax.tree.unflatten(jax.tree.structure(self._trained), own)
         return eqx.combine(trained, self._fixed)
 
-    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int) -> Array:
-        """The outputs; enters the sites that are passed. The module gets keys of `seed` if it takes one."""
+    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int | Array) -> Array:
+        """See `JAXModel.evaluate`. The module gets a key of `seed` if it takes one."""
         leaves = [params[name] for name in self.params]
         real = jnp.result_type(*leaves)
         trained = jax.tree.unflatten(jax.tree.structure(self._trained), leaves)
-        fixed = jax.tree.map(lambda leaf: _as(leaf, real), (self._fixed, self._state))
+        fixed = jax.tree.map(
+            lambda leaf: in_type(leaf, real) if eqx.is_array(leaf) else leaf, (self._fixed, self._state)
+        )
         module, state = eqx.combine(trained, fixed[0]), fixed[1]
         module = _with_sites(module, sites)
         call = _call(module, jax.random.key(seed), state)
-        given = inputs if isinstance(inputs, tuple) else (inputs,)
-        return jax.vmap(call)(*given)
+        return jax.vmap(call)(*as_arguments(inputs))
 
 
 def from_equinox(
@@ -109,23 +95,16 @@ def from_equinox(
     require_float64("from_equinox")
     if not isinstance(module, eqx.Module):
         raise InputError(f"from_equinox takes an equinox.Module, got {type(module).__name__}.")
-    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if any(jnp.ndim(each) == 0 or len(each) < 2 for each in given):
-        raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
+    given = as_arguments(example_inputs)
+    check_examples(given)
     if state is None and _has_state(module):
         raise UnsupportedError(
             "the Equinox module has layers with a state, such as batch normalization. Pass state=, which "
             "they then use without changing it; or use eqx.nn.GroupNorm."
         )
     module = eqx.nn.inference_mode(module)
-    model, inputs = EquinoxModel(module, trained, state), jax.tree.map(as_float64, given)
-    sites = Sites()
-    outputs = model.evaluate(model.params, inputs, sites, 0)
-    model.sites = sites.found
-    check_types(model, model.params, inputs, _KIND)
-    check_deterministic(outputs, model.evaluate(model.params, inputs, Sites(), 1), _KIND)
-    own = jax.vmap(_call(module, jax.random.key(0), state))(*map(jnp.asarray, given))
-    check_outputs(outputs, own, _KIND)
+    model, call = EquinoxModel(module, trained, state), _call(module, jax.random.key(0), state)
+    model.check(in_type(given, jnp.float64), lambda: jax.vmap(call)(*map(jnp.asarray, given)))
     return model
 
 
@@ -164,9 +143,3 @@ def _is_index(leaf: Any) -> bool:
 
 def _named(tree: PyTree) -> list[tuple[str, Array]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _as(leaf: Any, real: Any) -> Any:
-    """A leaf in the type of the parameters."""
-    is_real = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.floating)
-    return leaf.astype(real) if is_real else leaf

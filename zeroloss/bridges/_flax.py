@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from zeroloss._pytrees import require_float64
+from zeroloss._pytrees import in_type, require_float64
 from zeroloss.bridges._model import (
-    BridgedModel,
+    JAXModel,
     Sites,
-    as_float64,
+    as_arguments,
     attention_weights,
-    check_deterministic,
+    check_examples,
     check_names,
-    check_outputs,
-    check_types,
 )
 from zeroloss.errors import InputError, UnsupportedError
 
@@ -25,56 +23,49 @@ try:
 except ImportError as error:
     raise ImportError("zeroloss.from_nnx needs Flax: pip install 'zeroloss[flax]'.") from error
 
-_KIND = "NNX module"
 
-
-class NNXModel(BridgedModel):
+class NNXModel(JAXModel):
     """An NNX module as a function of its parameters.
 
     `zeroloss.from_nnx` makes one. `params` and `sites` have the paths of NNX as names, such as
     "layers.0.kernel".
     """
 
+    described = "NNX module"
+
     def __init__(self, module: nnx.Module, trained: Any):
         self._own = module
         self._graph, own, self._fixed = nnx.split(module, trained, ...)
-        self._trained = {_joined(path): leaf for path, leaf in nnx.to_flat_state(own)}
-        self._paths = {_joined(path): path for path, _ in nnx.to_flat_state(own)}
-        self.params = {name: as_float64(leaf[...]) for name, leaf in self._trained.items()}
+        self._trained = {_joined(path): (path, leaf) for path, leaf in nnx.to_flat_state(own)}
+        self.params = {name: in_type(leaf[...], jnp.float64) for name, (_, leaf) in self._trained.items()}
         if not self.params:
-            raise InputError(f"the {_KIND} has no parameters to train.")
+            raise InputError("the NNX module has no parameters to train.")
         self.sites = {}
-
-    def __call__(self, params: Mapping[str, Array], inputs: PyTree) -> Array:
-        """The outputs, without dropout. A tuple of inputs is that of the arguments of the module."""
-        return self.evaluate(params, inputs, Sites(), 0)
 
     def module(self, params: Mapping[str, Array]) -> Any:
         """A module with these parameters, in the types of the one that was given, and in its mode."""
         check_names(params, self.params)
         module = nnx.clone(self._own)
-        nnx.update(
-            module, self._state({name: params[name].astype(own.dtype) for name, own in self._trained.items()})
-        )
+        own = {name: params[name].astype(leaf.dtype) for name, (_, leaf) in self._trained.items()}
+        nnx.update(module, self._state(own))
         return module
 
-    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int) -> Array:
-        """The outputs; enters the sites that are passed. `seed` changes the random numbers of the module."""
+    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int | Array) -> Array:
+        """See `JAXModel.evaluate`."""
         real = jnp.result_type(*params.values())
 
         def fixed(leaf: Any) -> Any:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return jax.random.fold_in(leaf, seed)
-            return leaf.astype(real) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            return in_type(leaf, real)
 
         module = nnx.merge(self._graph, self._state(params), jax.tree.map(fixed, self._fixed))
         module.eval()
         _put_sites(module, sites, real)
-        given = inputs if isinstance(inputs, tuple) else (inputs,)
-        return module(*given)
+        return module(*as_arguments(inputs))
 
     def _state(self, params: Mapping[str, Array]) -> Any:
-        flat = [(self._paths[name], own.replace(params[name])) for name, own in self._trained.items()]
+        flat = [(path, leaf.replace(params[name])) for name, (path, leaf) in self._trained.items()]
         return nnx.from_flat_state(flat)
 
 
@@ -104,18 +95,11 @@ def from_nnx(module: Any, example_inputs: Any, *, trained: Any = None) -> NNXMod
     require_float64("from_nnx")
     if not isinstance(module, nnx.Module):
         raise InputError(f"from_nnx takes a flax.nnx.Module, got {type(module).__name__}.")
-    given = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if any(jnp.ndim(each) == 0 or len(each) < 2 for each in given):
-        raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
-    model, sites = NNXModel(module, nnx.Param if trained is None else trained), Sites()
-    inputs = jax.tree.map(as_float64, given)
-    outputs = model.evaluate(model.params, inputs, sites, 0)
-    model.sites = sites.found
-    check_types(model, model.params, inputs, _KIND)
-    check_deterministic(outputs, model.evaluate(model.params, inputs, Sites(), 1), _KIND)
-    twin = nnx.clone(module)
+    given = as_arguments(example_inputs)
+    check_examples(given)
+    model, twin = NNXModel(module, nnx.Param if trained is None else trained), nnx.clone(module)
     twin.eval()
-    check_outputs(outputs, twin(*map(jnp.asarray, given)), _KIND)
+    model.check(in_type(given, jnp.float64), lambda: twin(*map(jnp.asarray, given)))
     return model
 
 
@@ -156,7 +140,7 @@ class _SiteDropout(nnx.Dropout):
 
 def _marker(layer: nnx.Dropout, name: str, sites: Sites) -> Callable[[Array], Array]:
     rate, dims = layer.rate, tuple(layer.broadcast_dims)
-    return lambda value: sites.mark(value, name, rate, lambda axes: tuple(sorted(dim % axes for dim in dims)))
+    return lambda value: sites.mark(value, name, rate, tuple(sorted(dim % value.ndim for dim in dims)))
 
 
 def _attention(name: str, rate: float, broadcast: bool, sites: Sites) -> Callable[..., Array]:
@@ -173,7 +157,7 @@ def _attention(name: str, rate: float, broadcast: bool, sites: Sites) -> Callabl
         mask = None if mask is None else mask.astype(bool)
         weights = attention_weights(query, key, mask, bool(options.get("is_causal", False)), None)
         # NNX draws one mask for all examples and heads where it broadcasts.
-        weights = sites.mark(weights, name, rate, lambda axes: tuple(range(axes - 2)) if broadcast else ())
+        weights = sites.mark(weights, name, rate, tuple(range(weights.ndim - 2)) if broadcast else ())
         return jnp.swapaxes(weights @ value, -3, -2)
 
     return attention

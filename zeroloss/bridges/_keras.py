@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from zeroloss._pytrees import require_float64
-from zeroloss.bridges._model import BridgedModel, Sites, as_float64, check_names, check_outputs, check_types
+from zeroloss._pytrees import in_type, require_float64
+from zeroloss.bridges._model import JAXModel, Sites, check_examples, check_names
 from zeroloss.errors import InputError, UnsupportedError
 
 try:
@@ -23,49 +23,41 @@ except ImportError as error:
 
 from keras.src.backend.common import dtypes as _dtypes  # no public place has what is exchanged below
 
-_KIND = "Keras model"
 _own_result_type = _dtypes._lattice_result_type
-_MASKS = (keras.layers.Dropout, keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D,
-          keras.layers.SpatialDropout3D)  # fmt: skip
 _OTHER_NOISES = (keras.layers.AlphaDropout, keras.layers.GaussianDropout, keras.layers.GaussianNoise)
 _LOCK = threading.RLock()
 
 
-class KerasModel(BridgedModel):
+class KerasModel(JAXModel):
     """A Keras model as a function of its parameters.
 
     `zeroloss.from_keras` makes one. `params` are the trainable variables and `sites` the layers, by their
     paths, such as "sequential/dense/kernel".
     """
 
+    described = "Keras model"
+
     def __init__(self, model: Any):
         self._model = model
         self._fixed = [jnp.asarray(each.value) for each in model.non_trainable_variables]
-        self.params = {each.path: as_float64(each.value) for each in model.trainable_variables}
+        self.params = {each.path: in_type(each.value, jnp.float64) for each in model.trainable_variables}
         if len(self.params) < len(model.trainable_variables):
             raise UnsupportedError("two variables of the Keras model have one path. Give its layers names.")
         if not self.params:
-            raise InputError(f"the {_KIND} has no trainable variables. Call model.build(...) first.")
+            raise InputError("the Keras model has no trainable variables. Call model.build(...) first.")
         self.sites = {}
-
-    def __call__(self, params: Mapping[str, Array], inputs: PyTree) -> Array:
-        """The outputs, without dropout. `inputs` as the Keras model takes them, in its types."""
-        return self.evaluate(params, inputs, Sites())
 
     def weights(self, params: Mapping[str, Array]) -> list[np.ndarray]:
         """What `set_weights` of the Keras model takes: `params`, with the variables that are not trained."""
         check_names(params, self.params)
         return [np.asarray(params.get(each.path, each.value), each.dtype) for each in self._model.weights]
 
-    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites) -> Array:
-        """The outputs; enters the sites that are passed."""
+    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int | Array) -> Array:
+        """See `JAXModel.evaluate`. No layer of Keras draws random numbers in evaluation mode."""
         leaves = [params[name] for name in self.params]
         real = jnp.result_type(*leaves)
-        fixed = [
-            each.astype(real) if jnp.issubdtype(each.dtype, jnp.floating) else each for each in self._fixed
-        ]
         with _marking(self._model, str(real), sites):
-            return self._model.stateless_call(leaves, fixed, inputs, training=False)[0]
+            return self._model.stateless_call(leaves, in_type(self._fixed, real), inputs, training=False)[0]
 
 
 def from_keras(model: Any, example_inputs: Any) -> KerasModel:
@@ -102,17 +94,12 @@ def from_keras(model: Any, example_inputs: Any) -> KerasModel:
             f"Keras computes on {keras.backend.backend()}, and zeroloss on JAX. Set KERAS_BACKEND=jax before "
             "keras is imported; saved models and weights load on it too."
         )
-    if any(jnp.ndim(each) == 0 or len(each) < 2 for each in jax.tree.leaves(example_inputs)):
-        raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
-    inputs = jax.tree.map(_as_float32, example_inputs)
-    own = model(inputs, training=False)
+    check_examples(jax.tree.leaves(example_inputs))
+    inputs = in_type(example_inputs, jnp.float32)
     for name, layer in _layers(model).items():
         _check_layer(name, layer)
-    found, sites = KerasModel(model), Sites()
-    outputs = found.evaluate(found.params, inputs, sites)
-    found.sites = sites.found
-    check_types(found, found.params, inputs, _KIND)
-    check_outputs(outputs, own, _KIND)
+    found = KerasModel(model)
+    found.check(inputs, lambda: model(inputs, training=False))
     return found
 
 
@@ -140,31 +127,24 @@ def _check_layer(name: str, layer: Any) -> None:
 @contextlib.contextmanager
 def _marking(model: Any, dtype: str, sites: Sites) -> Iterator[None]:
     """Layers compute in `dtype`, and each dropout marks a site, until the context ends."""
-    policy, layers = keras.dtype_policies.get(dtype), _layers(model)
-    with _LOCK:
-        policies = [layer._dtype_policy for layer in layers.values()]
-        masks = {name: layer for name, layer in layers.items() if isinstance(layer, _MASKS)}
-        floatx, types = keras.config.floatx(), [each._dtype for each in model.variables]
-        try:
-            keras.config.set_floatx(dtype)
-            _dtypes._lattice_result_type = _result_type
-            for variable in model.variables:
-                if "float" in variable._dtype:
-                    variable._dtype = dtype
-            for layer in layers.values():
-                layer._dtype_policy = policy
-            for name, layer in masks.items():
+    with _LOCK, contextlib.ExitStack() as stack:
+
+        def exchange(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        stack.callback(keras.config.set_floatx, keras.config.floatx())
+        keras.config.set_floatx(dtype)
+        exchange(_dtypes, "_lattice_result_type", _result_type)
+        for variable in model.variables:
+            if "float" in variable._dtype:
+                exchange(variable, "_dtype", dtype)
+        for name, layer in _layers(model).items():
+            exchange(layer, "_dtype_policy", keras.dtype_policies.get(dtype))
+            if isinstance(layer, keras.layers.Dropout):
                 object.__setattr__(layer, "call", _marker(name, layer, sites))
-            yield
-        finally:
-            keras.config.set_floatx(floatx)
-            _dtypes._lattice_result_type = _own_result_type
-            for variable, own in zip(model.variables, types, strict=True):
-                variable._dtype = own
-            for layer, own in zip(layers.values(), policies, strict=True):
-                layer._dtype_policy = own
-            for layer in masks.values():
-                object.__delattr__(layer, "call")
+                stack.callback(object.__delattr__, layer, "call")
+        yield
 
 
 def _marker(name: str, layer: Any, sites: Sites) -> Any:
@@ -174,7 +154,7 @@ def _marker(name: str, layer: Any, sites: Sites) -> Any:
         else:
             shape = layer.noise_shape or (None,) * inputs.ndim
         shared = tuple(axis for axis, size in enumerate(shape) if size == 1 and inputs.shape[axis] != 1)
-        return sites.mark(inputs, name, layer.rate, lambda _: shared)
+        return sites.mark(inputs, name, layer.rate, shared)
 
     return call
 
@@ -192,8 +172,3 @@ def _layers(model: Any) -> dict[str, Any]:
 
     add(model, model.name)
     return found
-
-
-def _as_float32(value: Any) -> Array:
-    array = jnp.asarray(value)
-    return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array

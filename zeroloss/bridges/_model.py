@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,23 @@ class DropoutSite:
     """A place where a model drops something out.
 
     - `rate`: in training, as the model has it; perhaps 0.
-    - `kind`: "units"; "channels", as `Dropout2d` of PyTorch; or "branches", as stochastic depth.
-    - `shared`: the axes of the activation along which units share a mask, the examples being axis 0.
+    - `shared`: the axes of the activation along which units share a mask, the examples being axis 0; None for
+      all but the examples, as stochastic depth drops branches.
     """
 
     rate: float
-    kind: Literal["units", "channels", "branches"] = "units"
-    shared: tuple[int, ...] = ()
+    shared: tuple[int, ...] | None = ()
+
+    @property
+    def kind(self) -> Literal["units", "channels", "branches"]:
+        """What is dropped as a whole: units, "channels" as by `Dropout2d` of PyTorch, or branches."""
+        if self.shared is None:
+            return "branches"
+        return "channels" if self.shared else "units"
 
     def noise(self, names: list[str]) -> AbstractNoise:
         """The dropout at sites of these names, which are like this one."""
-        if self.kind == "branches":
+        if self.shared is None:
             return DropPath(self.rate, at=names)
         if 0 in self.shared:  # one mask for all examples
             return Dropout(self.rate, at=names, per="step", shared=tuple(set(self.shared) - {0}))
@@ -84,25 +90,94 @@ class Sites:
         self.found: dict[str, DropoutSite] = {}
         self._counts: dict[str, int] = {}
 
-    def mark(self, value: Array, path: str, rate: float, shared: Callable[[int], tuple[int, ...]]) -> Array:
-        """A site at `value`; a second call of the layer has the path with `#2`.
-
-        `shared` takes the number of axes, and returns those along which a mask is shared.
-        """
+    def mark(self, value: Array, path: str, rate: float, shared: tuple[int, ...] = ()) -> Array:
+        """A site at `value`; a second call of the layer has the path with `#2`."""
         count = self._counts[path] = self._counts.get(path, 0) + 1
         name = path if count == 1 else f"{path}#{count}"
-        self.found[name] = DropoutSite(float(rate), *_kind(shared(value.ndim)))
+        self.found[name] = DropoutSite(float(rate), shared)
         return site(value, name)
 
 
-def _kind(shared: tuple[int, ...]) -> tuple[Literal["units", "channels"], tuple[int, ...]]:
-    return ("channels" if shared else "units"), shared
+class JAXModel(BridgedModel):
+    """A model of a framework that computes in JAX itself: its own layers run, and its dropout marks sites."""
+
+    described: ClassVar[str]
+    """The model in messages, such as "NNX module"."""
+
+    def __call__(self, params: Mapping[str, Array], inputs: PyTree) -> Array:
+        """The outputs, without dropout; examples along the first axis of each input, as the model takes them.
+
+        A tuple of inputs is that of the arguments of an Equinox or NNX module.
+        """
+        return self.evaluate(params, inputs, Sites(), 0)
+
+    def evaluate(self, params: Mapping[str, Array], inputs: PyTree, sites: Sites, seed: int | Array) -> Array:
+        """The outputs; enters the sites that are passed. `seed` changes the model's own random numbers."""
+        raise NotImplementedError
+
+    def check(self, inputs: PyTree, own: Callable[[], Any]) -> None:
+        """Find the sites, and compare the outputs with those of the framework, which `own` computes.
+
+        Raises `UnsupportedError` where the model rounds to a shorter type than float64 on its way, returns
+        something else than one floating-point array, or draws random numbers beside dropout; `InputError`
+        where the outputs differ by more than float32 rounds. Costs a compiled forward pass in float64.
+        """
+        sites = Sites()
+        traced = jax.jit(lambda params, inputs, seed: self.evaluate(params, inputs, sites, seed)).trace(
+            self.params, inputs, 0
+        )
+        self._check_types(traced.jaxpr)
+        program = traced.lower().compile()
+        outputs, again = (program(self.params, inputs, seed) for seed in (0, 1))
+        if not isinstance(outputs, jax.Array) or not jnp.issubdtype(outputs.dtype, jnp.floating):
+            raise UnsupportedError(
+                f"the {self.described} must return one floating-point array, such as logits, not "
+                f"{type(outputs).__name__}. Wrap it in one that returns what the loss takes."
+            )
+        drawn = float(jnp.max(jnp.abs(outputs - again)))
+        if drawn > 0:
+            raise UnsupportedError(
+                f"the {self.described} draws random numbers beside dropout: two keys give outputs that "
+                f"differ by {drawn:.3g}. Take that out of the model and give it as noise, such as "
+                "zeroloss.ActivationNoise at a zeroloss.site."
+            )
+        gap = relative_gap(np.asarray(outputs), np.asarray(own(), np.float64))
+        if not gap <= _AGREES:
+            raise InputError(
+                f"the outputs in float64 and those of the {self.described} itself differ by {gap:.3g}, "
+                f"relative; they must agree to {_AGREES:g}."
+            )
+        self.sites = sites.found
+
+    def _check_types(self, jaxpr: Any) -> None:
+        for equation in equations(jaxpr.jaxpr):
+            if equation.primitive.name != "convert_element_type":
+                continue
+            before, after = dtype(equation.invars[0]), dtype(equation.outvars[0])
+            if before == jnp.float64 and jnp.issubdtype(after, jnp.floating) and after != jnp.float64:
+                raise UnsupportedError(
+                    f"the {self.described} rounds to {after} though its parameters are in float64: there is "
+                    "a cast in its forward pass. Take it out."
+                )
 
 
-def as_float64(value: Any) -> Array:
-    """An array of parameters, in float64 where it is floating-point."""
-    array = jnp.asarray(value)
-    return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+def relative_gap(one: np.ndarray, other: np.ndarray, least: float = 0.0) -> float:
+    """The largest difference, relative to the largest of `other` or to `least`; infinite if shapes differ."""
+    if one.shape != other.shape:
+        return float("inf")
+    scale = max(float(np.abs(other).max(initial=0.0)), least, 1e-30)
+    return float(np.abs(one - other).max(initial=0.0)) / scale
+
+
+def as_arguments(inputs: PyTree) -> tuple[Any, ...]:
+    """The arguments of a module: a tuple of inputs, or the one input."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def check_examples(inputs: Sequence[Any]) -> None:
+    """Raise `InputError` unless each input holds two or more examples."""
+    if not inputs or any(np.ndim(each) == 0 or len(each) < 2 for each in inputs):
+        raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
 
 
 def check_names(params: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
@@ -112,53 +187,6 @@ def check_names(params: Mapping[str, Array], expected: Mapping[str, Array]) -> N
         raise InputError(
             f"params must have the names of model.params; {differing[0]!r} is in one of them alone."
         )
-
-
-def check_outputs(outputs: Any, own: Any, kind: str) -> None:
-    """Compare the outputs of a model in float64 with those of its framework.
-
-    Raises `UnsupportedError` for outputs that are not one floating-point array; `InputError` where they
-    differ by more than float32 rounds.
-    """
-    if not isinstance(outputs, jax.Array) or not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise UnsupportedError(
-            f"the {kind} must return one floating-point array, such as logits, not {type(outputs).__name__}. "
-            "Wrap it in one that returns what the loss takes."
-        )
-    one, other = np.asarray(outputs), np.asarray(own, np.float64)
-    scale = max(float(np.abs(other).max(initial=0.0)), 1e-30)
-    gap = float(np.abs(one - other).max(initial=0.0)) / scale if one.shape == other.shape else float("inf")
-    if not gap <= _AGREES:
-        raise InputError(
-            f"the outputs in float64 and those of the {kind} itself differ by {gap:.3g}, relative; they must "
-            f"agree to {_AGREES:g}."
-        )
-
-
-def check_types(evaluate: Callable[..., Any], params: PyTree, inputs: PyTree, kind: str) -> None:
-    """Raise `UnsupportedError` where a model rounds to a shorter type than float64 on its way."""
-    for equation in equations(jax.make_jaxpr(evaluate)(params, inputs).jaxpr):
-        if equation.primitive.name != "convert_element_type":
-            continue
-        before, after = dtype(equation.invars[0]), dtype(equation.outvars[0])
-        if before == jnp.float64 and jnp.issubdtype(after, jnp.floating) and after != jnp.float64:
-            raise UnsupportedError(
-                f"the {kind} rounds to {after} though its parameters are in float64: there is a cast in its "
-                "forward pass. Take it out."
-            )
-
-
-RANDOM = (
-    "the {kind} draws random numbers beside dropout: two keys give outputs that differ by {gap:.3g}. Take "
-    "that out of the model and give it as noise, such as zeroloss.ActivationNoise at a zeroloss.site."
-)
-
-
-def check_deterministic(one: Array, other: Array, kind: str) -> None:
-    """Raise `UnsupportedError` where outputs depend on random numbers."""
-    gap = float(jnp.max(jnp.abs(one - other)))
-    if gap > 0:
-        raise UnsupportedError(RANDOM.format(kind=kind, gap=gap))
 
 
 def attention_weights(

@@ -17,9 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from zeroloss._pytrees import require_float64
+from zeroloss._pytrees import in_type, require_float64
 from zeroloss.bridges._aten import OPERATIONS
-from zeroloss.bridges._model import BridgedModel, DropoutSite, attention_weights, check_names
+from zeroloss.bridges._model import (
+    BridgedModel,
+    DropoutSite,
+    attention_weights,
+    check_examples,
+    check_names,
+    relative_gap,
+)
 from zeroloss.bridges._recurrent import CELLS, recurrent
 from zeroloss.errors import InputError, UnsupportedError
 from zeroloss.noise import site
@@ -129,8 +136,7 @@ class TorchModel(BridgedModel):
                 else:
                     name = str(self._aliases.get(value[0], value[0]))
                     array = params[name] if name in params else self._fixed[name]
-                    is_real = jnp.issubdtype(array.dtype, jnp.floating)
-                    values[node] = array.astype(real) if is_real and name not in params else array
+                    values[node] = array if name in params else in_type(array, real)
             elif node.op == "output":
                 return _only(read(node.args[0]), self._module)
             else:
@@ -338,8 +344,8 @@ def _find_sites(model: TorchModel, examples: tuple[Any, ...]) -> None:
     found: dict[str, DropoutSite] = {}
 
     def mark(name: str, value: Array, rate: float, kind: Any) -> Array:
-        shared = tuple(range(2, value.ndim)) if kind == "channels" else ()
-        found[name] = DropoutSite(float(rate), kind, shared)
+        shared = {"units": (), "channels": tuple(range(2, value.ndim)), "branches": None}
+        found[name] = DropoutSite(float(rate), shared[kind])
         return value
 
     for number in _NUMBERS:  # an axis that has both lengths is that of the examples
@@ -375,10 +381,7 @@ def _check_agreement(model: TorchModel, twin: "torch.nn.Module", examples: tuple
         )
     size = max(float(np.abs(pair[2]).max(initial=0.0)) for pair in pairs[1:]) if pairs[1:] else 0.0
     for what, one, other in pairs:
-        scale = max(float(np.abs(other).max(initial=0.0)), size if what != "outputs" else 0.0, 1e-30)
-        gap = (
-            float(np.abs(one - other).max(initial=0.0)) / scale if one.shape == other.shape else float("inf")
-        )
+        gap = relative_gap(one, other, size if what != "outputs" else 0.0)
         if not gap <= _AGREES:
             raise InputError(
                 f"{what} of the converted model and of PyTorch differ by {gap:.3g}, relative; they must "
@@ -457,8 +460,7 @@ def _tensors(inputs: Any) -> tuple[Any, ...]:
     for each in given:
         tensor = torch.as_tensor(np.array(each) if isinstance(each, jax.Array) else each).detach().cpu()
         found.append(tensor.double() if tensor.is_floating_point() else tensor)
-    if not found or any(each.ndim == 0 or each.shape[0] < 2 for each in found):
-        raise InputError("example_inputs must hold two or more examples along the first axis of each input.")
+    check_examples(found)
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ from zeroloss._linalg import (
     inverse_from_jacobian,
     squared_singular_values,
 )
-from zeroloss._pytrees import Vector, in_float32
+from zeroloss._pytrees import Vector, in_type
 from zeroloss.jacobians._structure import Factors, Structure
 from zeroloss.systems import LeastSquares, Scalar
 
@@ -208,7 +208,7 @@ class StructuredJacobians(AbstractJacobians):
     def _factors(self, w: Vector) -> Factors:
         params = self.unravel(w)
         in_float64 = self.structure.maker.dtype == jnp.float64
-        return self.structure.factors(params if in_float64 else in_float32(params))
+        return self.structure.factors(params if in_float64 else in_type(params, jnp.float32))
 
     def slope(
         self,

@@ -1,5 +1,6 @@
 """The integrator of the mean of training: how many training steps at a time, and when to stop."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -189,11 +190,15 @@ class Integrator:
         optimizer = self.mean_path.optimizer
         if not callable(optimizer.step_size):
             return steps, float(optimizer.step_size)
-        small = _SMALL * optimizer.largest(target)
         while True:
             at = step + np.unique(np.linspace(0, steps - 1, 5).round().astype(int))
             sizes = optimizer.sizes(at)
-            if steps == 1 or sizes.max() - sizes.min() <= _VARIATION * max(sizes.mean(), small):
+            variation = (sizes.max() - sizes.min()) / _VARIATION
+            if (
+                steps == 1
+                or variation <= sizes.mean()
+                or variation <= _SMALL * optimizer.largest(target)  # asked last: it evaluates the schedule
+            ):
                 weights = np.array([1, 4, 2, 4, 1]) / 12 if len(at) == 5 else np.full(len(at), 1 / len(at))
                 return steps, float(weights @ sizes)
             steps = max(1, steps // 2)
@@ -296,8 +301,9 @@ def _step_compiled(
     size, steps, draws = numbers
 
     def step(each: tuple[State, Vector]) -> tuple[State, StepReport]:
-        # Unless the limit is stochastic, runs stay so near the mean path that what is shared does for all.
-        own = mean_path.shared_at(each[0], key, draws) if mean_path.stochastic else shared
+        # Unless the limit is stochastic, runs stay so near the mean path that its excess does for all.
+        excess = mean_path.excess_at(each[0], key) if mean_path.stochastic else shared.excess
+        own = dataclasses.replace(shared, excess=excess)
         return mean_path.step(each[0], size, steps, key, own, each[1])
 
     # On a CPU a loop over the runs is as fast as a batch of them, and compiles much faster.

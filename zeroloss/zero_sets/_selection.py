@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from zeroloss._pytrees import Vector, in_float32
+from zeroloss._pytrees import Vector, in_type
 from zeroloss._tolerances import LARGEST_HESSIAN
 from zeroloss.errors import InputError
 from zeroloss.jacobians import MAX_MEMORY, Structure, structure_of
@@ -63,7 +63,9 @@ def _structure(problem: LeastSquares, params: PyTree, inputs: PyTree) -> Structu
 
 def _in_float32(problem: LeastSquares, params: PyTree) -> Structure:
     """The structure of the model with parameters and inputs in float32."""
-    float32_structure = _structure(problem, in_float32(params), in_float32(problem.inputs))
+    float32_structure = _structure(
+        problem, in_type(params, jnp.float32), in_type(problem.inputs, jnp.float32)
+    )
     if float32_structure.maker.dtype != jnp.float32:
         raise InputError(
             f"with parameters and inputs in float32 the model still computes in "
